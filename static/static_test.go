@@ -1,0 +1,286 @@
+package static
+
+import (
+	"context"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/http/httptest"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// get sends a request to Handler and returns the answer with its body read.
+func get(t *testing.T, method, path string, header http.Header) (*http.Response, string) {
+	t.Helper()
+	r := httptest.NewRequest(method, path, nil)
+	for k, v := range header {
+		r.Header[k] = v
+	}
+	w := httptest.NewRecorder()
+	Handler().ServeHTTP(w, r)
+	resp := w.Result()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp, string(body)
+}
+
+// read returns an embedded file.
+func read(t *testing.T, name string) string {
+	t.Helper()
+	b, err := files.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func TestHandler(t *testing.T) {
+	for _, tt := range []struct {
+		method, path string
+		code         int
+		contentType  string
+		file         string // whose content is the body, or "" for a short text
+	}{
+		{"GET", "/", 200, "text/html; charset=utf-8", "index.html"},
+		{"GET", "/?from=elsewhere", 200, "text/html; charset=utf-8", "index.html"},
+		{"GET", "/app.js", 200, "text/javascript; charset=utf-8", "app.js"},
+		{"GET", "/client.js", 200, "text/javascript; charset=utf-8", "client.js"},
+		{"GET", "/style.css", 200, "text/css; charset=utf-8", "style.css"},
+		{"GET", "/favicon.svg", 200, "image/svg+xml; charset=utf-8", "favicon.svg"},
+		{"POST", "/", 405, "text/plain; charset=utf-8", ""},
+		{"PUT", "/app.js", 405, "text/plain; charset=utf-8", ""},
+		{"OPTIONS", "/", 405, "text/plain; charset=utf-8", ""},
+		{"GET", "/index.html", 404, "text/plain; charset=utf-8", ""},
+		{"GET", "/app.js/", 404, "text/plain; charset=utf-8", ""},
+		{"GET", "//", 404, "text/plain; charset=utf-8", ""},
+		{"GET", "/./app.js", 404, "text/plain; charset=utf-8", ""},
+		{"GET", "/static.go", 404, "text/plain; charset=utf-8", ""},
+		{"GET", "/testdata/", 404, "text/plain; charset=utf-8", ""},
+		{"GET", "/favicon.ico", 404, "text/plain; charset=utf-8", ""},
+		{"POST", "/nowhere", 404, "text/plain; charset=utf-8", ""},
+	} {
+		t.Run(tt.method+" "+tt.path, func(t *testing.T) {
+			resp, body := get(t, tt.method, tt.path, nil)
+			if resp.StatusCode != tt.code {
+				t.Errorf("status = %d, want %d", resp.StatusCode, tt.code)
+			}
+			if got := resp.Header.Get("Content-Type"); got != tt.contentType {
+				t.Errorf("Content-Type = %q, want %q", got, tt.contentType)
+			}
+			if tt.file != "" && body != read(t, tt.file) {
+				t.Errorf("body is not %s", tt.file)
+			}
+			if tt.file == "" && (body == "" || len(body) > 100) {
+				t.Errorf("body = %q, want a short text", body)
+			}
+			allow := ""
+			if tt.code == 405 {
+				allow = "GET, HEAD"
+			}
+			if got := resp.Header.Get("Allow"); got != allow {
+				t.Errorf("Allow = %q, want %q", got, allow)
+			}
+			if got := resp.Header.Get("ETag"); (got != "") != (tt.code == 200) {
+				t.Errorf("ETag = %q with status %d", got, tt.code)
+			}
+			for k, v := range headers {
+				if got := resp.Header.Get(k); got != v {
+					t.Errorf("%s = %q, want %q", k, got, v)
+				}
+			}
+		})
+	}
+}
+
+func TestHead(t *testing.T) {
+	for path := range contentTypes {
+		want, body := get(t, "GET", path, nil)
+		got, none := get(t, "HEAD", path, nil)
+		if got.StatusCode != 200 || none != "" {
+			t.Errorf("HEAD %s = %d with %d bytes, want 200 with none", path, got.StatusCode, len(none))
+		}
+		for _, k := range []string{"Content-Type", "Content-Length", "ETag"} {
+			if got.Header.Get(k) != want.Header.Get(k) || want.Header.Get(k) == "" {
+				t.Errorf("HEAD %s: %s = %q, GET says %q", path, k, got.Header.Get(k), want.Header.Get(k))
+			}
+		}
+		if got.ContentLength != int64(len(body)) {
+			t.Errorf("HEAD %s: Content-Length = %d, want %d", path, got.ContentLength, len(body))
+		}
+	}
+}
+
+func TestIfNoneMatch(t *testing.T) {
+	etags := map[string]string{} // to path
+	for path := range contentTypes {
+		resp, _ := get(t, "GET", path, nil)
+		etag := resp.Header.Get("ETag")
+		if other, ok := etags[etag]; ok {
+			t.Errorf("%s and %s have the same ETag %s", path, other, etag)
+		}
+		etags[etag] = path
+		for _, tt := range []struct {
+			value string
+			code  int
+		}{
+			{etag, 304},
+			{"W/" + etag, 304}, // what a proxy that compresses makes of it
+			{`"old", ` + etag, 304},
+			{"*", 304},
+			{`"old"`, 200},
+		} {
+			for _, method := range []string{"GET", "HEAD"} {
+				resp, body := get(t, method, path, http.Header{"If-None-Match": {tt.value}})
+				if resp.StatusCode != tt.code {
+					t.Errorf("%s %s, If-None-Match: %s = %d, want %d", method, path, tt.value, resp.StatusCode, tt.code)
+				}
+				if tt.code == 304 && (body != "" || resp.Header.Get("ETag") != etag || resp.Header.Get("Cache-Control") != "no-cache") {
+					t.Errorf("%s %s, If-None-Match: %s: 304 with %d bytes and %v", method, path, tt.value, len(body), resp.Header)
+				}
+			}
+		}
+	}
+}
+
+// TestPolicy keeps the policy and the page honest with each other: what CSP would block, the page
+// must not hold.
+func TestPolicy(t *testing.T) {
+	policy := headers["Content-Security-Policy"]
+	if !strings.HasPrefix(policy, "default-src 'none';") {
+		t.Errorf("policy %q does not start from nothing", policy)
+	}
+	if bad := regexp.MustCompile(`unsafe|\*|https?:|data:|blob:`).FindString(policy); bad != "" {
+		t.Errorf("policy allows %q", bad)
+	}
+	page := read(t, "index.html")
+	for what, re := range map[string]string{
+		"inline script":      `(?i)<script(?:[^>]*\ssrc=)?[^>]*>\s*[^<\s]`,
+		"script without src": `(?i)<script\b(?:\s+(?:type|async|defer)(?:="[^"]*")?)*\s*>`,
+		"inline style":       `(?i)<style\b|\sstyle\s*=`,
+		"event handler":      `(?i)<[^>]*\son[a-z]+\s*=`,
+		"javascript: URL":    `(?i)=\s*"?javascript:`,
+		"base or form":       `(?i)<(base|form)\b`,
+	} {
+		if bad := regexp.MustCompile(re).FindString(page); bad != "" {
+			t.Errorf("index.html holds %s: %q", what, bad)
+		}
+	}
+	for name := range contentTypes {
+		name = strings.TrimPrefix(name, "/")
+		if name == "" || name == "favicon.svg" { // its xmlns is a name, not an address
+			continue
+		}
+		for _, bad := range regexp.MustCompile(`(?i)(url\(|@import|innerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function).*`).FindAllString(read(t, name), -1) {
+			t.Errorf("%s holds %q", name, bad)
+		}
+	}
+}
+
+func TestReferences(t *testing.T) {
+	var refs []string
+	for _, m := range regexp.MustCompile(`(?:src|href)="([^"]*)"`).FindAllStringSubmatch(read(t, "index.html"), -1) {
+		refs = append(refs, m[1])
+	}
+	for _, name := range []string{"app.js", "client.js"} {
+		for _, m := range regexp.MustCompile(`(?m)^import .* from "\.([^"]*)"`).FindAllStringSubmatch(read(t, name), -1) {
+			refs = append(refs, m[1])
+		}
+	}
+	if len(refs) < 5 {
+		t.Errorf("found only the references %q", refs)
+	}
+	used := map[string]bool{"/": true}
+	for _, ref := range refs {
+		used[ref] = true
+		if resp, _ := get(t, "GET", ref, nil); resp.StatusCode != 200 {
+			t.Errorf("GET %s = %d, and the page refers to it", ref, resp.StatusCode)
+		}
+	}
+	for path := range contentTypes {
+		if !used[path] {
+			t.Errorf("nothing refers to %s", path)
+		}
+	}
+}
+
+// TestIDs checks the ids that app.js looks up and those that tests of the whole program rely on.
+func TestIDs(t *testing.T) {
+	page := read(t, "index.html")
+	for _, id := range []string{"value", "announcer", "users", "message", "plus", "minus", "status", "sentence", "countdown", "retry"} {
+		if n := strings.Count(page, `id="`+id+`"`); n != 1 {
+			t.Errorf("index.html has id %q %d times, want once", id, n)
+		}
+	}
+}
+
+// TestSize holds the page to 20 KB, so that it needs no compression and fits the first round trips.
+func TestSize(t *testing.T) {
+	const limit = 20_000
+	var total int64
+	err := fs.WalkDir(files, ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			total += info.Size()
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if total > limit {
+		t.Errorf("the files have %d bytes, want at most %d", total, limit)
+	}
+}
+
+// TestClient runs testdata/client_test.js in Chromium: it is the language's own peer, and a second
+// JavaScript engine would be one more thing to install.
+func TestClient(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts a browser")
+	}
+	var chromium string
+	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
+		if path, err := exec.LookPath(name); err == nil {
+			chromium = path
+			break
+		}
+	}
+	if chromium == "" {
+		t.Skip("no Chromium on this machine")
+	}
+	page := Handler()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/":
+			w.Header().Set("Content-Type", "text/html; charset=utf-8")
+			io.WriteString(w, `<!doctype html><body>did not run<script type="module" src="/client_test.js"></script>`)
+		case "/client_test.js":
+			w.Header().Set("Content-Type", "text/javascript; charset=utf-8")
+			http.ServeFile(w, r, filepath.Join("testdata", "client_test.js"))
+		default:
+			page.ServeHTTP(w, r)
+		}
+	}))
+	defer srv.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	// No sandbox, because Chromium refuses to run as root with one; it loads nothing but our own files.
+	out, err := exec.CommandContext(ctx, chromium, "--headless=new", "--no-sandbox", "--disable-gpu",
+		"--user-data-dir="+t.TempDir(), "--dump-dom", srv.URL+"/").Output()
+	if err != nil {
+		t.Fatalf("running %s: %v", chromium, err)
+	}
+	if !regexp.MustCompile(`<body>\d+ passed`).Match(out) {
+		t.Errorf("client_test.js: %s", out)
+	}
+}
