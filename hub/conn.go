@@ -1,0 +1,202 @@
+//go:build unix
+
+package hub
+
+import (
+	"crypto/tls"
+	"errors"
+	"net"
+	"sync"
+	"syscall"
+)
+
+// NewListener returns a listener whose connections a [Hub] can write to without ever
+// waiting. A server that passes upgrades to a Hub must accept from such a listener;
+// TLS goes on top of it:
+//
+//	ln, err := net.Listen("tcp", ":443")
+//	srv.Serve(tls.NewListener(hub.NewListener(ln), config))
+//
+// Until a connection joins a hub it behaves as ln made it.
+func NewListener(ln net.Listener) net.Listener {
+	return listener{ln}
+}
+
+type listener struct{ net.Listener }
+
+func (l listener) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	sc, ok := nc.(syscall.Conn)
+	if !ok {
+		return nc, nil // the hub refuses it by name, and pages are served all the same
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return nc, nil // closed already: the first read says so
+	}
+	return &conn{Conn: nc, raw: raw}, nil
+}
+
+// A socket is a connection that can be told never to wait in Write. All methods are
+// safe from any goroutine.
+type socket interface {
+	net.Conn
+
+	// neverWait ends waiting: from here on, Write takes all that it is given, keeps what
+	// the network does not take, and fails if more than maxTail bytes were kept.
+	neverWait()
+
+	// blocked reports whether bytes are kept.
+	blocked() bool
+
+	// flush tries to write the kept bytes, and returns how many went out.
+	flush() (int, error)
+
+	// abort closes the connection without sending what is kept, here and in the kernel.
+	abort()
+}
+
+// socketOf returns the socket below nc, through TLS, or nil.
+func socketOf(nc net.Conn) socket {
+	if t, ok := nc.(*tls.Conn); ok {
+		nc = t.NetConn()
+	}
+	s, _ := nc.(socket)
+	return s
+}
+
+const (
+	// maxTail bounds what is kept for a blocked client. A sweep writes at most about
+	// 1 KB and skips those that are blocked, so that only answers to what the client
+	// sent (pongs, errors) can add to it: one that sends and does not read is cut off.
+	maxTail = 4 << 10
+
+	// sendBuffer is the kernel's share for one client (Linux doubles it for its own
+	// bookkeeping). By default it grows to megabytes, which a peer that does not read
+	// would pin, filled with values that nobody will want any more.
+	sendBuffer = 16 << 10
+)
+
+var errTailFull = errors.New("hub: the peer sends but does not read")
+
+// conn is a socket over a TCP connection.
+//
+// crypto/tls must not see a write fail half-way: "After a Write has timed out, the
+// TLS state is corrupt" (its documentation of SetWriteDeadline). So waiting is taken
+// out below TLS, where only whole bytes are known.
+type conn struct {
+	// Immutable after Accept.
+	net.Conn
+	raw syscall.RawConn
+
+	mu sync.Mutex
+	// Guarded by mu.
+	async bool
+	tail  []byte // ciphertext that the kernel has not taken yet
+	err   error  // sticky: bytes are lost, nothing may follow them
+
+	// Guarded by mu: arguments and results of writeFD, which is made a func value once,
+	// so that a write does not allocate.
+	writeFunc func(fd uintptr) bool
+	p         []byte
+	n         int
+	errno     error
+}
+
+func (c *conn) neverWait() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.async = true
+	c.writeFunc = c.writeFD
+	if tcp, ok := c.Conn.(*net.TCPConn); ok {
+		// Without it the client is blocked later, that is all.
+		_ = tcp.SetWriteBuffer(sendBuffer)
+	}
+}
+
+// Write implements net.Conn.
+func (c *conn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	if !c.async {
+		c.mu.Unlock()
+		return c.Conn.Write(p)
+	}
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return 0, c.err
+	}
+	n := 0
+	if len(c.tail) == 0 {
+		if n, c.err = c.tryWrite(p); c.err != nil {
+			return n, c.err
+		}
+	}
+	if len(c.tail)+len(p)-n > maxTail {
+		c.err = errTailFull
+		return n, c.err
+	}
+	c.tail = append(c.tail, p[n:]...)
+	return len(p), nil
+}
+
+func (c *conn) blocked() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.tail) > 0
+}
+
+func (c *conn) flush() (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil || len(c.tail) == 0 {
+		return 0, c.err
+	}
+	n, err := c.tryWrite(c.tail)
+	if c.err = err; err != nil {
+		return n, err
+	}
+	if n == len(c.tail) {
+		c.tail = nil // most clients are never blocked again: give the memory back
+	} else {
+		c.tail = append(c.tail[:0], c.tail[n:]...)
+	}
+	return n, nil
+}
+
+func (c *conn) abort() {
+	if tcp, ok := c.Conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // fails on a closed connection, as does Close
+	}
+	_ = c.Conn.Close()
+}
+
+// tryWrite makes one write(2) and returns how much the kernel took, perhaps nothing.
+func (c *conn) tryWrite(p []byte) (int, error) {
+	c.p, c.n, c.errno = p, 0, nil
+	err := c.raw.Write(c.writeFunc)
+	c.p = nil
+	if err == nil {
+		err = c.errno
+	}
+	return c.n, err
+}
+
+// writeFD always reports true: done, do not wait for the socket to become writable.
+func (c *conn) writeFD(fd uintptr) bool {
+	for {
+		n, err := syscall.Write(int(fd), c.p)
+		switch err {
+		case nil:
+			c.n = n
+		case syscall.EINTR:
+			continue
+		case syscall.EAGAIN:
+		default:
+			c.errno = err
+		}
+		return true
+	}
+}

@@ -1,0 +1,39 @@
+// Package hub is a broadcast hub: clients join it over WebSockets, act on one
+// shared counter, and each is sent every new state of it.
+//
+// # Goroutines, and what each owns
+//
+//	readLoop    one a client: reads messages, decodes actions, answers refusals
+//	loop        one: takes the actions that are waiting as one batch, publishes
+//	commitLoop  one: carries a batch to the store, so that loop never waits for a disk
+//	shard.run   one a processor: owns its clients and writes to them
+//
+// An action travels
+//
+//	readLoop --actions--> loop --commits--> commitLoop --committed--> loop
+//
+// and loop publishes the new state only then, when the store has it safe. To
+// publish is to store the newest state under a mutex and to wake each shard
+// through a channel that holds one token. The shard copies the state out and
+// sweeps: one write to each client that is behind, with all that this client is
+// due in one piece (one TLS record, one packet). A state that is published while
+// a sweep runs is seen by the next sweep, so load merges values and never builds
+// a backlog; there is no queue for a client anywhere. The newest few values are
+// kept, so that a client that is only a little behind is sent each of them.
+//
+// # Nobody waits for anybody
+//
+// Writes to a client never wait (see [NewListener]). What the socket does not
+// take is kept beside it, at most a few kilobytes, and the client is blocked:
+// sweeps skip it until the rest has drained, and then it is sent the newest
+// state. One that makes no progress for 10 seconds is disconnected.
+//
+// Sends go one way: readLoops send to loop and to shards, loop sends to
+// commitLoop, and shards send to nobody. Each such send gives up when the hub has
+// ended.
+//
+// # Replacing the counter
+//
+// message.go holds the wire messages, store.go what a store must do; the rest
+// moves bytes and does not know what they count.
+package hub

@@ -1,0 +1,143 @@
+package hub
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/coder/websocket"
+)
+
+func TestOrigins(t *testing.T) {
+	for _, tt := range []struct {
+		allowed, origin string
+		want            bool
+	}{
+		{"https://a.example", "https://a.example", true},
+		{"https://a.example", "https://A.example", true},
+		{"https://a.example", "https://a.example:443", true},
+		{"https://a.example:443", "https://a.example", true},
+		{"https://a.example/", "https://a.example", true},
+		{"https://a.example", "http://a.example", false},
+		{"https://a.example", "https://a.example:8443", false},
+		{"https://a.example:*", "https://a.example:8443", true},
+		{"https://a.example:*", "http://a.example:8443", false},
+		{"https://a.example", "https://b.a.example", false},
+		{"https://a.example", "https://a.example.evil.example", false},
+		{"https://[::1]:*", "https://[::1]:8443", true},
+		{"https://a.example", "null", false},
+		{"https://a.example", "://", false},
+		{"*", "null", true},
+	} {
+		o, err := ParseOrigin(tt.allowed)
+		if err != nil {
+			t.Errorf("ParseOrigin(%q): %v", tt.allowed, err)
+			continue
+		}
+		h := &Hub{cfg: Config{Origins: []Origin{o}}}
+		if got := h.allows(tt.origin); got != tt.want {
+			t.Errorf("with %q, allows(%q) = %v, want %v", tt.allowed, tt.origin, got, tt.want)
+		}
+	}
+	for _, s := range []string{"", "a.example", "ftp://a.example", "https://", "https://a.example/x", "https://u@a.example", "https://a.example:1:*", "https://a.example?q"} {
+		if o, err := ParseOrigin(s); err == nil {
+			t.Errorf("ParseOrigin(%q) = %+v, want an error", s, o)
+		}
+	}
+}
+
+func TestAddressOf(t *testing.T) {
+	for _, tt := range []struct{ remote, want string }{
+		{"192.0.2.1:5", "192.0.2.1/32"},
+		{"[::ffff:192.0.2.1]:5", "192.0.2.1/32"},
+		{"[2001:db8:0:1:2:3:4:5]:6", "2001:db8:0:1::/64"},
+		{"[fe80::1%eth0]:6", "fe80::/64"},
+	} {
+		if got := addressOf(tt.remote); got != netip.MustParsePrefix(tt.want) {
+			t.Errorf("addressOf(%q) = %v, want %v", tt.remote, got, tt.want)
+		}
+	}
+}
+
+// refused dials and returns the response, which must not be an upgrade.
+func (f *fakeHub) refused(header http.Header) *http.Response {
+	f.t.Helper()
+	conn, err := f.ln.dial()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer conn.Close()
+	req, err := http.NewRequest("GET", "http://hub.test/", nil)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	req.Header = header
+	resp, err := (&http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil }}).RoundTrip(req)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	resp.Body.Close()
+	return resp
+}
+
+func handshakeHeader() http.Header {
+	h := http.Header{}
+	for line := range strings.SplitSeq(rawHandshake, "\r\n") {
+		if k, v, ok := strings.Cut(line, ": "); ok && k != "Host" {
+			h.Set(k, v)
+		}
+	}
+	return h
+}
+
+func TestRefusedHandshakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		own, err := ParseOrigin("https://hub.test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := newFakeHub(t, Config{Origins: []Origin{own}})
+		defer h.stop()
+		for _, tt := range []struct {
+			name string
+			edit func(http.Header)
+			want int
+		}{
+			{"foreign origin", func(h http.Header) { h.Set("Origin", "https://evil.example") }, http.StatusForbidden},
+			{"no upgrade", func(h http.Header) { h.Del("Upgrade") }, http.StatusUpgradeRequired},
+			{"old version", func(h http.Header) { h.Set("Sec-WebSocket-Version", "8") }, http.StatusBadRequest},
+			{"bad key", func(h http.Header) { h.Set("Sec-WebSocket-Key", "x") }, http.StatusBadRequest},
+		} {
+			header := handshakeHeader()
+			tt.edit(header)
+			if resp := h.refused(header); resp.StatusCode != tt.want {
+				t.Errorf("%s: %s, want %d", tt.name, resp.Status, tt.want)
+			}
+		}
+		if n := h.perIP.total; n != 0 {
+			t.Errorf("%d clients are counted after refusals, want 0", n)
+		}
+	})
+}
+
+func TestCaps(t *testing.T) {
+	for _, cfg := range []Config{{MaxClients: 2}, {MaxClientsPerIP: 2}} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newFakeHub(t, cfg)
+			defer h.stop()
+			a := h.join()
+			h.join()
+			resp := h.refused(handshakeHeader())
+			if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
+				t.Errorf("%+v: third client: %s, Retry-After %q, want 503 and a time", cfg, resp.Status, resp.Header.Get("Retry-After"))
+			}
+			a.ws.Close(websocket.StatusNormalClosure, "")
+			synctest.Wait()
+			h.join().want("users 2", "state 0") // there is room again
+		})
+	}
+}

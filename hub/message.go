@@ -1,0 +1,148 @@
+package hub
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"strconv"
+
+	"github.com/coder/websocket"
+)
+
+// MaxMessage is the longest message that a client may send, in bytes. An action
+// takes 18; the rest is room for fields that are ignored. A longer message closes
+// the connection with status code 1009.
+const MaxMessage = 512
+
+// A refusal tells the sender, and nobody else, why its message changed nothing.
+type refusal struct {
+	code  string // constant, for programs and counters
+	frame []byte // the error message, ready to be written
+}
+
+// newRefusal makes the refusal that tells programs code and people message.
+func newRefusal(code, message string) *refusal {
+	payload, err := json.Marshal(struct {
+		Type    string `json:"type"`
+		Code    string `json:"code"`
+		Message string `json:"message"`
+	}{"error", code, message})
+	if err != nil {
+		panic(err) // three strings always marshal
+	}
+	return &refusal{code, appendFrame(nil, opText, payload)}
+}
+
+var (
+	refusedJSON   = newRefusal("bad_message", `Send a JSON object with a string "action", such as {"action":"plus"}.`)
+	refusedAction = newRefusal("unknown_action", `The actions are "plus" and "minus".`)
+	refusedBinary = newRefusal("binary_message", "Send text messages, not binary ones.")
+	refusedRate   = newRefusal("rate_limited", "Too many actions at once: this one was not counted.")
+	refusedRange  = newRefusal("out_of_range", "The counter is at its limit: this action was not counted.")
+	refusedStore  = newRefusal("store_unavailable", "The counter cannot be changed right now: this action was not counted.")
+)
+
+// rubbish reports whether the message was none that a client should ever send, so
+// that one who goes on sending such is closed.
+func (r *refusal) rubbish() bool {
+	return r == refusedJSON || r == refusedAction || r == refusedBinary
+}
+
+// decode returns what a message from a client asks for, +1 or -1, or why it is
+// refused. It does not keep p.
+func decode(typ websocket.MessageType, p []byte) (int8, *refusal) {
+	if typ != websocket.MessageText {
+		return 0, refusedBinary
+	}
+	// The bytes that JSON.stringify and Python's json.dumps make need no decoder.
+	switch string(p) {
+	case `{"action":"plus"}`, `{"action": "plus"}`:
+		return +1, nil
+	case `{"action":"minus"}`, `{"action": "minus"}`:
+		return -1, nil
+	}
+	return decodeJSON(p)
+}
+
+func decodeJSON(p []byte) (int8, *refusal) {
+	// A map and not a struct: encoding/json matches a struct's fields whatever their
+	// case, and the tutorial's server takes "action" alone.
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(p, &fields); err != nil {
+		return 0, refusedJSON
+	}
+	raw := fields["action"]
+	if len(raw) == 0 || raw[0] != '"' { // null would decode into a string, too
+		return 0, refusedJSON
+	}
+	var action string
+	if err := json.Unmarshal(raw, &action); err != nil {
+		return 0, refusedJSON
+	}
+	switch action {
+	case "plus":
+		return +1, nil
+	case "minus":
+		return -1, nil
+	}
+	return 0, refusedAction
+}
+
+// The opcodes of the frames that the hub writes itself.
+// https://www.rfc-editor.org/rfc/rfc6455#section-5.2
+const (
+	opText  = 0x1
+	opClose = 0x8
+	opPing  = 0x9
+
+	finBit = 0x80
+)
+
+// maxShortPayload is the longest payload whose length fits the second byte of a
+// frame header, and the longest of a control frame.
+// https://www.rfc-editor.org/rfc/rfc6455#section-5.2
+const maxShortPayload = 125
+
+// pingFrame is a ping without application data.
+var pingFrame = []byte{finBit | opPing, 0}
+
+// appendFrame appends a frame with the given payload of at most 65,535 bytes.
+// "A server MUST NOT mask any frames that it sends to the client."
+// https://www.rfc-editor.org/rfc/rfc6455#section-5.1
+func appendFrame(dst []byte, opcode byte, payload []byte) []byte {
+	dst = append(dst, finBit|opcode)
+	if len(payload) <= maxShortPayload {
+		dst = append(dst, byte(len(payload)))
+	} else {
+		dst = binary.BigEndian.AppendUint16(append(dst, 126), uint16(len(payload)))
+	}
+	return append(dst, payload...)
+}
+
+// appendClose appends a close frame. reason is at most 123 bytes of UTF-8.
+// https://www.rfc-editor.org/rfc/rfc6455#section-5.5.1
+func appendClose(dst []byte, code websocket.StatusCode, reason string) []byte {
+	payload := binary.BigEndian.AppendUint16(make([]byte, 0, maxShortPayload), uint16(code))
+	return appendFrame(dst, opClose, append(payload, reason...))
+}
+
+// appendUsers appends the frame that tells how many clients there are.
+func appendUsers(dst []byte, count int) []byte {
+	return appendNumber(dst, `{"type":"users","count":`, int64(count))
+}
+
+// appendState appends the frame that tells the value.
+func appendState(dst []byte, value int64) []byte {
+	return appendNumber(dst, `{"type":"state","value":`, value)
+}
+
+// appendNumber appends the text frame of prefix, n and a closing brace, and does not
+// allocate if dst has room. prefix is short enough for the result to be, too.
+func appendNumber(dst []byte, prefix string, n int64) []byte {
+	start := len(dst)
+	dst = append(dst, finBit|opText, 0)
+	dst = append(dst, prefix...)
+	dst = strconv.AppendInt(dst, n, 10)
+	dst = append(dst, '}')
+	dst[start+1] = byte(len(dst) - start - 2)
+	return dst
+}

@@ -1,0 +1,302 @@
+package hub
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// shard owns some of the clients and is the only one that sends them users and state.
+// Its goroutine is run. Nothing that it does waits for a client.
+type shard struct {
+	// Immutable after newShard.
+	hub    *Hub
+	wake   chan struct{} // loop -> run: there is a newer state; 1, a token is enough
+	joins  chan *client  // serve -> run; buffered, since a sweep may be on
+	leaves chan *client  // serve -> run; each client once, after its join
+	stuck  chan *client  // serve -> run: a write that was not the shard's blocked the client
+
+	// Owned by run.
+	clients  []*client
+	blocked  []*client
+	now      published // what the frames below say
+	users    []byte    // the frame of now.users
+	states   []byte    // the frames of now.recent, oldest first
+	offsets  [recentValues]int
+	scratch  []byte // users and states together
+	wheel    [wheelSlots][]*client
+	slot     int
+	draining bool
+	aborting bool
+}
+
+const (
+	// A client from which nothing came for pingEvery to pingEvery+pingJitter seconds is
+	// pinged: below the 30 seconds after which the shortest-tempered mobile networks
+	// forget an idle connection, and spread out so that pings never come in bursts.
+	pingEvery  = 20
+	pingJitter = 5
+
+	// pongTimeout is how many seconds a pinged client may stay silent.
+	pongTimeout = 10
+
+	// wheelSlots is the size of the timing wheel, whose slots are a second apart.
+	wheelSlots = pingEvery + pingJitter + 1
+
+	// flushEvery is how often the kept bytes of blocked clients are tried again.
+	flushEvery = 50 * time.Millisecond
+)
+
+func newShard(h *Hub) *shard {
+	return &shard{
+		hub:    h,
+		wake:   make(chan struct{}, 1),
+		joins:  make(chan *client, 128),
+		leaves: make(chan *client, 128),
+		stuck:  make(chan *client, 128),
+	}
+}
+
+func (s *shard) run() {
+	defer s.hub.running.Done()
+	second := time.NewTicker(time.Second)
+	defer second.Stop()
+	flush := time.NewTicker(flushEvery)
+	defer flush.Stop()
+	flush.Stop() // runs while there are blocked clients
+
+	for {
+		blocked := len(s.blocked)
+		drain, abort := s.hub.draining, s.hub.aborting
+		if s.draining {
+			drain = nil // closed, and obeyed
+		}
+		if s.aborting {
+			abort = nil
+		}
+		select {
+		case <-s.wake:
+			s.sweep()
+		case c := <-s.joins:
+			s.join(c)
+		case c := <-s.leaves:
+			s.leave(c)
+		case c := <-s.stuck:
+			s.noteBlocked(c)
+		case <-second.C:
+			s.turnWheel()
+		case <-flush.C:
+			s.flushBlocked()
+		case <-drain:
+			s.drain()
+		case <-abort:
+			s.abort()
+		case <-s.hub.done:
+			return
+		}
+		if now := len(s.blocked); now != blocked {
+			s.hub.blocked.Add(int64(now - blocked))
+			if blocked == 0 {
+				flush.Reset(flushEvery)
+			} else if now == 0 {
+				flush.Stop()
+			}
+		}
+	}
+}
+
+// join takes a client in and sends it the present users and state at once.
+func (s *shard) join(c *client) {
+	c.index = len(s.clients)
+	s.clients = append(s.clients, c)
+	switch {
+	case s.aborting:
+		c.wire.sock.abort()
+		return
+	case s.draining:
+		s.closeClient(c, codeStopping, reasonStopping)
+		return
+	}
+	s.schedule(c, pingEvery+rand.IntN(pingJitter+1))
+	now := s.hub.snapshot()
+	// The count that includes the newcomer may not have been announced to all yet.
+	s.scratch = appendUsers(s.scratch[:0], now.users)
+	s.scratch = appendState(s.scratch, now.value())
+	c.users, c.usersSeq, c.stateSeq = now.users, now.usersSeq, now.stateSeq
+	s.write(c, s.scratch)
+}
+
+// leave forgets a client. The wheel and the blocked list drop it when they meet it.
+func (s *shard) leave(c *client) {
+	last := len(s.clients) - 1
+	s.clients[c.index] = s.clients[last]
+	s.clients[c.index].index = c.index
+	s.clients[last] = nil
+	s.clients = s.clients[:last]
+	c.index = -1
+}
+
+// sweep brings each client that is behind up to the newest state.
+func (s *shard) sweep() {
+	s.encode(s.hub.snapshot())
+	for _, c := range s.clients {
+		s.deliver(c)
+	}
+}
+
+// encode makes the frames that a sweep sends, once for all clients.
+func (s *shard) encode(now published) {
+	s.now = now
+	s.users = appendUsers(s.users[:0], now.announced)
+	s.states = s.states[:0]
+	for i := range now.recent {
+		s.offsets[i] = len(s.states)
+		s.states = appendState(s.states, now.recent[i])
+	}
+}
+
+// deliver sends c what it is due of s.now in one write.
+func (s *shard) deliver(c *client) {
+	usersDue := c.usersSeq < s.now.announcedSeq && c.users != s.now.announced
+	stateDue := c.stateSeq < s.now.stateSeq
+	if !usersDue && !stateDue || c.closing {
+		return
+	}
+	if c.blocked || c.wire.sock.blocked() {
+		s.noteBlocked(c)
+		return // flushBlocked delivers
+	}
+	var frames []byte
+	if stateDue {
+		// Each value that it has not seen if they are few, or else the newest alone.
+		first := recentValues - 1
+		if n := s.now.stateSeq - c.stateSeq; n <= recentValues {
+			first = recentValues - int(n)
+		}
+		frames = s.states[s.offsets[first]:]
+		c.stateSeq = s.now.stateSeq
+	}
+	if usersDue {
+		s.scratch = append(append(s.scratch[:0], s.users...), frames...)
+		frames = s.scratch
+		c.users = s.now.announced
+	}
+	c.usersSeq = max(c.usersSeq, s.now.announcedSeq)
+	s.write(c, frames)
+}
+
+// write sends frames to a client that is not blocked.
+func (s *shard) write(c *client, frames []byte) {
+	if _, err := c.wire.send(frames, false); err != nil {
+		c.wire.sock.abort() // serve finds out, and leaves
+		return
+	}
+	if c.wire.sock.blocked() {
+		s.noteBlocked(c)
+	}
+}
+
+func (s *shard) noteBlocked(c *client) {
+	if c.blocked || c.index < 0 {
+		return
+	}
+	c.blocked = true
+	c.stalledAt = time.Now()
+	s.blocked = append(s.blocked, c)
+}
+
+// flushBlocked tries the blocked clients again. Those whose kept bytes have gone out
+// are sent the newest state; those that stall are disconnected.
+func (s *shard) flushBlocked() {
+	s.encode(s.hub.snapshot())
+	blocked := s.blocked
+	s.blocked = s.blocked[:0]
+	for _, c := range blocked {
+		c.blocked = false
+		if c.index < 0 {
+			continue
+		}
+		n, err := c.wire.sock.flush()
+		switch {
+		case err != nil:
+			c.wire.sock.abort()
+		case !c.wire.sock.blocked():
+			s.deliver(c)
+		case n == 0 && time.Since(c.stalledAt) >= stallTimeout:
+			s.hub.log.Debug("client takes nothing, disconnecting it", "remote", c.remote)
+			s.hub.stalled.Add(1)
+			c.wire.sock.abort()
+		default:
+			if n > 0 {
+				c.stalledAt = time.Now()
+			}
+			c.blocked = true
+			s.blocked = append(s.blocked, c)
+		}
+	}
+	clear(blocked[len(s.blocked):])
+}
+
+// schedule has turnWheel look at c in the given number of seconds, which is below
+// wheelSlots.
+func (s *shard) schedule(c *client, seconds int) {
+	i := (s.slot + seconds) % wheelSlots
+	s.wheel[i] = append(s.wheel[i], c)
+}
+
+// turnWheel pings those clients whose turn it is, and disconnects those that were
+// silent after a ping: a peer that vanished without a FIN is found in no other way.
+func (s *shard) turnWheel() {
+	s.slot = (s.slot + 1) % wheelSlots
+	due := s.wheel[s.slot]
+	s.wheel[s.slot] = due[:0]
+	for i, c := range due {
+		due[i] = nil
+		if c.index < 0 || c.closing {
+			continue
+		}
+		heard := c.wire.heard.Swap(false)
+		switch {
+		case heard || c.blocked: // flushBlocked looks after those that are blocked
+			c.pinged = false
+			s.schedule(c, pingEvery+rand.IntN(pingJitter+1))
+		case c.pinged:
+			s.hub.log.Debug("client does not answer, disconnecting it", "remote", c.remote)
+			s.hub.silent.Add(1)
+			c.wire.sock.abort()
+		default:
+			c.pinged = true
+			s.write(c, pingFrame)
+			s.schedule(c, pongTimeout)
+		}
+	}
+}
+
+// drain closes every client, those that join later included.
+func (s *shard) drain() {
+	s.draining = true
+	for _, c := range s.clients {
+		s.closeClient(c, codeStopping, reasonStopping)
+	}
+}
+
+// closeClient starts the closing handshake. serve ends it when the peer's close frame
+// comes, or at the read deadline.
+func (s *shard) closeClient(c *client, code websocket.StatusCode, reason string) {
+	c.closing = true
+	// It can fail only on a closed connection, as can the write.
+	_ = c.wire.SetReadDeadline(time.Now().Add(closeTimeout))
+	_, _ = c.wire.send(appendClose(nil, code, reason), true)
+	if c.wire.sock.blocked() {
+		s.noteBlocked(c)
+	}
+}
+
+// abort disconnects every client, those that join later included.
+func (s *shard) abort() {
+	s.aborting = true
+	for _, c := range s.clients {
+		c.wire.sock.abort()
+	}
+}

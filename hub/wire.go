@@ -1,0 +1,104 @@
+package hub
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+)
+
+// wire is the byte stream below one client's WebSocket, where two writers meet: the
+// WebSocket library, which answers pings and closes, and the hub, which writes frames
+// that it has encoded once for many clients. Each Write carries one frame, or several
+// whole ones, so that they never mix. All methods are safe from any goroutine.
+type wire struct {
+	// Immutable after upgrade.Hijack.
+	net.Conn        // TLS, or TCP behind a proxy that ends TLS
+	sock     socket // below Conn
+	onBlock  func() // called when the library's own write left sock blocked
+
+	heard atomic.Bool // the peer has sent something since the last look
+
+	mu        sync.Mutex
+	closeSent bool // Guarded by mu.
+}
+
+// upgrade is the http.ResponseWriter of an opening handshake. Its Hijack gives the
+// library the wire in place of the connection. It has no Unwrap method, or the library
+// would look beneath it.
+type upgrade struct {
+	http.ResponseWriter
+	wire *wire
+}
+
+var errNotOurs = errors.New("hub: the connection is not from a listener of hub.NewListener")
+
+const (
+	// readBuffer holds a frame header and an action twice over; it is all that an idle
+	// client keeps, where net/http would keep 4 KB.
+	readBuffer = 256
+
+	// writeBuffer must hold the largest frame that the library writes, a control frame of
+	// 127 bytes, so that each reaches Write in one piece.
+	writeBuffer = 256
+)
+
+// Hijack implements http.Hijacker, with small buffers in the place of net/http's.
+func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	nc, brw, err := http.NewResponseController(u.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	w := u.wire
+	w.Conn, w.sock = nc, socketOf(nc)
+	if w.sock == nil {
+		nc.Close()
+		return nil, nil, errNotOurs
+	}
+	w.sock.neverWait()
+
+	// What the client sent right behind its handshake has to lie in the new reader's
+	// buffer: the library looks nowhere else.
+	early, _ := brw.Reader.Peek(brw.Reader.Buffered())
+	br := bufio.NewReaderSize(io.MultiReader(bytes.NewReader(early), w), max(readBuffer, len(early)))
+	if _, err := br.Peek(len(early)); err != nil {
+		return nil, nil, err
+	}
+	return w, bufio.NewReadWriter(br, bufio.NewWriterSize(w, writeBuffer)), nil
+}
+
+// Read implements net.Conn.
+func (w *wire) Read(p []byte) (int, error) {
+	n, err := w.Conn.Read(p)
+	if n > 0 {
+		w.heard.Store(true)
+	}
+	return n, err
+}
+
+// Write implements net.Conn for the library, which writes control frames only.
+func (w *wire) Write(p []byte) (int, error) {
+	n, err := w.send(p, p[0]&0xf == opClose)
+	if w.sock.blocked() {
+		w.onBlock()
+	}
+	return n, err
+}
+
+// send writes whole frames without waiting. isClose says that the last of them is a
+// close frame: nothing is written after one, not even the library's answer to the
+// peer's. "The application MUST NOT send any more data frames after sending a Close
+// frame." https://www.rfc-editor.org/rfc/rfc6455#section-5.5.1
+func (w *wire) send(p []byte, isClose bool) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closeSent {
+		return len(p), nil
+	}
+	w.closeSent = isClose
+	return w.Conn.Write(p)
+}
