@@ -1,0 +1,293 @@
+package acme
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"plusminus/acme/pebbletest"
+)
+
+// patience is how long a test waits for what must happen. It is spent only when a test fails.
+const patience = 30 * time.Second
+
+func waitFor(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("no %s within %v", what, patience)
+		}
+	}
+}
+
+// A recorder is a [slog.Handler] that keeps what is logged.
+type recorder struct {
+	t  testing.TB
+	mu sync.Mutex
+	// Guarded by mu.
+	entries []entry
+}
+
+type entry struct {
+	level slog.Level
+	msg   string
+	attrs map[string]string
+}
+
+func (e entry) String() string { return fmt.Sprint(e.level, " ", e.msg, " ", e.attrs) }
+
+func (r *recorder) Enabled(context.Context, slog.Level) bool { return true }
+func (r *recorder) WithAttrs([]slog.Attr) slog.Handler       { return r }
+func (r *recorder) WithGroup(string) slog.Handler            { return r }
+func (r *recorder) Handle(_ context.Context, rec slog.Record) error {
+	e := entry{rec.Level, rec.Message, make(map[string]string)}
+	rec.Attrs(func(a slog.Attr) bool {
+		e.attrs[a.Key] = a.Value.String()
+		return true
+	})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.entries = append(r.entries, e)
+	return nil
+}
+
+func newLogger(r *recorder) *slog.Logger { return slog.New(r) }
+
+// logged returns the entries whose message contains msg.
+func (r *recorder) logged(msg string) []entry {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var found []entry
+	for _, e := range r.entries {
+		if strings.Contains(e.msg, msg) {
+			found = append(found, e)
+		}
+	}
+	return found
+}
+
+// one returns the only entry whose message contains msg.
+func (r *recorder) one(msg string) entry {
+	r.t.Helper()
+	found := r.logged(msg)
+	if len(found) != 1 {
+		r.t.Fatalf("logged %q %d times, want once; the log is %v", msg, len(found), r.logged(""))
+	}
+	return found[0]
+}
+
+// A server is what main makes of a Provider: listeners that accept before Run is called.
+type server struct {
+	*Provider
+	log   *recorder
+	tls   net.Listener
+	plain net.Listener
+	stop  func() // ends Run and waits for it; the listeners stay
+}
+
+// listen opens a listener for a server to come, so that the CA can be told where it is.
+func listen(t testing.TB) net.Listener {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	return ln
+}
+
+func portOf(ln net.Listener) int { return ln.Addr().(*net.TCPAddr).Port }
+
+// startCA starts a Pebble that knows the two listeners, and a Config for a server on them.
+func startCA(t testing.TB, cfg pebbletest.Config, domains ...string) (*pebbletest.CA, Config) {
+	t.Helper()
+	ca := pebbletest.Start(t, cfg)
+	return ca, configFor(t, ca, t.TempDir(), domains...)
+}
+
+func configFor(t testing.TB, ca *pebbletest.CA, dir string, domains ...string) Config {
+	cfg := Config{
+		Dir:          dir,
+		DirectoryURL: ca.DirectoryURL,
+		RootCAs:      ca.DirectoryRoots,
+		systemRoots:  ca.IssuingRoots,
+		random:       func() float64 { return 0 },
+	}
+	for _, d := range domains {
+		cfg.Domains = append(cfg.Domains, Domain{Name: d, Local: IsLocal(d)})
+	}
+	return cfg
+}
+
+// serve starts a server on the two listeners and, once they accept, Run.
+func serve(t testing.TB, cfg Config, tlsLn, plainLn net.Listener) *server {
+	t.Helper()
+	s := &server{log: &recorder{t: t}, tls: tlsLn, plain: plainLn}
+	cfg.Logger = newLogger(s.log)
+	p, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Provider = p
+
+	quiet := log.New(io.Discard, "", 0)
+	secure := &http.Server{ErrorLog: quiet, TLSConfig: p.TLSConfig(), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "hello")
+	})}
+	open := &http.Server{ErrorLog: quiet, Handler: p.HTTPHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "fallback")
+	}))}
+	var wg sync.WaitGroup
+	wg.Go(func() { secure.ServeTLS(tlsLn, "", "") })
+	wg.Go(func() { open.Serve(plainLn) })
+
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	s.stop = sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("Run = %v, want nil", err)
+			}
+		case <-time.After(patience):
+			t.Errorf("Run did not return within %v after its context was done", patience)
+		}
+	})
+	t.Cleanup(func() {
+		s.stop()
+		secure.Close()
+		open.Close()
+		wg.Wait()
+	})
+	return s
+}
+
+// waitReady waits until every domain has its certificate.
+func (s *server) waitReady(t testing.TB) {
+	t.Helper()
+	defer func() {
+		if t.Failed() {
+			t.Logf("Ready = %v", s.Ready())
+		}
+	}()
+	waitFor(t, "readiness", func() bool { return s.Ready() == nil })
+}
+
+// waitFailure waits until an attempt has failed and all is recorded about it: it is logged last.
+func (s *server) waitFailure(t testing.TB) {
+	t.Helper()
+	waitFor(t, "failure", func() bool { return len(s.log.logged("no certificate obtained")) > 0 })
+}
+
+// dial does a handshake with s. roots is whom the visitor trusts.
+func (s *server) dial(t testing.TB, cfg *tls.Config) (*tls.Conn, error) {
+	t.Helper()
+	conn, err := net.Dial("tcp", s.tls.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(patience))
+	c := tls.Client(conn, cfg)
+	return c, c.Handshake()
+}
+
+// leaf returns the certificate that a visitor who trusts roots and asks for name is given.
+func (s *server) leaf(t testing.TB, name string, roots *x509.CertPool) *x509.Certificate {
+	t.Helper()
+	c, err := s.dial(t, &tls.Config{ServerName: name, RootCAs: roots})
+	if err != nil {
+		t.Fatalf("handshake for %s: %v", name, err)
+	}
+	defer c.Close()
+	return c.ConnectionState().PeerCertificates[0]
+}
+
+// status returns the status of the domain.
+func (s *server) status(t testing.TB, domain string) Status {
+	t.Helper()
+	all := s.Status()
+	i := slices.IndexFunc(all, func(st Status) bool { return st.Domain == domain })
+	if i < 0 {
+		t.Fatalf("Status has no %s: %v", domain, all)
+	}
+	return all[i]
+}
+
+// A testIssuer is an intermediate CA below a root, for chains as public CAs hand them out.
+type testIssuer struct {
+	root, intermediate tls.Certificate
+}
+
+func newTestIssuer(t testing.TB) *testIssuer {
+	t.Helper()
+	i := new(testIssuer)
+	ca := func(name string) *x509.Certificate {
+		// From 1999, so that it is valid on synctest's clock, too.
+		return &x509.Certificate{Subject: pkix.Name{CommonName: name}, NotBefore: time.Date(1999, 1, 1, 0, 0, 0, 0, time.UTC),
+			NotAfter: time.Now().AddDate(1, 0, 0), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	}
+	i.root = sign(t, ca("test root"), nil)
+	i.intermediate = sign(t, ca("test intermediate"), &i.root)
+	return i
+}
+
+func (i *testIssuer) roots() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(i.root.Leaf)
+	return pool
+}
+
+// issue returns a leaf for names with the intermediate, valid for life from now.
+func (i *testIssuer) issue(t testing.TB, life time.Duration, names ...string) tls.Certificate {
+	t.Helper()
+	now := time.Now()
+	cert := sign(t, &x509.Certificate{DNSNames: names, NotBefore: now, NotAfter: now.Add(life)}, &i.intermediate)
+	cert.Certificate = append(cert.Certificate, i.intermediate.Certificate[0])
+	return cert
+}
+
+// selfSigned returns a certificate for name.
+func selfSigned(t testing.TB, name string, notBefore, notAfter time.Time) tls.Certificate {
+	t.Helper()
+	return sign(t, &x509.Certificate{DNSNames: []string{name}, NotBefore: notBefore, NotAfter: notAfter}, nil)
+}
+
+// sign returns template with a new key, signed by parent, or by itself if parent is nil.
+func sign(t testing.TB, template *x509.Certificate, parent *tls.Certificate) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issuer, issuerKey := template, any(key)
+	if parent != nil {
+		issuer, issuerKey = parent.Leaf, parent.PrivateKey
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, issuer, key.Public(), issuerKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+}
