@@ -36,6 +36,7 @@ type client struct {
 	stalledAt time.Time // when a blocked client last made progress
 
 	// Owned by serve.
+	left    bool
 	limiter *rate.Limiter // nil: no limit
 	rubbish int           // messages in a row that were no actions
 }
@@ -45,12 +46,22 @@ func (c *client) serve() {
 	h := c.hub
 	defer h.release(c)
 	h.arrive()
-	sendTo(h, c.shard.joins, c)
+	sendTo(h, c.shard.members, membership{c, false})
 	err := c.readLoop()
-	sendTo(h, c.shard.leaves, c)
-	h.leave() // the others are told first; then there is time for the closing handshake
+	c.leave() // the others are told first; then there is time for the closing handshake
 	c.close(err)
 	h.log.Debug("client left", "remote", c.remote, "reason", err)
+}
+
+// leave takes the client out of the hub, once. It comes before each close frame that is
+// sent from serve, so that a peer who has been said goodbye to is counted no more.
+func (c *client) leave() {
+	if c.left {
+		return
+	}
+	c.left = true
+	sendTo(c.hub, c.shard.members, membership{c, true})
+	c.hub.leave()
 }
 
 // A closeError ends readLoop with a status code that the peer is owed.

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -95,6 +96,42 @@ func TestBlockedOverTLS(t *testing.T) {
 		if m := readMessage(ctx, t, stuck); m.Type == "state" && m.Value == newest {
 			break
 		}
+	}
+}
+
+// Clients that leave as soon as they have come, as scanners do, leave nothing behind.
+func TestComeAndGo(t *testing.T) {
+	h, srv := newTLSHub(t, Config{Shards: 1})
+	config := srv.Client().Transport.(*http.Transport).TLSClientConfig
+	var clients sync.WaitGroup
+	for range 8 {
+		clients.Go(func() {
+			for range 50 {
+				conn, err := tls.Dial("tcp", srv.Listener.Addr().String(), config)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_, err = conn.Write([]byte(rawHandshake))
+				if err == nil {
+					_, err = io.ReadFull(conn, make([]byte, len("HTTP/1.1 101")))
+				}
+				if err != nil {
+					t.Error(err)
+				}
+				conn.Close()
+			}
+		})
+	}
+	clients.Wait()
+	ws := dialTLS(t, srv)
+	for ctx := testContext(t); ; {
+		if m := readMessage(ctx, t, ws); m.Type == "users" && m.Count == 1 {
+			break
+		}
+	}
+	if got := h.Stats().Users; got != 1 {
+		t.Errorf("%d users, want 1", got)
 	}
 }
 

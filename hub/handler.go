@@ -35,7 +35,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c.shard = h.shards[int(h.nextShard.Add(1))%len(h.shards)]
-	c.wire.onBlock = c.noteBlocked
+	c.wire.onClose, c.wire.onBlock = c.leave, c.noteBlocked
 	ws, err := websocket.Accept(&upgrade{w, &c.wire}, r, &websocket.AcceptOptions{
 		InsecureSkipVerify: true, // the Origin was checked above, scheme and port included
 		CompressionMode:    websocket.CompressionDisabled,

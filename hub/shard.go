@@ -11,11 +11,10 @@ import (
 // Its goroutine is run. Nothing that it does waits for a client.
 type shard struct {
 	// Immutable after newShard.
-	hub    *Hub
-	wake   chan struct{} // loop -> run: there is a newer state; 1, a token is enough
-	joins  chan *client  // serve -> run; buffered, since a sweep may be on
-	leaves chan *client  // serve -> run; each client once, after its join
-	stuck  chan *client  // serve -> run: a write that was not the shard's blocked the client
+	hub     *Hub
+	wake    chan struct{}   // loop -> run: there is a newer state; 1, a token is enough
+	members chan membership // serve -> run: each client's join, and then its leave; 128, since a sweep may be on; never closed
+	stuck   chan *client    // serve and commitLoop -> run: a write that was not the shard's blocked the client; likewise
 
 	// Owned by run.
 	clients  []*client
@@ -29,6 +28,13 @@ type shard struct {
 	slot     int
 	draining bool
 	aborting bool
+}
+
+// membership is a client's join or leave. Both go through one channel, so that they
+// keep their order.
+type membership struct {
+	client *client
+	leaves bool
 }
 
 const (
@@ -50,11 +56,10 @@ const (
 
 func newShard(h *Hub) *shard {
 	return &shard{
-		hub:    h,
-		wake:   make(chan struct{}, 1),
-		joins:  make(chan *client, 128),
-		leaves: make(chan *client, 128),
-		stuck:  make(chan *client, 128),
+		hub:     h,
+		wake:    make(chan struct{}, 1),
+		members: make(chan membership, 128),
+		stuck:   make(chan *client, 128),
 	}
 }
 
@@ -78,10 +83,12 @@ func (s *shard) run() {
 		select {
 		case <-s.wake:
 			s.sweep()
-		case c := <-s.joins:
-			s.join(c)
-		case c := <-s.leaves:
-			s.leave(c)
+		case m := <-s.members:
+			if m.leaves {
+				s.leave(m.client)
+			} else {
+				s.join(m.client)
+			}
 		case c := <-s.stuck:
 			s.noteBlocked(c)
 		case <-second.C:

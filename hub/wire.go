@@ -19,7 +19,8 @@ type wire struct {
 	// Immutable after upgrade.Hijack.
 	net.Conn        // TLS, or TCP behind a proxy that ends TLS
 	sock     socket // below Conn
-	onBlock  func() // called when the library's own write left sock blocked
+	onClose  func() // called before the library writes a close frame
+	onBlock  func() // called when the library's write left sock blocked
 
 	heard atomic.Bool // the peer has sent something since the last look
 
@@ -80,9 +81,14 @@ func (w *wire) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Write implements net.Conn for the library, which writes control frames only.
+// Write implements net.Conn for the library, which writes control frames only, from the
+// client's own goroutine.
 func (w *wire) Write(p []byte) (int, error) {
-	n, err := w.send(p, p[0]&0xf == opClose)
+	isClose := p[0]&0xf == opClose
+	if isClose {
+		w.onClose()
+	}
+	n, err := w.send(p, isClose)
 	if w.sock.blocked() {
 		w.onBlock()
 	}
