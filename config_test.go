@@ -1,0 +1,129 @@
+package main
+
+import (
+	"io"
+	"slices"
+	"strings"
+	"testing"
+
+	"plusminus/acme"
+)
+
+// parse parses a command line with blanks between arguments, and an environment of
+// NAME=value.
+func parse(args string, env ...string) (*config, error) {
+	return parseConfig(strings.Fields(args), func(name string) (string, bool) {
+		for _, e := range env {
+			if value, ok := strings.CutPrefix(e, name+"="); ok {
+				return value, true
+			}
+		}
+		return "", false
+	}, io.Discard)
+}
+
+func TestDomains(t *testing.T) {
+	for _, tt := range []struct {
+		args string
+		want []acme.Domain
+	}{
+		{"", []acme.Domain{{Name: "localhost", Local: true}}},
+		{"-domain counter.example.com", []acme.Domain{{Name: "counter.example.com"}}},
+		{"--domain=Counter.Example.COM.", []acme.Domain{{Name: "counter.example.com"}}},
+		{"-domain bücher.example", []acme.Domain{{Name: "xn--bcher-kva.example"}}},
+		{"-domain XN--BCHER-KVA.example", []acme.Domain{{Name: "xn--bcher-kva.example"}}},
+		{"-domain a.example,b.example -domain a.example", []acme.Domain{{Name: "a.example"}, {Name: "b.example"}}},
+		{"-domain a.test,x.localhost,y.internal", []acme.Domain{{Name: "a.test", Local: true}, {Name: "x.localhost", Local: true}, {Name: "y.internal", Local: true}}},
+		{"-domain a.test -acme-directory https://ca.test/dir", []acme.Domain{{Name: "a.test"}}},
+		{"-domain 192.0.2.1,[2001:DB8::0:1]", []acme.Domain{{Name: "192.0.2.1", Local: true}, {Name: "2001:db8::1", Local: true}}},
+	} {
+		cfg, err := parse(tt.args)
+		if err != nil {
+			t.Errorf("%s: %v", tt.args, err)
+		} else if !slices.Equal(cfg.domains, tt.want) {
+			t.Errorf("%s: domains %+v, want %+v", tt.args, cfg.domains, tt.want)
+		}
+	}
+}
+
+func TestAddresses(t *testing.T) {
+	for _, tt := range []struct {
+		args        string
+		https       []string
+		http, admin string
+	}{
+		{"", []string{":8443"}, ":8080", "127.0.0.1:9180"},
+		{"-domain a.example,localhost", []string{":443"}, ":80", "127.0.0.1:9180"},
+		{"-domain a.example -https :443,[::1]:6789 -http off -admin off", []string{":443", "[::1]:6789"}, "", ""},
+		{"-plain -domain a.example", nil, ":80", "127.0.0.1:9180"},
+		{"-plain -http :9000", nil, ":9000", "127.0.0.1:9180"},
+	} {
+		cfg, err := parse(tt.args)
+		if err != nil {
+			t.Errorf("%s: %v", tt.args, err)
+		} else if !slices.Equal(cfg.https, tt.https) || cfg.http != tt.http || cfg.admin != tt.admin {
+			t.Errorf("%s: https %q, http %q, admin %q, want %q, %q, %q", tt.args, cfg.https, cfg.http, cfg.admin, tt.https, tt.http, tt.admin)
+		}
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	cfg, err := parse("-acme-email flag@a.example", "PLUSMINUS_ACME_EMAIL=env@a.example", "PLUSMINUS_DOMAIN=a.example,b.example",
+		"PLUSMINUS_STAGING=true", "PLUSMINUS_DRAIN=")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.email != "flag@a.example" || len(cfg.domains) != 2 || cfg.directory != acme.LetsEncryptStaging {
+		t.Errorf("email %q, domains %v, directory %q, want the flag's, two, and staging", cfg.email, cfg.domains, cfg.directory)
+	}
+}
+
+// Wrong usage is answered with the flag and what to do, all of it at once.
+func TestUsageErrors(t *testing.T) {
+	for _, tt := range []struct{ args, want string }{
+		{"-domain https://a.example/", "-domain \"https://a.example/\": give the name alone"},
+		{"-domain a.example:443", "the port goes to -https"},
+		{"-domain *.a.example", "wildcards"},
+		{"-domain counter", "no public name"},
+		{"-domain a..example", "no host name"},
+		{"-domain a_b.example", "no host name"},
+		{"-domain fe80::1%eth0", "zone"},
+		{"-domain ,", "-domain"},
+		{"-acme-directory https://ca.test/dir", "give -domain such a name"},
+		{"-acme-directory https://ca.test/dir -domain 192.0.2.1", "IP addresses"},
+		{"-acme-directory ca.test -domain a.example", "-acme-directory"},
+		{"-staging", "-staging does nothing here"},
+		{"-staging -acme-directory https://ca.test/ -domain a.example", "exclude each other"},
+		{"-https 443", "-https: \"443\" is no address"},
+		{"-https :70000", "no port"},
+		{"-http 80", "-http: \"80\""},
+		{"-admin x", "-admin"},
+		{"-plain -https :443", "-plain and -https"},
+		{"-plain -http off", "-plain needs -http"},
+		{"-plain -cert a -key b", "-plain and -cert"},
+		{"-cert a", "-cert and -key go together"},
+		{"-key a", "-cert and -key go together"},
+		{"-cert a -key b -staging -domain a.example", "-staging and -cert"},
+		{"-acme-ca-root /nowhere/root.pem", "-acme-ca-root"},
+		{"-acme-eab-kid x", "-acme-eab-key-file"},
+		{"-origin a.example", "-origin: \"a.example\" is no origin"},
+		{"-max-clients -1", "-max-clients"},
+		{"-max-clients-per-ip -1", "-max-clients-per-ip"},
+		{"-action-rate NaN", "-action-rate"},
+		{"-action-rate -1", "-action-rate"},
+		{"-action-burst 0", "-action-burst"},
+		{"-store redis://localhost", "use file or memory"},
+		{"-data=", "-data: name a folder"},
+		{"-drain 0s", "-drain"},
+		{"-log-level loud", "-log-level"},
+		{"-log-format xml", "-log-format"},
+		{"-log-format xml -drain 0s", "-drain: 0s is no time to stop in; the default is 10s\n-log-format"},
+		{"-nonsense", "-nonsense"},
+		{"extra", "extra"},
+	} {
+		_, err := parse(tt.args)
+		if _, ok := err.(usageError); !ok || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v, want a usage error with %q", tt.args, err, tt.want)
+		}
+	}
+}

@@ -1,0 +1,259 @@
+// Plusminus serves one counter that everyone changes together, over WebSockets and TLS,
+// with certificates that it obtains and renews itself. See README.md.
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"plusminus/acme"
+	"plusminus/hub"
+	"plusminus/hub/journal"
+	"plusminus/static"
+)
+
+// version is set by the linker (-X main.version=…) in images and releases.
+var version string
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+		os.Exit(0)
+	case errors.As(err, new(usageError)):
+		fmt.Fprintf(os.Stderr, "plusminus: %v\nplusminus -h lists the flags\n", err)
+		os.Exit(2)
+	default:
+		fmt.Fprintf(os.Stderr, "plusminus: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+// run does what args say. It returns when that is done or, for a server, when ctx ends.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	command := ""
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		command, args = args[0], args[1:]
+	}
+	switch command {
+	case "":
+		cfg, err := parseConfig(args, os.LookupEnv, stdout)
+		if err != nil {
+			return err
+		}
+		return serve(ctx, cfg, newLogger(cfg, stderr), nil)
+	case "healthcheck":
+		cfg, err := parseConfig(args, os.LookupEnv, stdout)
+		if err != nil {
+			return err
+		}
+		return healthcheck(ctx, cfg, stdout)
+	case "version":
+		_, err := fmt.Fprintln(stdout, "plusminus", versionString())
+		return err
+	}
+	return usageError{fmt.Errorf("unknown command %q: there are healthcheck and version; without one, plusminus serves", command)}
+}
+
+// serve runs the server until ctx ends, and then stops it. It passes the addresses that
+// it listens on to listening, unless that is nil.
+func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(addresses)) error {
+	log.Info("starting", "version", versionString(), "domains", domainNames(cfg.domains), "data", cfg.data, "max_clients", cfg.maxClients)
+
+	if err := os.MkdirAll(cfg.data, 0o700); err != nil {
+		return fmt.Errorf("making the data folder: %w", err)
+	}
+	if err := checkWritable(cfg.data); err != nil {
+		return err
+	}
+	var certs *acme.Provider // nil without TLS
+	if !cfg.plain {
+		var err error
+		if certs, err = newProvider(cfg, log); err != nil {
+			return err
+		}
+	}
+	var store hub.Store = new(hub.Memory)
+	if !cfg.memory {
+		file, err := journal.Open(cfg.data)
+		if err != nil {
+			return err
+		}
+		defer file.Close()
+		store = file
+	}
+	h, err := hub.New(ctx, hub.Config{
+		Store:           store,
+		Logger:          log,
+		Origins:         cfg.origins,
+		MaxClients:      cfg.maxClients,
+		MaxClientsPerIP: cfg.maxClientsPerIP,
+		ActionRate:      cfg.actionRate,
+		ActionBurst:     cfg.actionBurst,
+	})
+	if err != nil {
+		return err
+	}
+
+	var (
+		public = &site{domains: cfg.domains, certs: certs, hub: h, page: static.Handler()}
+		health = &health{hub: h, certs: certs}
+		srv    = newServer(public, log) // TLS, or everything with -plain
+		plain  = newServer(nil, log)    // challenges and redirects
+		admin  = newServer(health, log) // loopback
+		addrs  addresses
+	)
+	lns, err := listenAll(ctx, cfg)
+	if err != nil {
+		return errors.Join(err, h.Shutdown(ctx))
+	}
+	defer lns.close() // those that no server has taken
+	addrs = lns.addresses()
+	log.Info("listening", "url", pageURL(cfg, addrs), "https", addrs.HTTPS, "http", addrs.HTTP, "admin", addrs.Admin)
+
+	// The servers run until they are shut down; what comes first, the end of ctx or the
+	// failure of one, stops all.
+	g, ctx := errgroup.WithContext(ctx)
+	for _, ln := range lns.https {
+		g.Go(func() error { return serveOn(srv, tls.NewListener(hub.NewListener(ln), certs.TLSConfig())) })
+	}
+	if lns.http != nil {
+		if cfg.plain {
+			g.Go(func() error { return serveOn(srv, hub.NewListener(lns.http)) })
+		} else {
+			plain.Handler = certs.HTTPHandler(&redirect{site: public, port: httpsPort(addrs.HTTPS)})
+			g.Go(func() error { return serveOn(plain, lns.http) })
+		}
+	}
+	if lns.admin != nil {
+		g.Go(func() error { return serveOn(admin, lns.admin) })
+	}
+	if certs != nil {
+		g.Go(func() error { return certs.Run(ctx) }) // not before the listeners: the CA's challenges arrive on them
+	}
+	if listening != nil {
+		listening(addrs)
+	}
+
+	<-ctx.Done()
+	began := time.Now()
+	log.Info("stopping", "reason", context.Cause(ctx), "users", h.Stats().Users, "drain", cfg.drain.String())
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.drain)
+	defer cancel()
+	// Shutdown of net/http does not know WebSockets, and the hub knows nothing else. The
+	// admin listener goes last, to say until then that we are stopping.
+	var stop errgroup.Group
+	stop.Go(func() error { return h.Shutdown(grace) })
+	stop.Go(func() error { return srv.Shutdown(grace) })
+	stop.Go(func() error { return plain.Shutdown(grace) })
+	if err := stop.Wait(); err != nil {
+		log.Warn("some clients were cut off: they did not finish in time", "err", err)
+	}
+	srv.Close()
+	plain.Close()
+	admin.Close()
+	err = g.Wait()
+	log.Info("stopped", "took", time.Since(began).Round(time.Millisecond).String())
+	return err
+}
+
+// checkWritable makes sure that files can be made in dir. Everything that is kept is kept
+// there, and a volume with the wrong owner is the usual mistake with containers.
+func checkWritable(dir string) error {
+	f, err := os.CreateTemp(dir, ".write-test-*")
+	if err != nil {
+		return fmt.Errorf("-data: %w; the folder must belong to the user that plusminus runs as, uid %d", err, os.Getuid())
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
+func serveOn(srv *http.Server, ln net.Listener) error {
+	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving on %s: %w", ln.Addr(), err)
+	}
+	return nil
+}
+
+// newServer returns a server with limits fit for strangers.
+func newServer(handler http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler: handler,
+		// A request has no body, and its header fits one packet. Ten seconds also bound the
+		// TLS handshake, and are enough for one over a bad mobile connection. They do not
+		// bound a WebSocket: the hub has its own rules.
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    8 << 10,
+		ErrorLog:          slog.NewLogLogger(quietHandler{log.Handler()}, slog.LevelWarn),
+	}
+}
+
+func newProvider(cfg *config, log *slog.Logger) (*acme.Provider, error) {
+	c := acme.Config{
+		Domains:      cfg.domains,
+		Dir:          cfg.data,
+		CertFile:     cfg.cert,
+		KeyFile:      cfg.key,
+		DirectoryURL: cfg.directory,
+		Email:        cfg.email,
+		EABKeyID:     cfg.eabKID,
+		Profile:      cfg.profile,
+		Logger:       log,
+	}
+	if cfg.caRoot != "" {
+		pem, err := os.ReadFile(cfg.caRoot)
+		if err != nil {
+			return nil, fmt.Errorf("reading -acme-ca-root: %w", err)
+		}
+		c.RootCAs = x509.NewCertPool()
+		if !c.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("reading -acme-ca-root: %s holds no PEM certificate", cfg.caRoot)
+		}
+	}
+	if cfg.eabKeyFile != "" {
+		key, err := readEABKey(cfg.eabKeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("reading -acme-eab-key-file: %w", err)
+		}
+		c.EABKey = key
+	}
+	return acme.New(c)
+}
+
+func domainNames(domains []acme.Domain) []string {
+	names := make([]string, len(domains))
+	for i, d := range domains {
+		names[i] = d.Name
+	}
+	return names
+}
+
+func versionString() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}

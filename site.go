@@ -1,0 +1,109 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"golang.org/x/net/http/httpguts"
+
+	"plusminus/acme"
+	"plusminus/hub"
+)
+
+// site is what the public sees: the page, the state, and the hub behind every path.
+type site struct {
+	domains []acme.Domain
+	certs   *acme.Provider // nil without TLS of our own
+	hub     *hub.Hub
+	page    http.Handler
+}
+
+func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	domain, ok := s.host(w, r)
+	if !ok {
+		return
+	}
+	// From here on browsers will refuse to go around a broken certificate, so that this
+	// has to wait for a certificate that they trust.
+	// https://www.rfc-editor.org/rfc/rfc6797#section-7.2
+	if s.certs != nil && s.certs.PubliclyTrusted(domain) {
+		w.Header().Set("Strict-Transport-Security", "max-age=31536000")
+	}
+	switch {
+	case httpguts.HeaderValuesContainsToken(r.Header["Upgrade"], "websocket"):
+		s.hub.ServeHTTP(w, r)
+	case r.URL.Path == "/state":
+		s.state(w, r)
+	default:
+		s.page.ServeHTTP(w, r)
+	}
+}
+
+// host returns the domain that r is for. If that is none of ours it answers 421, and
+// reports false: a page of somebody's own name that resolves to us (DNS rebinding) gets
+// nothing. https://www.rfc-editor.org/rfc/rfc9110#section-15.5.20
+func (s *site) host(w http.ResponseWriter, r *http.Request) (string, bool) {
+	host := hostOf(r.Host)
+	for _, d := range s.domains {
+		if d.Name == host {
+			return d.Name, true
+		}
+	}
+	http.Error(w, fmt.Sprintf("this server is not %q; its -domain flag says what it serves", host), http.StatusMisdirectedRequest)
+	return "", false
+}
+
+// hostOf returns the host of a Host header as domains are written: without the port and
+// the trailing dot, lower case, IP addresses in canonical form.
+func hostOf(header string) string {
+	host := header
+	if h, _, err := net.SplitHostPort(header); err == nil {
+		host = h
+	}
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	if ip, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		return ip.Unmap().String()
+	}
+	return host
+}
+
+// state answers GET /state.
+func (s *site) state(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		http.Error(w, "only GET", http.StatusMethodNotAllowed)
+		return
+	}
+	stats := s.hub.Stats()
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	writeJSON(w, struct {
+		Value int64 `json:"value"`
+		Users int   `json:"users"`
+	}{stats.Value, stats.Users})
+}
+
+// writeJSON writes v. An error means that the client has gone.
+func writeJSON(w http.ResponseWriter, v any) {
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+// redirect sends plain requests for one of our domains to https.
+type redirect struct {
+	site *site
+	port string // ":8443", or "" for 443
+}
+
+func (h *redirect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	domain, ok := h.site.host(w, r)
+	if !ok {
+		return
+	}
+	// 308 keeps the method. https://www.rfc-editor.org/rfc/rfc9110#section-15.4.9
+	http.Redirect(w, r, "https://"+urlHost(domain)+h.port+r.URL.RequestURI(), http.StatusPermanentRedirect)
+}
