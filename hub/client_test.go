@@ -1,0 +1,28 @@
+package hub
+
+import "testing"
+
+// An action on its way from the client's bytes to the write of the new state, through
+// the WebSocket library and all goroutines, allocates nothing.
+func TestActionDoesNotAllocate(t *testing.T) {
+	h := newFakeHub(t, Config{Shards: 1})
+	defer h.stop()
+	ws, conn := h.dial()
+	defer ws.CloseNow()
+	buf := make([]byte, 1<<10)
+	act := func(frame []byte) {
+		if _, err := conn.Write(frame); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Read(buf); err != nil {
+			t.Fatal(err)
+		}
+	}
+	up, down := maskedFrame(plus), maskedFrame(minus)
+	if n := testing.AllocsPerRun(1000, func() {
+		act(up)
+		act(down)
+	}); n > 0 {
+		t.Errorf("%v allocations for two actions, want none", n)
+	}
+}
