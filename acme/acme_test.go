@@ -169,6 +169,9 @@ func TestBothPortsClosed(t *testing.T) {
 	if got := ca.Orders(); got != 3 {
 		t.Errorf("%d orders after a visit, want 3", got)
 	}
+	if _, err := s.issuer.obtain(t.Context(), domain); err.(*failure).free {
+		t.Error("an attempt that placed orders counts as one that cost nothing")
+	}
 }
 
 func TestRestart(t *testing.T) {
@@ -728,6 +731,9 @@ func TestCannotAskCA(t *testing.T) {
 	refused.waitFailure(t)
 	if got := refused.status(t, domain).LastError; !strings.Contains(got.Reason, "directory: ") || !strings.Contains(got.Hint, "check outgoing connections") {
 		t.Errorf("LastError = %+v, want a hint that the CA cannot be reached", got)
+	}
+	if _, err := refused.issuer.obtain(t.Context(), domain); !err.(*failure).free {
+		t.Error("an attempt that did not reach the CA counts as one that cost something")
 	}
 }
 

@@ -143,6 +143,7 @@ func (is *issuer) obtain(ctx context.Context, name string) (*tls.Certificate, er
 		return nil, &failure{
 			reason: "nothing was ordered, since it could not be stored: " + err.Error(),
 			hint:   "check the data folder's owner, mode and free space",
+			free:   true,
 		}
 	}
 
@@ -173,7 +174,9 @@ func (is *issuer) obtain(ctx context.Context, name string) (*tls.Certificate, er
 	case ctx.Err() != nil && err != nil:
 		return nil, ctx.Err()
 	case err != nil:
-		return nil, newFailure(err, problems, retryAfter)
+		f := newFailure(err, problems, retryAfter)
+		f.free = t.costNothing()
+		return nil, f
 	}
 	if err := is.keepStored(name, cert); err != nil {
 		is.log.Error("certificate not stored: a restart will order another", "domain", name, "err", err)

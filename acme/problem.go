@@ -14,6 +14,7 @@ type failure struct {
 	reason     string    // one line; the CA's own words where it gave any
 	hint       string    // what to look at; may be empty
 	retryAfter time.Time // when the CA said to come back; zero if it did not
+	free       bool      // no order was placed
 }
 
 func (f *failure) Error() string { return f.reason }

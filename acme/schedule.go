@@ -107,6 +107,11 @@ func (p *Provider) keep(ctx context.Context, s *site) {
 		if f.retryAfter.IsZero() {
 			failures++ // a CA that names the time has told us nothing about our own set-up
 		}
+		if f.free {
+			// The long waits are for the sake of the CA's limits. A network or a disk that was away
+			// for an hour must not keep us waiting for a day.
+			failures = min(failures, 2)
+		}
 		next = retryTime(now, failures, f.retryAfter, p.cfg.random())
 		s.plan(next, &LastError{When: now, Reason: f.reason, Hint: f.hint})
 		level := slog.LevelWarn

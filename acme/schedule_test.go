@@ -130,6 +130,30 @@ func TestKeepRetries(t *testing.T) {
 	})
 }
 
+// A CA or a disk that is away for a night keeps nobody waiting for another day.
+func TestKeepRetriesForFree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		var last time.Duration
+		p, s, _ := newScheduled(t, func(context.Context) (*tls.Certificate, error) {
+			last = time.Since(start)
+			if last < 8*time.Hour {
+				return nil, &failure{reason: "cannot reach the CA", free: true}
+			}
+			return testPair(t, 90*day), nil
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); p.keep(ctx, s) }()
+		time.Sleep(9 * time.Hour)
+		cancel()
+		<-done
+		if want := 8*time.Hour + time.Minute; last != want { // 1 minute, and then every 10
+			t.Errorf("the attempt that succeeded came after %v, want %v", last, want)
+		}
+	})
+}
+
 func TestKeepRenews(t *testing.T) {
 	for _, test := range []struct{ life, want time.Duration }{
 		{90 * day, 60 * day},

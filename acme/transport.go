@@ -59,6 +59,7 @@ type transport struct {
 	steps      map[string]string // URL -> what a request to it does; grows as answers name URLs
 	accepted   bool              // the CA was told to validate the current order's challenge
 	polls      int               // how often the current order was polled
+	ordered    bool              // a newOrder was sent
 	noMore     bool              // no newOrder is let through any more
 	retired    bool              // what comes now is housekeeping, not part of the attempt
 	problems   []*problem
@@ -70,6 +71,13 @@ func newTransport(ctx context.Context, is *issuer) *transport {
 		ctx: ctx, base: is.base, key: is.key, profile: is.profile, now: is.now, accounts: is.accounts,
 		steps: map[string]string{is.directory: "directory"},
 	}
+}
+
+// costNothing reports whether no order was placed, so that the CA has nothing to count.
+func (t *transport) costNothing() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.ordered
 }
 
 // retire ends the attempt, and returns what went wrong in it and when the CA wants to see us again.
@@ -86,6 +94,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	url := req.URL.String()
 	t.mu.Lock()
 	step, noMore := t.steps[url], t.noMore
+	t.ordered = t.ordered || step == "newOrder" && !noMore
 	t.mu.Unlock()
 	if step == "newOrder" && noMore {
 		closeBody(req)
