@@ -149,6 +149,7 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(ad
 	if certs != nil {
 		g.Go(func() error { return certs.Run(ctx) }) // not before the listeners: the CA's challenges arrive on them
 	}
+	g.Go(func() error { keepPace(ctx, func() int { return h.Stats().Users }); return nil })
 	if listening != nil {
 		listening(addrs)
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/netip"
 	"runtime/debug"
 	"sync"
@@ -37,7 +36,7 @@ type client struct {
 
 	// Owned by serve.
 	left    bool
-	limiter *rate.Limiter // nil: no limit
+	limiter *rate.Limiter // nil until the first action
 	rubbish int           // messages in a row that were no actions
 }
 
@@ -86,6 +85,9 @@ func (c *client) readLoop() (err error) {
 	// dead peer costs is bounded by pings, what a closing one costs by a read deadline.
 	ctx := context.Background()
 	for {
+		if err := c.readKnown(); err != nil {
+			return err
+		}
 		typ, r, err := c.ws.Reader(ctx)
 		if err != nil {
 			return err
@@ -102,15 +104,32 @@ func (c *client) readLoop() (err error) {
 			if c.rubbish++; c.rubbish == maxRubbish {
 				return closeError{codeRubbish, reasonRubbish}
 			}
-		case c.limiter != nil && !c.limiter.Allow():
+		case !c.allowed():
 			c.refuse(refusedRate)
 		default:
-			c.rubbish = 0
-			if !sendTo(c.hub, c.hub.actions, action{c, delta}) {
-				return net.ErrClosed
-			}
+			c.act(action{c, delta, 1})
 		}
 	}
+}
+
+// act passes a run of actions on to the hub.
+func (c *client) act(run action) {
+	if run.count > 0 {
+		c.rubbish = 0
+		sendTo(c.hub, c.hub.actions, run)
+	}
+}
+
+// allowed reports whether the client may send an action now, and counts it.
+func (c *client) allowed() bool {
+	cfg := &c.hub.cfg
+	if cfg.ActionRate == 0 {
+		return true
+	}
+	if c.limiter == nil { // most clients only watch
+		c.limiter = rate.NewLimiter(rate.Limit(cfg.ActionRate), cfg.ActionBurst)
+	}
+	return c.limiter.Allow()
 }
 
 // messages holds buffers for one message each. An idle client holds none.

@@ -26,7 +26,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.refuseHandshake(w, r, http.StatusForbidden, fmt.Sprintf("pages of %q may not connect here", origin))
 		return
 	}
-	c := &client{hub: h, index: -1, limiter: h.newLimiter(), remote: addressOf(r.RemoteAddr)}
+	c := &client{hub: h, index: -1, remote: addressOf(r.RemoteAddr)}
 	if reason := h.admit(c); reason != "" {
 		// Ten seconds: the page's own backoff is of that order, and a full server gains
 		// nothing from being asked more often.

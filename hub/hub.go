@@ -5,12 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/time/rate"
 )
 
 // Config is what [New] needs to know. Only Store is required.
@@ -106,10 +105,11 @@ const (
 	usersPace  = 200 * time.Microsecond
 )
 
-// action is +1 or -1 from a client.
+// action is +1 or -1 from a client, or several of the same in a row.
 type action struct {
 	from  *client
 	delta int8
+	count int
 }
 
 // maxBatch bounds how many actions one commit carries. When that many are waiting for
@@ -118,18 +118,18 @@ const maxBatch = 4096
 
 // batch is a series of actions that the store gets as one change.
 type batch struct {
-	delta      int64     // the sum of deltas
-	deltas     []int8    // one for each action that counts, in order
-	senders    []*client // of those
-	outOfRange []*client // senders of actions that would leave ±MaxValue
+	delta      int64    // the sum of deltas
+	deltas     []int8   // one for each action that counts, in order
+	actions    []action // the same
+	outOfRange []action // those that would leave ±MaxValue
 }
 
 func (b *batch) len() int { return len(b.deltas) + len(b.outOfRange) }
 
 func (b *batch) reset() {
-	clear(b.senders) // or clients that left would be kept alive
+	clear(b.actions) // or clients that left would be kept alive
 	clear(b.outOfRange)
-	*b = batch{deltas: b.deltas[:0], senders: b.senders[:0], outOfRange: b.outOfRange[:0]}
+	*b = batch{deltas: b.deltas[:0], actions: b.actions[:0], outOfRange: b.outOfRange[:0]}
 }
 
 // result is what became of a batch.
@@ -184,6 +184,11 @@ func New(ctx context.Context, cfg Config) (*Hub, error) {
 // sendTo sends v on ch, and reports false if the hub has ended instead.
 func sendTo[T any](h *Hub, ch chan<- T, v T) bool {
 	select {
+	case ch <- v: // far cheaper than a choice, and there mostly is room
+		return true
+	default:
+	}
+	select {
 	case ch <- v:
 		return true
 	case <-h.done:
@@ -221,6 +226,7 @@ func (h *Hub) loop(snap Snapshot) {
 		select {
 		case a := <-actions:
 			waiting.add(a, snap.Value, inFlight)
+			h.takeActions(waiting, maxBatch, snap.Value, inFlight)
 
 		case r := <-h.committed:
 			if r.err == nil {
@@ -249,14 +255,7 @@ func (h *Hub) loop(snap Snapshot) {
 
 		case <-h.done:
 			// The clients have gone. What they sent counts all the same.
-			for more := true; more; {
-				select {
-				case a := <-h.actions:
-					waiting.add(a, snap.Value, inFlight)
-				default:
-					more = false
-				}
-			}
+			h.takeActions(waiting, math.MaxInt, snap.Value, inFlight)
 			if inFlight != nil {
 				<-h.committed
 			}
@@ -269,22 +268,40 @@ func (h *Hub) loop(snap Snapshot) {
 	}
 }
 
+// takeActions puts those actions behind b that have arrived already, up to limit.
+func (h *Hub) takeActions(b *batch, limit int, value int64, inFlight *batch) {
+	for b.len() < limit {
+		select {
+		case a := <-h.actions:
+			b.add(a, value, inFlight)
+		default:
+			return
+		}
+	}
+}
+
 // storeRetry is how long after a failed commit the store is tried again, actions or not.
 const storeRetry = time.Second
 
 // add puts a behind the actions that are waiting, on top of value and inFlight.
 func (b *batch) add(a action, value int64, inFlight *batch) {
-	value += b.delta + int64(a.delta)
 	if inFlight != nil {
 		value += inFlight.delta
 	}
-	if value > MaxValue || value < -MaxValue {
-		b.outOfRange = append(b.outOfRange, a.from)
+	room := MaxValue - int64(a.delta)*(value+b.delta) // before it leaves the range
+	refused := a
+	a.count = int(min(int64(a.count), room))
+	if refused.count -= a.count; refused.count > 0 {
+		b.outOfRange = append(b.outOfRange, refused)
+	}
+	if a.count == 0 {
 		return
 	}
-	b.delta += int64(a.delta)
-	b.deltas = append(b.deltas, a.delta)
-	b.senders = append(b.senders, a.from)
+	b.actions = append(b.actions, a)
+	b.delta += int64(a.delta) * int64(a.count)
+	for range a.count {
+		b.deltas = append(b.deltas, a.delta)
+	}
 }
 
 // commitLoop gives batches to the store, one at a time, and tells the senders of those
@@ -295,19 +312,22 @@ func (h *Hub) commitLoop() {
 		// The store bounds its own waiting; a commit is never given up half-way.
 		snap, err := h.store.Apply(context.Background(), b.delta)
 		h.noteStore(err)
-		for _, c := range b.outOfRange {
-			c.refuse(refusedRange)
-		}
-		if err != nil {
-			refused := refusedStore
-			if errors.Is(err, ErrRange) {
-				refused = refusedRange
-			}
-			for _, c := range b.senders {
-				c.refuse(refused)
-			}
+		refuseAll(b.outOfRange, refusedRange)
+		if errors.Is(err, ErrRange) {
+			refuseAll(b.actions, refusedRange)
+		} else if err != nil {
+			refuseAll(b.actions, refusedStore)
 		}
 		h.committed <- result{b, snap, err}
+	}
+}
+
+// refuseAll tells the senders of actions that they did not count, for each one.
+func refuseAll(actions []action, r *refusal) {
+	for _, a := range actions {
+		for range a.count {
+			a.from.refuse(r)
+		}
 	}
 }
 
@@ -482,11 +502,4 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 	close(h.done)
 	h.running.Wait()
 	return err
-}
-
-func (h *Hub) newLimiter() *rate.Limiter {
-	if h.cfg.ActionRate == 0 {
-		return nil
-	}
-	return rate.NewLimiter(rate.Limit(h.cfg.ActionRate), h.cfg.ActionBurst)
 }

@@ -53,14 +53,22 @@ func decode(typ websocket.MessageType, p []byte) (int8, *refusal) {
 	if typ != websocket.MessageText {
 		return 0, refusedBinary
 	}
-	// The bytes that JSON.stringify and Python's json.dumps make need no decoder.
-	switch string(p) {
-	case `{"action":"plus"}`, `{"action": "plus"}`:
-		return +1, nil
-	case `{"action":"minus"}`, `{"action": "minus"}`:
-		return -1, nil
+	if delta := knownAction(p); delta != 0 {
+		return delta, nil
 	}
 	return decodeJSON(p)
+}
+
+// knownAction returns +1 or -1 if p is an action in the very bytes that JSON.stringify or
+// Python's json.dumps make, which need no decoder, and 0 if it is anything else.
+func knownAction(p []byte) int8 {
+	switch string(p) {
+	case `{"action":"plus"}`, `{"action": "plus"}`:
+		return +1
+	case `{"action":"minus"}`, `{"action": "minus"}`:
+		return -1
+	}
+	return 0
 }
 
 func decodeJSON(p []byte) (int8, *refusal) {
@@ -93,8 +101,10 @@ const (
 	opText  = 0x1
 	opClose = 0x8
 	opPing  = 0x9
+	opPong  = 0xA
 
-	finBit = 0x80
+	finBit  = 0x80
+	maskBit = 0x80
 )
 
 // maxShortPayload is the longest payload whose length fits the second byte of a

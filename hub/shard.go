@@ -50,6 +50,11 @@ const (
 	// wheelSlots is the size of the timing wheel, whose slots are a second apart.
 	wheelSlots = pingEvery + pingJitter + 1
 
+	// longestPause bounds the pause between two sweeps that would follow each other at once.
+	// It is as long as the first one was, so that under load half of the time is left for
+	// reading.
+	longestPause = 25 * time.Millisecond
+
 	// flushEvery is how often the kept bytes of blocked clients are tried again.
 	flushEvery = 50 * time.Millisecond
 )
@@ -70,7 +75,11 @@ func (s *shard) run() {
 	flush := time.NewTicker(flushEvery)
 	defer flush.Stop()
 	flush.Stop() // runs while there are blocked clients
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	pause.Stop() // runs between two sweeps
 
+	wake := s.wake // nil between two sweeps
 	for {
 		blocked := len(s.blocked)
 		drain, abort := s.hub.draining, s.hub.aborting
@@ -81,8 +90,15 @@ func (s *shard) run() {
 			abort = nil
 		}
 		select {
-		case <-s.wake:
+		case <-wake:
+			began := time.Now()
 			s.sweep()
+			if len(s.wake) > 0 { // the state changes faster than all can be told
+				wake = nil
+				pause.Reset(min(time.Since(began), longestPause))
+			}
+		case <-pause.C:
+			wake = s.wake
 		case m := <-s.members:
 			if m.leaves {
 				s.leave(m.client)

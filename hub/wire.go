@@ -3,8 +3,8 @@ package hub
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"errors"
-	"io"
 	"net"
 	"net/http"
 	"sync"
@@ -14,7 +14,7 @@ import (
 // wire is the byte stream below one client's WebSocket, where two writers meet: the
 // WebSocket library, which answers pings and closes, and the hub, which writes frames
 // that it has encoded once for many clients. Each Write carries one frame, or several
-// whole ones, so that they never mix. All methods are safe from any goroutine.
+// whole ones, so that they never mix. Write and send are safe from any goroutine.
 type wire struct {
 	// Immutable after upgrade.Hijack.
 	net.Conn        // TLS, or TCP behind a proxy that ends TLS
@@ -23,6 +23,9 @@ type wire struct {
 	onBlock  func() // called when the library's write left sock blocked
 
 	heard atomic.Bool // the peer has sent something since the last look
+
+	// Owned by the client's serve.
+	in *bufio.Reader // what the library reads from; filled from Read
 
 	mu        sync.Mutex
 	closeSent bool // Guarded by mu.
@@ -39,13 +42,13 @@ type upgrade struct {
 var errNotOurs = errors.New("hub: the connection is not from a listener of hub.NewListener")
 
 const (
-	// readBuffer holds a frame header and an action twice over; it is all that an idle
-	// client keeps, where net/http would keep 4 KB.
-	readBuffer = 256
+	// readBuffer holds five actions; it is all that an idle client keeps, where net/http
+	// would keep 4 KB.
+	readBuffer = 128
 
 	// writeBuffer must hold the largest frame that the library writes, a control frame of
 	// 127 bytes, so that each reaches Write in one piece.
-	writeBuffer = 256
+	writeBuffer = 128
 )
 
 // Hijack implements http.Hijacker, with small buffers in the place of net/http's.
@@ -61,15 +64,18 @@ func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, errNotOurs
 	}
 	w.sock.neverWait()
+	if t, ok := nc.(*tls.Conn); ok {
+		trimTLS(t)
+	}
 
 	// What the client sent right behind its handshake has to lie in the new reader's
 	// buffer: the library looks nowhere else.
 	early, _ := brw.Reader.Peek(brw.Reader.Buffered())
-	br := bufio.NewReaderSize(io.MultiReader(bytes.NewReader(early), w), max(readBuffer, len(early)))
-	if _, err := br.Peek(len(early)); err != nil {
+	w.in = bufio.NewReaderSize(bytes.NewReader(early), max(readBuffer, len(early)))
+	if _, err := w.in.Peek(len(early)); err != nil {
 		return nil, nil, err
 	}
-	return w, bufio.NewReadWriter(br, bufio.NewWriterSize(w, writeBuffer)), nil
+	return w, bufio.NewReadWriter(w.in, bufio.NewWriterSize(w, writeBuffer)), nil
 }
 
 // Read implements net.Conn.

@@ -1,0 +1,43 @@
+package hub
+
+import (
+	"bytes"
+	"crypto/tls"
+	"net/http"
+	"reflect"
+	"testing"
+)
+
+// If this fails after a change of Go's version, see whether crypto/tls has come to give
+// its buffers back by itself, and then remove trimTLS.
+func TestTrimTLS(t *testing.T) {
+	_, srv := newTLSHub(t, Config{})
+	conn, err := tls.Dial("tcp", srv.Listener.Addr().String(), srv.Client().Transport.(*http.Transport).TLSClientConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	kept := func() (n int) {
+		for _, name := range []string{"hand", "rawInput"} {
+			field := reflect.ValueOf(conn).Elem().FieldByName(name)
+			if !field.IsValid() || field.Type() != reflect.TypeFor[bytes.Buffer]() {
+				t.Fatalf("tls.Conn has no bytes.Buffer named %s any more", name)
+			}
+			n += (*bytes.Buffer)(field.Addr().UnsafePointer()).Cap()
+		}
+		return n
+	}
+	before := kept()
+	trimTLS(conn)
+	if after := kept(); before < 1000 || after != 0 {
+		t.Errorf("%d bytes kept before, %d after, want over 1000 and none", before, after)
+	}
+	// The connection works on.
+	if _, err := conn.Write([]byte(rawHandshake)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 64)
+	if n, err := conn.Read(buf); err != nil || !bytes.HasPrefix(buf[:n], []byte("HTTP/1.1 101")) {
+		t.Errorf("read %q, %v, want the answer to an opening handshake", buf[:n], err)
+	}
+}

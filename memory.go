@@ -1,0 +1,65 @@
+package main
+
+import (
+	"context"
+	"os"
+	"runtime/debug"
+	"time"
+)
+
+const (
+	// paceEvery is how often the collector's pace is looked at.
+	paceEvery = 5 * time.Second
+
+	// easyClients is up to how many clients the collector keeps Go's usual pace, in which
+	// the heap doubles between two collections.
+	easyClients = 1000
+
+	// leastGCPercent bounds how hard the collector works. An idle client allocates nothing,
+	// so that even with many clients collections are rare.
+	leastGCPercent = 20
+)
+
+// gcPercent returns the pace for a number of clients (see GOGC in package runtime): what
+// may be allocated between two collections is what easyClients clients take, whatever
+// their number, until that would mean to collect all the time.
+func gcPercent(clients int) int {
+	if clients <= easyClients {
+		return 100
+	}
+	return max(leastGCPercent, 100*easyClients/clients)
+}
+
+// keepPace sets the collector's pace by the number of clients until ctx ends: a small
+// server stays quick, and in a large one memory goes to clients and not to garbage. When
+// many have come or left, what that has used is given back to the system. It does
+// nothing if GOGC is set: then a person has decided.
+func keepPace(ctx context.Context, clients func() int) {
+	if os.Getenv("GOGC") != "" {
+		return
+	}
+	tick := time.NewTicker(paceEvery)
+	defer tick.Stop()
+	defer debug.SetGCPercent(debug.SetGCPercent(100))
+	last, cleaned := 0, 0 // clients at the last look, and when memory was last given back
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		n := clients()
+		debug.SetGCPercent(gcPercent(n))
+		if settled := near(n, last); settled && !near(n, cleaned) {
+			debug.FreeOSMemory()
+			cleaned = n
+		}
+		last = n
+	}
+}
+
+// near reports whether two numbers of clients differ by less than a tenth of
+// easyClients, or of the numbers themselves.
+func near(a, b int) bool {
+	return max(a, b)-min(a, b) < max(easyClients, a, b)/10
+}
