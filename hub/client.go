@@ -25,7 +25,9 @@ type client struct {
 	wire   wire         // safe from any goroutine
 
 	// Owned by shard.
-	index     int    // in shard.clients; -1 when it is not there
+	index     int // in shard.clients; -1 when it is not there
+	slot      int // of shard.wheel, and the place there
+	slotIndex int
 	blocked   bool   // is in shard.blocked
 	pinged    bool   // a ping is on its way, and nothing was heard yet
 	closing   bool   // a close frame was sent

@@ -150,7 +150,8 @@ func (s *shard) join(c *client) {
 	s.write(c, s.scratch)
 }
 
-// leave forgets a client. The wheel and the blocked list drop it when they meet it.
+// leave forgets a client. The blocked list drops it when it meets it, at once; the wheel
+// would keep its memory for half a minute.
 func (s *shard) leave(c *client) {
 	last := len(s.clients) - 1
 	s.clients[c.index] = s.clients[last]
@@ -158,6 +159,7 @@ func (s *shard) leave(c *client) {
 	s.clients[last] = nil
 	s.clients = s.clients[:last]
 	c.index = -1
+	s.unschedule(c)
 }
 
 // sweep brings each client that is behind up to the newest state.
@@ -261,11 +263,25 @@ func (s *shard) flushBlocked() {
 	clear(blocked[len(s.blocked):])
 }
 
-// schedule has turnWheel look at c in the given number of seconds, which is below
-// wheelSlots.
+// schedule has turnWheel look at c in the given number of seconds, which is above 0 and
+// below wheelSlots.
 func (s *shard) schedule(c *client, seconds int) {
-	i := (s.slot + seconds) % wheelSlots
-	s.wheel[i] = append(s.wheel[i], c)
+	c.slot = (s.slot + seconds) % wheelSlots
+	c.slotIndex = len(s.wheel[c.slot])
+	s.wheel[c.slot] = append(s.wheel[c.slot], c)
+}
+
+// unschedule takes c off the wheel.
+func (s *shard) unschedule(c *client) {
+	slot := s.wheel[c.slot]
+	if c.slotIndex >= len(slot) || slot[c.slotIndex] != c {
+		return // it never was there: it joined while the hub was draining
+	}
+	last := len(slot) - 1
+	slot[c.slotIndex] = slot[last]
+	slot[c.slotIndex].slotIndex = c.slotIndex
+	slot[last] = nil
+	s.wheel[c.slot] = slot[:last]
 }
 
 // turnWheel pings those clients whose turn it is, and disconnects those that were
@@ -276,11 +292,9 @@ func (s *shard) turnWheel() {
 	s.wheel[s.slot] = due[:0]
 	for i, c := range due {
 		due[i] = nil
-		if c.index < 0 || c.closing {
-			continue
-		}
 		heard := c.wire.heard.Swap(false)
 		switch {
+		case c.closing: // has a deadline already
 		case heard || c.blocked: // flushBlocked looks after those that are blocked
 			c.pinged = false
 			s.schedule(c, pingEvery+rand.IntN(pingJitter+1))
