@@ -41,7 +41,11 @@ func keepPace(ctx context.Context, clients func() int) {
 	tick := time.NewTicker(paceEvery)
 	defer tick.Stop()
 	defer debug.SetGCPercent(debug.SetGCPercent(100))
-	last, cleaned := 0, 0 // clients at the last look, and when memory was last given back
+	var (
+		last        int  // clients at the last look
+		least, most int  // since memory was last given back
+		again       bool // what the first collection made free may hold more
+	)
 	for {
 		select {
 		case <-ctx.Done():
@@ -50,9 +54,11 @@ func keepPace(ctx context.Context, clients func() int) {
 		}
 		n := clients()
 		debug.SetGCPercent(gcPercent(n))
-		if settled := near(n, last); settled && !near(n, cleaned) {
+		least, most = min(least, n), max(most, n)
+		if moved := !near(least, most); near(n, last) && (moved || again) {
 			debug.FreeOSMemory()
-			cleaned = n
+			again = moved
+			least, most = n, n
 		}
 		last = n
 	}
