@@ -1,0 +1,343 @@
+package load
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Client is one WebSocket connection.
+type Client struct {
+	// Immutable after Connect.
+	crowd *Crowd
+	sock  *socket
+	conn  *tls.Conn
+	slow  bool // has a small receive buffer, and rounds do not wait for it
+
+	// Owned by the loop.
+	first bool   // it has not been looked at
+	rest  []byte // the start of a frame whose end has not come
+
+	// Safe from any goroutine.
+	value    atomic.Int64  // newest state; unknown before the first
+	at       atomic.Int64  // when it came, on the crowd's clock
+	progress chan struct{} // loop -> Flood: there is a new state; 1, a token is enough; nil for watchers
+	leaving  atomic.Bool
+	done     chan struct{} // closed by the loop when the connection has ended
+}
+
+// unknown is the value of a client that has not been told one.
+const unknown = math.MinInt64
+
+const (
+	// smallBuffer is the receive buffer of a slow client, in bytes; Linux doubles it.
+	smallBuffer = 2048
+
+	// smallSegment is the segment size of a slow client. The server's kernel reckons its
+	// send buffer by it; with the 64 KB of loopback it would take in megabytes before the
+	// server noticed anything.
+	smallSegment = 536
+)
+
+// The opening handshake of RFC 6455, section 1.3, with its key and the accept that
+// belongs to it: the servers' answers to a constant are no cheaper than to a nonce.
+const (
+	handshakeKey    = "dGhlIHNhbXBsZSBub25jZQ=="
+	handshakeAccept = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+)
+
+// dialTCP connects from one of the loopback addresses, so that ports do not run out.
+func (cr *Crowd) dialTCP(ctx context.Context, small bool) (*net.TCPConn, error) {
+	n := cr.dials.Add(1)
+	d := net.Dialer{
+		LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+n%sources))},
+		KeepAlive: -1,
+		Control: func(_, _ string, rc syscall.RawConn) error {
+			var err error
+			ctl := rc.Control(func(fd uintptr) {
+				// The port is chosen at connect, when the server's address is known, so that
+				// another one in TIME_WAIT does not count.
+				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+				if err == nil && small {
+					err = errors.Join(
+						unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, smallBuffer),
+						unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, smallSegment))
+				}
+			})
+			return errors.Join(ctl, err)
+		},
+	}
+	nc, err := d.DialContext(ctx, "tcp", cr.addr)
+	if err != nil {
+		return nil, err
+	}
+	return nc.(*net.TCPConn), nil
+}
+
+// dial makes a connection as far as the end of the opening handshake, and gives it to
+// the loop.
+func (cr *Crowd) dial(ctx context.Context, slow, acts bool) (*Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	tcp, err := cr.dialTCP(ctx, slow)
+	if err != nil {
+		return nil, err
+	}
+	sock := &socket{Conn: tcp}
+	c := &Client{crowd: cr, sock: sock, conn: tls.Client(sock, cr.tls), slow: slow, done: make(chan struct{})}
+	if acts {
+		c.progress = make(chan struct{}, 1)
+	}
+	c.value.Store(unknown)
+	early, err := c.handshake(ctx)
+	if err == nil {
+		err = sock.takeOver(tcp)
+	}
+	tcp.Close()
+	if err != nil {
+		return nil, err
+	}
+	if err := cr.loop.add(c, early); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// handshake returns what came behind the opening handshake.
+func (c *Client) handshake(ctx context.Context) ([]byte, error) {
+	deadline, _ := ctx.Deadline()
+	if err := c.conn.SetDeadline(deadline); err != nil {
+		return nil, err
+	}
+	if err := c.conn.HandshakeContext(ctx); err != nil {
+		return nil, fmt.Errorf("TLS: %w", err)
+	}
+	if _, err := c.conn.Write(c.crowd.request); err != nil {
+		return nil, err
+	}
+	buf, end := make([]byte, 2048), 0
+	for {
+		n, err := c.conn.Read(buf[end:])
+		if err != nil {
+			return nil, fmt.Errorf("opening handshake: %w", err)
+		}
+		end += n
+		head, early, ok := bytes.Cut(buf[:end], []byte("\r\n\r\n"))
+		switch {
+		case ok && bytes.HasPrefix(head, []byte("HTTP/1.1 101 ")) && bytes.Contains(head, []byte(handshakeAccept)):
+			return early, nil
+		case ok:
+			line, _, _ := bytes.Cut(head, []byte("\r\n"))
+			return nil, fmt.Errorf("opening handshake: the server said %q", line)
+		case end == len(buf):
+			return nil, errors.New("opening handshake: the answer is too long")
+		}
+	}
+}
+
+// read takes what has come, and returns the error that ends the connection.
+func (c *Client) read(buf []byte) error {
+	c.sock.ready = true
+	for {
+		n, err := c.conn.Read(buf)
+		if n > 0 {
+			if err := c.parse(buf[:n]); err != nil {
+				return err
+			}
+		}
+		if err == errNothingYet {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// parse takes all whole frames out of what was kept and p, and keeps the rest.
+func (c *Client) parse(p []byte) error {
+	if len(c.rest) > 0 {
+		p = append(c.rest, p...)
+	}
+	for {
+		opcode, payload, size, err := nextFrame(p)
+		if err != nil {
+			return err
+		}
+		if size == 0 {
+			c.rest = append(c.rest[:0], p...)
+			return nil
+		}
+		p = p[size:]
+		if err := c.take(opcode, payload); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *Client) take(opcode byte, payload []byte) error {
+	switch opcode {
+	case opText:
+		c.crowd.message(c, payload)
+	case opPing:
+		return c.Send(appendFrame(nil, opPong, payload))
+	case opClose:
+		if !c.leaving.Load() {
+			_ = c.Send(appendFrame(nil, opClose, payload)) // the server may have gone already
+		}
+		return io.EOF
+	}
+	return nil
+}
+
+// Send writes whole frames. It is safe from any goroutine.
+func (c *Client) Send(frames []byte) error {
+	_, err := c.conn.Write(frames)
+	return err
+}
+
+// leave starts the closing handshake, as a page does that is being closed.
+func (c *Client) leave() {
+	c.leaving.Store(true)
+	if err := c.Send(c.crowd.goingAway); err != nil {
+		c.sock.shut()
+	}
+}
+
+// Value returns the newest state that c has been told.
+func (c *Client) Value() int64 { return c.value.Load() }
+
+// Pause makes c stop reading, at the latest after what has come by now.
+func (c *Client) Pause() error { return c.crowd.loop.watch(c, unix.EPOLL_CTL_DEL, 0) }
+
+// Resume makes it read again.
+func (c *Client) Resume() error { return c.crowd.loop.watch(c, unix.EPOLL_CTL_ADD, unix.EPOLLIN) }
+
+// socket is what is below TLS: a connection of package net while handshakes are on, and
+// then its file descriptor alone, which the loop reads.
+type socket struct {
+	net.Conn // until takeOver
+
+	// Set by takeOver.
+	fd   int
+	mine bool
+
+	// An fd that was closed may be another connection's by now, so that it is used under a
+	// lock only: by writers, who may wait for the server, under writing; to end the
+	// connection under ending; and it is closed under both, taken in this order.
+	writing, ending sync.Mutex
+	closed          bool // Guarded by either; set under both.
+
+	// Owned by the loop.
+	ready bool // one read may be made: the loop was told that there is something
+}
+
+// errNothingYet says that a read would have to wait. crypto/tls lets reads go on after an
+// error that is temporary.
+var errNothingYet net.Error = nothingYet{}
+
+type nothingYet struct{}
+
+func (nothingYet) Error() string   { return "nothing to read yet" }
+func (nothingYet) Timeout() bool   { return true }
+func (nothingYet) Temporary() bool { return true }
+
+// takeOver makes the socket independent of tcp, which may be closed then. Package net
+// would make two system calls for a message, one to learn that there is no other.
+func (s *socket) takeOver(tcp *net.TCPConn) error {
+	rc, err := tcp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var dup error
+	ctl := rc.Control(func(fd uintptr) {
+		s.fd, dup = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+	})
+	s.mine = true
+	return errors.Join(ctl, dup)
+}
+
+func (s *socket) Read(p []byte) (int, error) {
+	if !s.mine {
+		return s.Conn.Read(p)
+	}
+	if !s.ready {
+		return 0, errNothingYet
+	}
+	s.ready = false
+	for {
+		n, err := unix.Read(s.fd, p)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN:
+			return 0, errNothingYet
+		case err != nil:
+			return 0, err
+		case n == 0:
+			return 0, io.EOF
+		}
+		return n, nil
+	}
+}
+
+// writeTimeout is how long a server may take nothing of what is sent.
+const writeTimeout = 30 * time.Second
+
+func (s *socket) Write(p []byte) (int, error) {
+	if !s.mine {
+		return s.Conn.Write(p)
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if s.closed {
+		return 0, net.ErrClosed
+	}
+	done := 0
+	for done < len(p) {
+		n, err := unix.Write(s.fd, p[done:])
+		done += max(n, 0)
+		switch err {
+		case nil, unix.EINTR:
+		case unix.EAGAIN:
+			fds := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLOUT}}
+			if n, err := unix.Poll(fds, int(writeTimeout.Milliseconds())); n == 0 && err == nil {
+				return done, fmt.Errorf("the server has read nothing for %v", writeTimeout)
+			}
+		default:
+			return done, err
+		}
+	}
+	return done, nil
+}
+
+// shut ends the connection; the loop sees that, and closes the file descriptor. It does
+// not wait for a writer, whom it frees.
+func (s *socket) shut() {
+	s.ending.Lock()
+	defer s.ending.Unlock()
+	if !s.closed {
+		_ = unix.Shutdown(s.fd, unix.SHUT_RDWR) // the server may have been first
+	}
+}
+
+// close is for the loop, which alone uses fd for reading.
+func (s *socket) close() {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	s.ending.Lock()
+	defer s.ending.Unlock()
+	s.closed = true
+	_ = unix.Close(s.fd)
+}

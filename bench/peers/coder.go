@@ -1,0 +1,119 @@
+package peers
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// coderHub is the usual hub on github.com/coder/websocket, in the shape of its chat
+// example: the set of clients is behind a mutex, the handler's goroutine writes what is
+// in the client's queue, and another one reads. The example's queue has room for 16
+// messages; here it is 256, as in gorilla's, so that a burst does not cost clients.
+func coderHub(cfg Config, ln net.Listener) error {
+	h := &coderRoom{announce: cfg.Announce, clients: map[*coderClient]struct{}{}}
+	return serveHTTPS(cfg, ln, h.serve)
+}
+
+type coderRoom struct {
+	announce bool
+
+	mu sync.Mutex
+	// Guarded by mu.
+	clients map[*coderClient]struct{}
+	value   int64
+}
+
+type coderClient struct {
+	messages  chan []byte
+	closeSlow func()
+}
+
+func (h *coderRoom) serve(w http.ResponseWriter, r *http.Request) {
+	conn, err := websocket.Accept(w, r, nil)
+	if err != nil {
+		return // it has answered
+	}
+	defer conn.CloseNow()
+	conn.SetReadLimit(512)
+	c := &coderClient{
+		messages: make(chan []byte, 256),
+		closeSlow: func() {
+			conn.Close(websocket.StatusPolicyViolation, "connection too slow to keep up with messages")
+		},
+	}
+	h.join(c)
+	defer h.leave(c)
+
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		defer cancel()
+		h.read(ctx, conn)
+	}()
+	for {
+		select {
+		case message := <-c.messages:
+			if err := writeTimeout(ctx, 5*time.Second, conn, message); err != nil {
+				return
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (h *coderRoom) read(ctx context.Context, conn *websocket.Conn) {
+	for {
+		_, p, err := conn.Read(ctx)
+		if err != nil {
+			return
+		}
+		if delta := deltaOf(p); delta != 0 {
+			h.mu.Lock()
+			h.value += delta
+			h.publishLocked(stateJSON(h.value))
+			h.mu.Unlock()
+		}
+	}
+}
+
+func (h *coderRoom) join(c *coderClient) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.clients[c] = struct{}{}
+	if h.announce {
+		h.publishLocked(usersJSON(len(h.clients)))
+	} else {
+		c.messages <- usersJSON(len(h.clients))
+	}
+	c.messages <- stateJSON(h.value)
+}
+
+func (h *coderRoom) leave(c *coderClient) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.clients, c)
+	if h.announce {
+		h.publishLocked(usersJSON(len(h.clients)))
+	}
+}
+
+func (h *coderRoom) publishLocked(message []byte) {
+	for c := range h.clients {
+		select {
+		case c.messages <- message:
+		default:
+			go c.closeSlow()
+		}
+	}
+}
+
+func writeTimeout(ctx context.Context, timeout time.Duration, conn *websocket.Conn, message []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	return conn.Write(ctx, websocket.MessageText, message)
+}

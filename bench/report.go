@@ -1,0 +1,199 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+// values are the numbers of one run, by the key of their column.
+type values map[string]float64
+
+// Sample is what one run of a scenario measured of one peer.
+type Sample struct {
+	Scenario string `json:"scenario"`
+	Peer     string `json:"peer"`
+	Clients  int    `json:"clients"`
+	Run      int    `json:"run"`
+	Values   values `json:"values"`
+	Note     string `json:"note,omitempty"`
+}
+
+// Results is everything that was measured, as -o writes it.
+type Results struct {
+	When    time.Time `json:"when"`
+	Machine Machine   `json:"machine"`
+	Command []string  `json:"command"`
+	Left    []string  `json:"left_out,omitempty"` // peers that could not run, and why
+	Samples []Sample  `json:"samples"`
+}
+
+// of returns the values of a column in run order, one for each run that has it.
+func (r *Results) of(scenario, peer string, clients int, key string) map[int]float64 {
+	m := map[int]float64{}
+	for _, s := range r.Samples {
+		if v, ok := s.Values[key]; ok && s.Scenario == scenario && s.Peer == peer && s.Clients == clients {
+			m[s.Run] = v
+		}
+	}
+	return m
+}
+
+func medianOf(m map[int]float64) (float64, bool) {
+	var xs []float64
+	for _, x := range m {
+		xs = append(xs, x)
+	}
+	return median(xs), len(xs) > 0
+}
+
+// ratio returns the median over the runs of a peer's value against the floor's in the
+// same run, so that what slows the machine down for a while slows down both.
+func (r *Results) ratio(scenario, peer string, clients int, key string) (float64, bool) {
+	floor := r.of(scenario, "floor", clients, key)
+	ratios := map[int]float64{}
+	for run, v := range r.of(scenario, peer, clients, key) {
+		if f := floor[run]; f > 0 {
+			ratios[run] = v / f
+		}
+	}
+	return medianOf(ratios)
+}
+
+// sizes returns the numbers of clients that a scenario was run with, ascending.
+func (r *Results) sizes(scenario string) []int {
+	var list []int
+	for _, s := range r.Samples {
+		if s.Scenario == scenario && !slices.Contains(list, s.Clients) {
+			list = append(list, s.Clients)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+// peers returns the peers in the order in which they first ran, the floor first.
+func (r *Results) peers(scenario string) []string {
+	var list []string
+	for _, s := range r.Samples {
+		if s.Scenario == scenario && !slices.Contains(list, s.Peer) {
+			list = append(list, s.Peer)
+		}
+	}
+	slices.SortStableFunc(list, func(a, b string) int {
+		return peerRank(a) - peerRank(b)
+	})
+	return list
+}
+
+// notes returns what the runs had to say, each thing once.
+func (r *Results) notes(scenario, peer string, clients int) string {
+	var list []string
+	for _, s := range r.Samples {
+		if s.Scenario == scenario && s.Peer == peer && s.Clients == clients && s.Note != "" && !slices.Contains(list, s.Note) {
+			list = append(list, s.Note)
+		}
+	}
+	return strings.Join(list, "; ")
+}
+
+func (r *Results) has(scenario, peer string, clients int) bool {
+	return slices.ContainsFunc(r.Samples, func(s Sample) bool {
+		return s.Scenario == scenario && s.Peer == peer && s.Clients == clients
+	})
+}
+
+// markdown writes a table for each scenario that was run.
+func (r *Results) markdown(w io.Writer) {
+	fmt.Fprintf(w, "Measured on %s: %s.\n", r.When.Format(time.DateOnly), r.Machine)
+	for _, left := range r.Left {
+		fmt.Fprintf(w, "Left out: %s.\n", left)
+	}
+	for _, sc := range scenarios {
+		if len(r.sizes(sc.name)) == 0 {
+			continue
+		}
+		fmt.Fprintf(w, "\n### %s\n\n%s\n\n", sc.title, sc.about)
+		r.table(w, sc)
+	}
+}
+
+func (r *Results) table(w io.Writer, sc scenario) {
+	type shown struct {
+		column
+		isRatio bool
+	}
+	var columns []shown
+	for _, c := range sc.columns {
+		if !slices.ContainsFunc(r.Samples, func(s Sample) bool { _, ok := s.Values[c.key]; return ok && s.Scenario == sc.name }) {
+			continue // nobody was asked
+		}
+		columns = append(columns, shown{c, false})
+		if c.ratio {
+			columns = append(columns, shown{c, true})
+		}
+	}
+	row := func(cells ...string) { fmt.Fprintf(w, "| %s |\n", strings.Join(cells, " | ")) }
+	head := []string{"clients", "server"}
+	rule := []string{"---:", "---"}
+	for _, c := range columns {
+		title := c.title
+		if c.isRatio {
+			title = "× floor"
+		}
+		head, rule = append(head, title), append(rule, "---:")
+	}
+	row(append(head, "")...)
+	row(append(rule, "---")...)
+	for _, n := range r.sizes(sc.name) {
+		for _, p := range r.peers(sc.name) {
+			if !r.has(sc.name, p, n) {
+				continue
+			}
+			cells := []string{grouped(fmt.Sprint(n)), p}
+			for _, c := range columns {
+				format, get := c.format, func() (float64, bool) { return medianOf(r.of(sc.name, p, n, c.key)) }
+				if c.isRatio {
+					format, get = "%.2f", func() (float64, bool) { return r.ratio(sc.name, p, n, c.key) }
+				}
+				cell := "–"
+				if v, ok := get(); ok {
+					if c.isRatio && v < 0.01 {
+						format = "%.5f"
+					}
+					cell = grouped(fmt.Sprintf(format, v))
+				}
+				cells = append(cells, cell)
+			}
+			row(append(cells, r.notes(sc.name, p, n))...)
+		}
+	}
+}
+
+// grouped puts commas between the thousands of a number in decimal notation.
+func grouped(s string) string {
+	whole, fraction, hasFraction := strings.Cut(s, ".")
+	sign := ""
+	if rest, ok := strings.CutPrefix(whole, "-"); ok {
+		sign, whole = "-", rest
+	}
+	for i := len(whole) - 3; i > 0; i -= 3 {
+		whole = whole[:i] + "," + whole[i:]
+	}
+	if hasFraction {
+		whole += "." + fraction
+	}
+	return sign + whole
+}
+
+func (r *Results) writeJSON(file string) error {
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, append(b, '\n'), 0o644)
+}

@@ -1,0 +1,428 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"plusminus/bench/load"
+)
+
+// A scenario is one thing that is measured.
+type scenario struct {
+	name    string
+	title   string
+	about   string
+	optIn   bool // runs only when it is asked for by name
+	columns []column
+	run     func(context.Context, *bench, peer) error
+}
+
+// column is one number of a scenario.
+type column struct {
+	key    string
+	title  string
+	format string
+	ratio  bool // followed by its ratio to the floor
+}
+
+var scenarios = []scenario{
+	{
+		name:  "fanout",
+		title: "Fan-out: one change to n clients",
+		about: "One client acts, and waits until all have the new value before it acts again. CPU is the server's, for each value that was delivered. The time is from sending the action until the last client has the value.",
+		columns: []column{
+			{"cpu_us", "CPU a message, µs", "%.1f", true},
+			{"last_ms", "last client, ms", "%.2f", true},
+			{"load_pct", "load's core busy, %", "%.0f", false},
+		},
+		run: fanout,
+	},
+	{
+		name:  "merging",
+		title: "Merging: as many actions as the server takes",
+		about: "20 clients send `plus` as fast as the server takes it, all n watch. The two times are from the last action, and from the moment at which the first client was at the final value, until every client is there.",
+		columns: []column{
+			{"rate", "actions/s", "%.0f", true},
+			{"send_ms", "all at the final value after the last action, ms", "%.0f", false},
+			{"ack_ms", "after the first client, ms", "%.0f", false},
+			{"load_pct", "load's core busy, %", "%.0f", false},
+		},
+		run: merging,
+	},
+	{
+		name:  "memory",
+		title: "Memory: n idle clients",
+		about: "Resident memory of the server's process, less what it had before the first client came. Kernel memory of the sockets is not in it.",
+		columns: []column{
+			{"rss_kb", "RSS a client, KB", "%.1f", true},
+			{"start_mb", "RSS at start, MB", "%.1f", false},
+			{"after_pct", "RSS a minute after all left, % of start", "%.0f", false},
+		},
+		run: memory,
+	},
+	{
+		name:  "arrival",
+		title: "Arrival: n clients at once, and their leaving",
+		about: "200 handshakes at a time. Messages are those that all clients together were sent until it was quiet again, for each client.",
+		columns: []column{
+			{"cpu_ms", "CPU to admit a client, ms", "%.2f", true},
+			{"wall_s", "until all were in, s", "%.1f", false},
+			{"messages", "messages a client", "%.1f", false},
+			{"leave_ms", "CPU when it leaves, ms", "%.2f", true},
+			{"load_pct", "load's core busy, %", "%.0f", false},
+		},
+		run: arrival,
+	},
+	{
+		name:  "slow",
+		title: "Slow: one client in ten stops reading",
+		about: "The others' time to the last client, before and while the sockets of those are full. 20 of the stuck clients read again after some seconds; the other 180 never do, and are to be disconnected; the time is from when their sockets were full.",
+		columns: []column{
+			{"before_ms", "last client before, ms", "%.2f", false},
+			{"during_ms", "meanwhile, ms", "%.2f", false},
+			{"slowdown", "ratio", "%.2f", false},
+			{"closed", "stuck clients disconnected", "%.0f", false},
+			{"closed_s", "after, s", "%.1f", false},
+			{"newest", "of 20 that read again, got the newest value", "%.0f", false},
+			{"newest_ms", "after, ms", "%.0f", false},
+			{"lost", "others that were disconnected", "%.0f", false},
+		},
+		run: slow,
+	},
+	{
+		name:  "soak",
+		title: "Soak: churn, and half of the clients hostile",
+		about: "Half of the clients behave, and one in a hundred of those leaves and comes again each second. The others never read, send rubbish, connect and drop, or stop half-way through the TLS handshake.",
+		optIn: true,
+		columns: []column{
+			{"rss_start_mb", "RSS in the second tenth of the time, MB", "%.1f", false},
+			{"rss_end_mb", "in the last tenth, MB", "%.1f", false},
+			{"rss_max_mb", "most, MB", "%.1f", false},
+			{"fds_max", "most open files", "%.0f", false},
+			{"last_start_ms", "last client in the second tenth, ms", "%.1f", false},
+			{"last_end_ms", "in the last tenth, ms", "%.1f", false},
+			{"lost", "honest clients disconnected", "%.0f", false},
+			{"hostile", "hostile connections made", "%.0f", false},
+		},
+		run: soak,
+	},
+}
+
+// parallel is how many handshakes are under way at once.
+const parallel = 200
+
+// meter measures what the server and the load use between two moments.
+type meter struct {
+	pid     int
+	at      time.Time
+	cpu     time.Duration // of the server
+	loadCPU time.Duration
+}
+
+func newMeter(pid int) (meter, error) {
+	cpu, err := cpuTime(pid)
+	return meter{pid, time.Now(), cpu, ownCPU()}, err
+}
+
+// stop returns the server's CPU time since newMeter, and how busy the load was, in percent
+// of one core.
+func (m meter) stop() (cpu time.Duration, loadPercent float64, err error) {
+	now, err := cpuTime(m.pid)
+	return now - m.cpu, 100 * (ownCPU() - m.loadCPU).Seconds() / time.Since(m.at).Seconds(), err
+}
+
+func ownCPU() time.Duration {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &ts) != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
+
+// quiet waits until the server does next to nothing: less than 5 % of a core.
+func quiet(ctx context.Context, s *server, atMost time.Duration) error {
+	const look = 300 * time.Millisecond
+	for end := time.Now().Add(atMost); time.Now().Before(end); {
+		if err := s.running(); err != nil {
+			return err
+		}
+		m, err := newMeter(s.pid)
+		if err != nil {
+			return err
+		}
+		if err := sleep(ctx, look); err != nil {
+			return err
+		}
+		if cpu, _, err := m.stop(); err != nil || cpu < look/20 {
+			return err
+		}
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// rounds makes k rounds and returns the time of each.
+func rounds(ctx context.Context, cr *load.Crowd, actor *load.Client, k int) ([]time.Duration, error) {
+	times := make([]time.Duration, 0, k)
+	for range k {
+		d, err := cr.Round(ctx, actor)
+		if err != nil {
+			return nil, err
+		}
+		times = append(times, d)
+	}
+	return times, nil
+}
+
+func fanout(ctx context.Context, b *bench, p peer) error {
+	s, err := b.lab.start(ctx, p, false)
+	if err != nil {
+		return err
+	}
+	defer s.stop()
+	cr, err := load.New(s.addr)
+	if err != nil {
+		return err
+	}
+	defer cr.Abandon()
+	actors, err := cr.ConnectActors(ctx, 1)
+	if err != nil {
+		return err
+	}
+	have := 1
+	for _, n := range b.clients { // ascending: those that are there stay
+		b.say("%d clients arrive", n)
+		if _, err := cr.Connect(ctx, n-have, parallel, false); err != nil {
+			return err
+		}
+		have = n
+		if err := quiet(ctx, s, 15*time.Second); err != nil {
+			return err
+		}
+		if _, err := rounds(ctx, cr, actors[0], 3); err != nil {
+			return err
+		}
+		m, err := newMeter(s.pid)
+		if err != nil {
+			return err
+		}
+		k := min(max(100_000/n, 20), 500)
+		busy := cr.Busy()
+		times, err := rounds(ctx, cr, actors[0], k)
+		if err != nil {
+			return err
+		}
+		busy = cr.Busy() - busy
+		cpu, _, err := m.stop()
+		if err != nil {
+			return err
+		}
+		b.record(n, values{
+			"cpu_us":   float64(cpu) / float64(time.Microsecond) / float64(k*n),
+			"last_ms":  ms(median(times)),
+			"load_pct": 100 * busy.Seconds() / time.Since(m.at).Seconds(),
+		}, "")
+	}
+	return nil
+}
+
+// actors is how many clients act in a flood.
+const actors = 20
+
+func merging(ctx context.Context, b *bench, p peer) error {
+	s, err := b.lab.start(ctx, p, false)
+	if err != nil {
+		return err
+	}
+	defer s.stop()
+	cr, err := load.New(s.addr)
+	if err != nil {
+		return err
+	}
+	defer cr.Abandon()
+	acting, err := cr.ConnectActors(ctx, actors)
+	if err != nil {
+		return err
+	}
+	n := b.watchers
+	b.say("%d clients arrive", n)
+	if _, err := cr.Connect(ctx, n, parallel, false); err != nil {
+		return err
+	}
+	if err := quiet(ctx, s, 15*time.Second); err != nil {
+		return err
+	}
+	m, err := newMeter(s.pid)
+	if err != nil {
+		return err
+	}
+	r, err := cr.Flood(ctx, acting, b.flood)
+	if err != nil {
+		return err
+	}
+	_, busy, err := m.stop()
+	if err != nil {
+		return err
+	}
+	v := values{"rate": r.Rate, "load_pct": busy}
+	note := ""
+	switch {
+	case r.Converged:
+		v["send_ms"], v["ack_ms"] = ms(r.AfterSend), ms(r.AfterAck)
+	case r.Lost > 0:
+		note = fmt.Sprintf("disconnected %d clients", r.Lost)
+	default:
+		note = fmt.Sprintf("did not converge in %.0f s", load.ConvergeTimeout.Seconds())
+	}
+	if r.Refused > 0 {
+		note += fmt.Sprintf(" refused %d actions", r.Refused)
+	}
+	b.record(n, v, note)
+	return nil
+}
+
+func memory(ctx context.Context, b *bench, p peer) error {
+	s, err := b.lab.start(ctx, p, false)
+	if err != nil {
+		return err
+	}
+	defer s.stop()
+	if err := sleep(ctx, time.Second); err != nil {
+		return err
+	}
+	start, err := rss(s.pid)
+	if err != nil {
+		return err
+	}
+	cr, err := load.New(s.addr)
+	if err != nil {
+		return err
+	}
+	defer cr.Abandon()
+	n := b.idle
+	b.say("%d clients arrive", n)
+	if _, err := cr.Connect(ctx, n, parallel, false); err != nil {
+		return err
+	}
+	b.say("settling for %v", b.settle)
+	if err := sleep(ctx, b.settle); err != nil {
+		return err
+	}
+	idle, err := rss(s.pid)
+	if err != nil {
+		return err
+	}
+	v := values{"rss_kb": float64(idle-start) / 1024 / float64(n), "start_mb": float64(start) / (1 << 20)}
+	if b.after {
+		b.say("leaving, and a minute's wait")
+		if err := cr.Leave(ctx); err != nil {
+			return err
+		}
+		if err := sleep(ctx, time.Minute); err != nil {
+			return err
+		}
+		after, err := rss(s.pid)
+		if err != nil {
+			return err
+		}
+		v["after_pct"] = 100 * float64(after) / float64(start)
+	}
+	b.record(n, v, "")
+	return nil
+}
+
+// announcedArrivals is how many clients arrive at most where everyone is told of each.
+const announcedArrivals = 2000
+
+func arrival(ctx context.Context, b *bench, p peer) error {
+	for _, n := range b.arrivals {
+		if p.announces && n > announcedArrivals {
+			b.say("left out: %d messages would be sent", n*n/2)
+			continue
+		}
+		if err := arrive(ctx, b, p, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func arrive(ctx context.Context, b *bench, p peer, n int) error {
+	s, err := b.lab.start(ctx, p, true)
+	if err != nil {
+		return err
+	}
+	defer s.stop()
+	cr, err := load.New(s.addr)
+	if err != nil {
+		return err
+	}
+	defer cr.Abandon()
+	// A few come and go before, so that what a server does once is not counted.
+	if _, err := cr.Connect(ctx, 20, 20, false); err != nil {
+		return err
+	}
+	if err := cr.Leave(ctx); err != nil {
+		return err
+	}
+	if err := quiet(ctx, s, 5*time.Second); err != nil {
+		return err
+	}
+	before := cr.Messages()
+	m, err := newMeter(s.pid)
+	if err != nil {
+		return err
+	}
+	b.say("%d clients arrive", n)
+	if _, err := cr.Connect(ctx, n, parallel, false); err != nil {
+		return err
+	}
+	wall := time.Since(m.at)
+	_, busy, err := m.stop()
+	if err != nil {
+		return err
+	}
+	if err := quiet(ctx, s, time.Minute); err != nil {
+		return err
+	}
+	admit, _, err := m.stop()
+	if err != nil {
+		return err
+	}
+	v := values{
+		"cpu_ms":   ms(admit) / float64(n),
+		"wall_s":   wall.Seconds(),
+		"messages": float64(cr.Messages()-before) / float64(n),
+		"load_pct": busy,
+	}
+	b.say("%d clients leave", n)
+	if m, err = newMeter(s.pid); err != nil {
+		return err
+	}
+	if err := cr.Leave(ctx); err != nil {
+		return err
+	}
+	if err := quiet(ctx, s, time.Minute); err != nil {
+		return err
+	}
+	leave, _, err := m.stop()
+	if err != nil {
+		return err
+	}
+	v["leave_ms"] = ms(leave) / float64(n)
+	b.record(n, v, "")
+	return nil
+}

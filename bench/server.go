@@ -1,0 +1,342 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"embed"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"plusminus/bench/peers"
+)
+
+//go:embed peers/counter.js peers/counter.py
+var scripts embed.FS
+
+// peer is a server that can be measured.
+type peer struct {
+	name      string
+	announces bool // tells everyone of each arrival at once
+
+	// command returns the program and its arguments. announce tells a peer that can be
+	// told whether to tell everyone of arrivals.
+	command func(l *lab, announce bool) []string
+}
+
+// lab is what all servers of one run of the bench share.
+type lab struct {
+	dir       string // temporary, of this run
+	cert, key string // PEM files
+	self      string // this program
+	extra     []string
+	serverCPU int
+}
+
+// builtin are the peers whose names are known; plusminus is added once it is built.
+func builtin() []peer {
+	var list []peer
+	for _, name := range []string{"floor", "gorilla", "coder", "gws"} {
+		list = append(list, peer{name, name != "floor", func(l *lab, announce bool) []string {
+			return []string{l.self, "peer", "-cert", l.cert, "-key", l.key, fmt.Sprintf("-announce=%t", announce), name}
+		}})
+	}
+	list = append(list, peer{"node", true, func(l *lab, announce bool) []string {
+		return []string{"node", filepath.Join(l.dir, "counter.js"), l.cert, l.key, announceWord(announce)}
+	}})
+	for _, how := range []string{"wait", "broadcast"} {
+		name := map[string]string{"wait": "python", "broadcast": "python-broadcast"}[how]
+		list = append(list, peer{name, true, func(l *lab, announce bool) []string {
+			return []string{pythonPath, filepath.Join(l.dir, "counter.py"), l.cert, l.key, announceWord(announce), how}
+		}})
+	}
+	return list
+}
+
+// pythonPath is Debian's, where python3-websockets is installed.
+const pythonPath = "/usr/bin/python3"
+
+func announceWord(announce bool) string {
+	if announce {
+		return "announce"
+	}
+	return "quiet"
+}
+
+// plusminusPeer is a build of plusminus.
+func plusminusPeer(name, binary string) peer {
+	return peer{name, false, func(l *lab, _ bool) []string {
+		args := []string{
+			binary, "-domain", "localhost", "-cert", l.cert, "-key", l.key,
+			"-https", "127.0.0.1:0", "-http", "off", "-admin", "off",
+			"-store", "memory", "-data", filepath.Join(l.dir, name+"-data"),
+			"-max-clients-per-ip", "0", "-action-rate", "0", "-log-format", "json",
+		}
+		return append(args, l.extra...)
+	}}
+}
+
+// newLab makes the folder with the certificate and the scripts. close removes it.
+func newLab(serverCPU int, extra []string) (*lab, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "plusminus-bench-")
+	if err != nil {
+		return nil, err
+	}
+	l := &lab{dir: dir, self: self, extra: extra, serverCPU: serverCPU, cert: filepath.Join(dir, "cert.pem"), key: filepath.Join(dir, "key.pem")}
+	if err := l.fill(); err != nil {
+		l.close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func (l *lab) close() { os.RemoveAll(l.dir) }
+
+func (l *lab) fill() error {
+	for _, name := range []string{"counter.js", "counter.py"} {
+		b, err := scripts.ReadFile("peers/" + name)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(l.dir, name), b, 0o600); err != nil {
+			return err
+		}
+	}
+	return writeCertificate(l.cert, l.key)
+}
+
+// writeCertificate makes one self-signed certificate with a P-256 key, of the size that
+// a CA's leaf has.
+func writeCertificate(certFile, keyFile string) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	template := &x509.Certificate{
+		SerialNumber: serial,
+		Subject:      pkix.Name{CommonName: "localhost"},
+		DNSNames:     []string{"localhost"},
+		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore:    now.Add(-time.Hour),
+		NotAfter:     now.Add(30 * 24 * time.Hour),
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return err
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600),
+		os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600),
+	)
+}
+
+// server is one that runs.
+type server struct {
+	// Immutable after start.
+	name string
+	pid  int
+	addr string
+	cmd  *exec.Cmd
+	gone chan struct{} // closed when it has ended and all its output was read
+
+	mu   sync.Mutex
+	tail []string // Guarded by mu: its last lines of output
+}
+
+// startTimeout is how long a server may take to listen.
+const startTimeout = 20 * time.Second
+
+// start starts a server and waits until it listens.
+func (l *lab) start(ctx context.Context, p peer, announce bool) (*server, error) {
+	args := p.command(l, announce)
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Dir = l.dir
+	// Should we be killed, it must not go on.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	cmd.Stdout, cmd.Stderr = w, w
+	err = startOn(l.serverCPU, cmd)
+	w.Close()
+	if err != nil {
+		r.Close()
+		return nil, fmt.Errorf("starting %s: %w", p.name, err)
+	}
+	s := &server{name: p.name, pid: cmd.Process.Pid, cmd: cmd, gone: make(chan struct{})}
+	addr := make(chan string, 1)
+	go s.readOutput(r, addr)
+	timeout := time.NewTimer(startTimeout)
+	defer timeout.Stop()
+	select {
+	case s.addr = <-addr:
+	case <-s.gone:
+		return nil, fmt.Errorf("%s ended at its start: %s", p.name, s.output())
+	case <-timeout.C:
+		s.stop()
+		return nil, fmt.Errorf("%s does not listen after %v: %s", p.name, startTimeout, s.output())
+	case <-ctx.Done():
+		s.stop()
+		return nil, context.Cause(ctx)
+	}
+	if err := checkPinned(s.pid, l.serverCPU); err != nil {
+		s.stop()
+		return nil, err
+	}
+	return s, nil
+}
+
+// readOutput finds the address in what the server prints, and keeps the last lines.
+func (s *server) readOutput(r io.ReadCloser, addr chan<- string) {
+	defer close(s.gone)
+	defer s.cmd.Wait()
+	defer r.Close()
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		if a := listenAddress(lines.Text()); a != "" {
+			select {
+			case addr <- a:
+			default:
+			}
+		}
+		s.mu.Lock()
+		s.tail = append(s.tail[max(0, len(s.tail)-19):], lines.Text())
+		s.mu.Unlock()
+	}
+}
+
+// listenAddress returns the address in a line that says where a server listens, or "".
+func listenAddress(line string) string {
+	if a, ok := strings.CutPrefix(line, "listening "); ok {
+		return strings.TrimSpace(a)
+	}
+	var entry struct {
+		Msg   string   `json:"msg"`
+		HTTPS []string `json:"https"`
+	}
+	if json.Unmarshal([]byte(line), &entry) == nil && entry.Msg == "listening" && len(entry.HTTPS) > 0 {
+		return entry.HTTPS[0]
+	}
+	return ""
+}
+
+func (s *server) output() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Join(s.tail, "\n")
+}
+
+// stop ends the server at once; a clean stop is not what is measured.
+func (s *server) stop() {
+	s.cmd.Process.Kill()
+	<-s.gone
+}
+
+// running returns an error if the server has ended.
+func (s *server) running() error {
+	select {
+	case <-s.gone:
+		return fmt.Errorf("%s has ended: %s", s.name, s.output())
+	default:
+		return nil
+	}
+}
+
+// buildPlusminus builds the server from the folder of its source.
+func (l *lab) buildPlusminus(source string) (string, error) {
+	binary := filepath.Join(l.dir, "plusminus")
+	cmd := exec.Command("go", "build", "-C", source, "-o", binary, ".")
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := startOn(allCPUs, cmd); err != nil {
+		return "", err
+	}
+	if err := cmd.Wait(); err != nil {
+		return "", fmt.Errorf("building plusminus in %s: %w\n%s", source, err, out.String())
+	}
+	return binary, nil
+}
+
+// missing returns why a peer cannot run here, or "".
+func missing(name string) string {
+	switch name {
+	case "node":
+		out, err := exec.Command("node", "-e", `try{require("ws")}catch{require("/usr/share/nodejs/ws")}`).CombinedOutput()
+		switch {
+		case errors.Is(err, exec.ErrNotFound):
+			return "there is no node here (Debian: nodejs)"
+		case err != nil && len(out) > 0:
+			return "node finds no package ws (Debian: node-ws)"
+		case err != nil:
+			return err.Error()
+		}
+	case "python", "python-broadcast":
+		if err := exec.Command(pythonPath, "-c", "import websockets; websockets.broadcast").Run(); err != nil {
+			return pythonPath + " has no websockets with broadcast (Debian: python3-websockets)"
+		}
+	}
+	return ""
+}
+
+// runPeer is the subcommand that serves one of the peers in this program.
+func runPeer(name, certFile, keyFile string, announce bool) error {
+	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		return err
+	}
+	return peers.Run(name, peers.Config{Certificate: cert, Announce: announce}, os.Stdout)
+}
+
+// addVersions adds those of the interpreters that the peers run on.
+func (m *Machine) addVersions(peers []peer) {
+	for _, p := range peers {
+		switch p.name {
+		case "node":
+			m.Node = output("node", "-p", `"Node "+process.version+" ws "+(()=>{try{return require("ws/package.json")}catch{return require("/usr/share/nodejs/ws/package.json")}})().version`)
+		case "python", "python-broadcast":
+			m.Python = output(pythonPath, "-c", `import sys, websockets; print("Python %d.%d.%d websockets %s" % (*sys.version_info[:3], websockets.__version__))`)
+		}
+	}
+}
+
+func output(name string, args ...string) string {
+	out, err := exec.Command(name, args...).Output()
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(out))
+}
