@@ -78,11 +78,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(addresses)) error {
 	log.Info("starting", "version", versionString(), "domains", domainNames(cfg.domains), "data", cfg.data, "max_clients", cfg.maxClients)
 
-	if err := os.MkdirAll(cfg.data, 0o700); err != nil {
-		return fmt.Errorf("making the data folder: %w", err)
-	}
-	if err := checkWritable(cfg.data); err != nil {
-		return err
+	if keepsFiles := !cfg.memory || !cfg.plain && cfg.cert == ""; keepsFiles {
+		if err := makeFolder(cfg.data); err != nil {
+			return err
+		}
 	}
 	var certs *acme.Provider // nil without TLS
 	if !cfg.plain {
@@ -113,22 +112,20 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(ad
 		return err
 	}
 
-	var (
-		public = &site{domains: cfg.domains, certs: certs, hub: h, page: static.Handler()}
-		health = &health{hub: h, certs: certs}
-		srv    = newServer(public, log) // TLS, or everything with -plain
-		plain  = newServer(nil, log)    // challenges and redirects
-		admin  = newServer(health, log) // loopback
-		addrs  addresses
-	)
 	lns, err := listenAll(ctx, cfg)
 	if err != nil {
 		return errors.Join(err, h.Shutdown(ctx))
 	}
 	defer lns.close() // those that no server has taken
-	addrs = lns.addresses()
+	addrs := lns.addresses()
 	log.Info("listening", "url", pageURL(cfg, addrs), "https", addrs.HTTPS, "http", addrs.HTTP, "admin", addrs.Admin)
 
+	public := &site{domains: cfg.domains, certs: certs, hub: h, page: static.Handler()}
+	var (
+		srv   = newServer(public, log) // TLS, or everything with -plain
+		plain = newServer(nil, log)    // challenges and redirects
+		admin = newServer(&health{hub: h, certs: certs}, log)
+	)
 	// The servers run until they are shut down; what comes first, the end of ctx or the
 	// failure of one, stops all.
 	g, ctx := errgroup.WithContext(ctx)
@@ -155,30 +152,36 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(ad
 	}
 
 	<-ctx.Done()
-	began := time.Now()
 	log.Info("stopping", "reason", context.Cause(ctx), "users", h.Stats().Users, "drain", cfg.drain.String())
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.drain)
-	defer cancel()
-	// Shutdown of net/http does not know WebSockets, and the hub knows nothing else. The
-	// admin listener goes last, to say until then that we are stopping.
-	var stop errgroup.Group
-	stop.Go(func() error { return h.Shutdown(grace) })
-	stop.Go(func() error { return srv.Shutdown(grace) })
-	stop.Go(func() error { return plain.Shutdown(grace) })
-	if err := stop.Wait(); err != nil {
-		log.Warn("some clients were cut off: they did not finish in time", "err", err)
-	}
-	srv.Close()
-	plain.Close()
-	admin.Close()
+	began := time.Now()
+	stop(ctx, cfg.drain, h, log, srv, plain)
+	admin.Close() // last, to say until now that we are stopping
 	err = g.Wait()
 	log.Info("stopped", "took", time.Since(began).Round(time.Millisecond).String())
 	return err
 }
 
-// checkWritable makes sure that files can be made in dir. Everything that is kept is kept
-// there, and a volume with the wrong owner is the usual mistake with containers.
-func checkWritable(dir string) error {
+// stop ends the hub and the servers, and gives their clients as long as drain to finish.
+func stop(ctx context.Context, drain time.Duration, h *hub.Hub, log *slog.Logger, servers ...*http.Server) {
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
+	defer cancel()
+	// Shutdown of net/http does not know WebSockets, and the hub knows nothing else.
+	var g errgroup.Group
+	g.Go(func() error { return h.Shutdown(grace) })
+	for _, srv := range servers {
+		g.Go(func() error { return errors.Join(srv.Shutdown(grace), srv.Close()) })
+	}
+	if err := g.Wait(); err != nil {
+		log.Warn("some clients were cut off: they did not finish in time", "err", err)
+	}
+}
+
+// makeFolder makes the data folder if it is missing, and makes sure that files can be made
+// in it: a volume with the wrong owner is the usual mistake with containers.
+func makeFolder(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("making the data folder: %w", err)
+	}
 	f, err := os.CreateTemp(dir, ".write-test-*")
 	if err != nil {
 		return fmt.Errorf("-data: %w; the folder must belong to the user that plusminus runs as, uid %d", err, os.Getuid())

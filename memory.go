@@ -32,8 +32,8 @@ func gcPercent(clients int) int {
 
 // keepPace sets the collector's pace by the number of clients until ctx ends: a small
 // server stays quick, and in a large one memory goes to clients and not to garbage. When
-// many have come or left, what that has used is given back to the system. It does
-// nothing if GOGC is set: then a person has decided.
+// many have come or left and their number has settled, what that has used is given back
+// to the system. It does nothing if GOGC is set: then a person has decided.
 func keepPace(ctx context.Context, clients func() int) {
 	if os.Getenv("GOGC") != "" {
 		return
@@ -53,14 +53,20 @@ func keepPace(ctx context.Context, clients func() int) {
 		case <-tick.C:
 		}
 		n := clients()
-		debug.SetGCPercent(gcPercent(n))
+		settled := near(n, last)
+		last = n
 		least, most = min(least, n), max(most, n)
-		if moved := !near(least, most); near(n, last) && (moved || again) {
+		if !settled {
+			// Handshakes make garbage that is gone in a moment: it is cheaper to let it lie.
+			debug.SetGCPercent(100)
+			continue
+		}
+		debug.SetGCPercent(gcPercent(n))
+		if moved := !near(least, most); moved || again {
 			debug.FreeOSMemory()
 			again = moved
 			least, most = n, n
 		}
-		last = n
 	}
 }
 

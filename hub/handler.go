@@ -68,19 +68,19 @@ func (h *Hub) admit(c *client) string {
 	switch {
 	case h.stopping:
 		return reasonStopping
-	case h.cfg.MaxClients > 0 && h.perIP.total >= h.cfg.MaxClients:
+	case h.cfg.MaxClients > 0 && h.admitted.total >= h.cfg.MaxClients:
 		return "the server is full"
-	case h.cfg.MaxClientsPerIP > 0 && h.perIP.of[c.remote] >= h.cfg.MaxClientsPerIP:
+	case h.cfg.MaxClientsPerIP > 0 && h.admitted.of[c.remote] >= h.cfg.MaxClientsPerIP:
 		return "too many connections from your address"
 	}
-	h.perIP.add(c.remote)
+	h.admitted.add(c.remote)
 	h.clients.Add(1) // under mu, so that none is added after Shutdown has begun to wait
 	return ""
 }
 
 func (h *Hub) release(c *client) {
 	h.mu.Lock()
-	h.perIP.remove(c.remote)
+	h.admitted.remove(c.remote)
 	h.mu.Unlock()
 	h.clients.Done()
 }

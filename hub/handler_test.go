@@ -118,7 +118,7 @@ func TestRefusedHandshakes(t *testing.T) {
 				t.Errorf("%s: %s, want %d", tt.name, resp.Status, tt.want)
 			}
 		}
-		if n := h.perIP.total; n != 0 {
+		if n := h.admitted.total; n != 0 {
 			t.Errorf("%d clients are counted after refusals, want 0", n)
 		}
 	})

@@ -150,7 +150,7 @@ func (s *shard) join(c *client) {
 	s.write(c, s.scratch)
 }
 
-// leave forgets a client. The blocked list drops it when it meets it, at once; the wheel
+// leave forgets a client. The list of blocked ones drops it within flushEvery; the wheel
 // would keep its memory for half a minute.
 func (s *shard) leave(c *client) {
 	last := len(s.clients) - 1

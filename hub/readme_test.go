@@ -1,0 +1,43 @@
+package hub
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// README states facts that this package decides.
+func TestReadme(t *testing.T) {
+	data, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	readme := strings.Join(strings.Fields(string(data)), " ")
+	for _, want := range []string{
+		fmt.Sprintf("A message over %d bytes", MaxMessage),
+		fmt.Sprintf("more than %d values behind", recentValues),
+		fmt.Sprintf("takes nothing for %.0f seconds", stallTimeout.Seconds()),
+		fmt.Sprintf("with more than %d clients less often: %.1f ms for each", usersEvery/usersPace, usersPace.Seconds()*1000),
+	} {
+		if !strings.Contains(readme, want) {
+			t.Errorf("README does not say %q", want)
+		}
+	}
+	_, table, _ := strings.Cut(string(data), "| code of an error |")
+	table, _, _ = strings.Cut(table, "\n\n")
+	codes := map[string]bool{}
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|").FindAllStringSubmatch(table, -1) {
+		codes[m[1]] = true
+	}
+	for _, r := range []*refusal{refusedJSON, refusedAction, refusedBinary, refusedRate, refusedRange, refusedStore} {
+		if !codes[r.code] {
+			t.Errorf("README's table of errors has no %q", r.code)
+		}
+		delete(codes, r.code)
+	}
+	for code := range codes {
+		t.Errorf("README's table of errors has %q, which is never sent", code)
+	}
+}
