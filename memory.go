@@ -18,6 +18,11 @@ const (
 	// leastGCPercent bounds how hard the collector works. An idle client allocates nothing,
 	// so that even with many clients collections are rare.
 	leastGCPercent = 20
+
+	// movingGCPercent is the same while clients come and go in crowds. Each handshake makes
+	// 60 KB of garbage. Of 10,000 clients that arrived at 20 %, each kept 12.6 KB; at 100 %,
+	// 14.0, in a heap that was left full of holes. In CPU it was the other way round.
+	movingGCPercent = 70
 )
 
 // gcPercent returns the pace for a number of clients (see GOGC in package runtime): what
@@ -57,8 +62,7 @@ func keepPace(ctx context.Context, clients func() int) {
 		last = n
 		least, most = min(least, n), max(most, n)
 		if !settled {
-			// Handshakes make garbage that is gone in a moment: it is cheaper to let it lie.
-			debug.SetGCPercent(100)
+			debug.SetGCPercent(max(gcPercent(n), movingGCPercent))
 			continue
 		}
 		debug.SetGCPercent(gcPercent(n))
