@@ -13,8 +13,11 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime/debug"
+	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -43,26 +46,57 @@ type Journal struct {
 
 // Open opens the journal in folder dir, which must exist, and makes it if there is
 // none: then the counter starts at 0. While it is open no other process can open it.
+// A file that is damaged is an error that says what to do, never a counter at 0.
 func Open(dir string) (*Journal, error) {
 	path := filepath.Join(dir, FileName)
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockTimeout})
+	// bbolt takes an empty file for a new one.
+	if info, err := os.Stat(path); err == nil && info.Size() == 0 {
+		return nil, damaged(path, errors.New("it is empty"))
+	}
+	j, err := open(path)
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("%s is in use by another process: give each its own -data folder", path)
-	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
-		return nil, damaged(path, err)
-	case err != nil:
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS), errors.Is(err, syscall.ENOSPC):
 		return nil, fmt.Errorf("opening the counter: %w", err)
-	}
-	j := &Journal{db: db}
-	if err := j.load(); err != nil {
-		db.Close()
+	case err != nil:
 		return nil, damaged(path, err)
 	}
 	// A file whose name is not safe yet would be lost with all that is in it.
 	if err := syncDir(dir); err != nil {
-		db.Close()
+		j.Close()
 		return nil, fmt.Errorf("opening the counter: %w", err)
+	}
+	return j, nil
+}
+
+// open opens the file, checks all of it, and reads the counter.
+func open(path string) (j *Journal, err error) {
+	// bbolt maps the file into memory, and panics on some pages that make no sense. Where
+	// the file has been cut off, the first read beyond its end would end the process.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			j, err = nil, fmt.Errorf("%v", p)
+		}
+	}()
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockTimeout})
+	if err != nil {
+		return nil, err
+	}
+	j = &Journal{db: db}
+	err = db.View(func(tx *bbolt.Tx) error {
+		if err := j.load(tx); err != nil {
+			return err
+		}
+		// Last, since it reads in a goroutine of its own, where a fault could not be caught.
+		for err := range tx.Check() {
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
 	}
 	return j, nil
 }
@@ -108,16 +142,14 @@ func (j *Journal) Apply(_ context.Context, delta int64) (hub.Snapshot, error) {
 	return next, nil
 }
 
-func (j *Journal) load() error {
-	return j.db.View(func(tx *bbolt.Tx) error {
-		b := tx.Bucket(bucket)
-		if b == nil {
-			return nil // new
-		}
-		var err error
-		j.now, err = decode(b.Get(record))
-		return err
-	})
+func (j *Journal) load(tx *bbolt.Tx) error {
+	b := tx.Bucket(bucket)
+	if b == nil {
+		return nil // new
+	}
+	var err error
+	j.now, err = decode(b.Get(record))
+	return err
 }
 
 // A record is its format, the version, the value and a checksum (CRC-32C) of those:

@@ -11,7 +11,7 @@ import (
 	"plusminus/hub"
 )
 
-func open(t *testing.T, dir string) *Journal {
+func mustOpen(t *testing.T, dir string) *Journal {
 	t.Helper()
 	j, err := Open(dir)
 	if err != nil {
@@ -32,7 +32,7 @@ func apply(t *testing.T, j *Journal, delta int64) hub.Snapshot {
 
 func TestReopen(t *testing.T) {
 	dir := t.TempDir()
-	j := open(t, dir)
+	j := mustOpen(t, dir)
 	if s, _ := j.Load(t.Context()); s != (hub.Snapshot{}) {
 		t.Errorf("a new journal holds %+v, want zero", s)
 	}
@@ -42,7 +42,7 @@ func TestReopen(t *testing.T) {
 		t.Errorf("Apply = %+v, want version 2, value -2", want)
 	}
 	j.Close()
-	if got, _ := open(t, dir).Load(t.Context()); got != want {
+	if got, _ := mustOpen(t, dir).Load(t.Context()); got != want {
 		t.Errorf("reopened, it holds %+v, want %+v", got, want)
 	}
 	info, err := os.Stat(filepath.Join(dir, FileName))
@@ -54,7 +54,7 @@ func TestReopen(t *testing.T) {
 // What was applied is in the file even if nobody closes it.
 func TestWithoutClose(t *testing.T) {
 	dir := t.TempDir()
-	j := open(t, dir)
+	j := mustOpen(t, dir)
 	want := apply(t, j, 3)
 	copied := t.TempDir()
 	data, err := os.ReadFile(filepath.Join(dir, FileName))
@@ -64,13 +64,13 @@ func TestWithoutClose(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(copied, FileName), data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got, _ := open(t, copied).Load(t.Context()); got != want {
+	if got, _ := mustOpen(t, copied).Load(t.Context()); got != want {
 		t.Errorf("a copy holds %+v, want %+v", got, want)
 	}
 }
 
 func TestRange(t *testing.T) {
-	j := open(t, t.TempDir())
+	j := mustOpen(t, t.TempDir())
 	want := apply(t, j, -hub.MaxValue)
 	if _, err := j.Apply(t.Context(), -1); !errors.Is(err, hub.ErrRange) {
 		t.Errorf("Apply below the limit = %v, want ErrRange", err)
@@ -82,7 +82,7 @@ func TestRange(t *testing.T) {
 
 func TestSecondProcess(t *testing.T) {
 	dir := t.TempDir()
-	open(t, dir)
+	mustOpen(t, dir)
 	_, err := Open(dir)
 	if err == nil || !strings.Contains(err.Error(), "in use by another process") {
 		t.Errorf("Open of a journal that is open = %v, want it to say so", err)
@@ -116,7 +116,7 @@ func TestDamaged(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
-			j := open(t, dir)
+			j := mustOpen(t, dir)
 			apply(t, j, 3)
 			j.Close()
 			path := filepath.Join(dir, FileName)
@@ -135,5 +135,40 @@ func TestDamaged(t *testing.T) {
 				t.Errorf("Open = %v, want it to say what to do", err)
 			}
 		})
+	}
+}
+
+// A file that was cut off anywhere is refused, or holds what it held.
+func TestCutOff(t *testing.T) {
+	dir := t.TempDir()
+	j := mustOpen(t, dir)
+	apply(t, j, 3)
+	want := apply(t, j, 4)
+	j.Close()
+	whole, err := os.ReadFile(filepath.Join(dir, FileName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := 0
+	for size := 0; size <= len(whole); size += 512 {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, FileName), whole[:size], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		j, err := Open(dir)
+		if err != nil {
+			refused++
+			if !strings.Contains(err.Error(), "put back a copy") {
+				t.Errorf("cut off at %d: Open = %v, want it to say what to do", size, err)
+			}
+			continue
+		}
+		if got, _ := j.Load(t.Context()); got != want {
+			t.Errorf("cut off at %d: it holds %+v, want %+v or an error", size, got, want)
+		}
+		j.Close()
+	}
+	if refused == 0 {
+		t.Error("a file that was cut off was never refused")
 	}
 }
