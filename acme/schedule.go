@@ -72,8 +72,10 @@ func (p *Provider) keep(ctx context.Context, s *site) {
 	renewal := false
 	if c := s.current.Load(); c != nil {
 		next, renewal = renewalTime(c.Leaf.NotBefore, c.Leaf.NotAfter, p.cfg.random()), true
-		p.log.Info("certificate loaded", "domain", s.name, "not_after", c.Leaf.NotAfter,
-			"issuer", c.Leaf.Issuer.String(), "next_attempt", next)
+		if s.source == sourceACME { // a local one was made just now
+			p.log.Info("certificate loaded", "domain", s.name, "not_after", c.Leaf.NotAfter,
+				"issuer", c.Leaf.Issuer.String(), "next_attempt", next)
+		}
 	}
 	failures := 0
 	s.plan(next, nil)

@@ -26,7 +26,7 @@
 //
 // One goroutine with a stack of 4 KB, which waits for the next frame in its own
 // buffer (known.go says why there), the TLS connection, and the WebSocket library's
-// state: 12 KB in all. No goroutine, queue, timer or context of its own: pings come
+// state: 12 to 14 KB in all. No goroutine, queue, timer or context of its own: pings come
 // from a timing wheel that each shard turns once a second.
 //
 // # Nobody waits for anybody
@@ -36,9 +36,10 @@
 // sweeps skip it until the rest has drained, and then it is sent the newest
 // state. One that makes no progress for 10 seconds is disconnected.
 //
-// Sends go one way: readLoops send to loop and to shards, loop sends to
-// commitLoop, and shards send to nobody. Each such send gives up when the hub has
-// ended.
+// Sends go one way: readLoops send to loop and to shards, loop sends to commitLoop,
+// commitLoop sends its results back into a channel with room for them and tells
+// shards of clients that an answer has blocked, and shards send to nobody. A send that
+// might have to wait gives up when the hub has ended.
 //
 // # Replacing the counter
 //
