@@ -114,12 +114,19 @@ func (c *client) readLoop() (err error) {
 	}
 }
 
-// act passes a run of actions on to the hub.
+// act passes a run of actions on to the hub, or refuses it if the store does not answer.
 func (c *client) act(run action) {
-	if run.count > 0 {
-		c.rubbish = 0
-		sendTo(c.hub, c.hub.actions, run)
+	if run.count == 0 {
+		return
 	}
+	c.rubbish = 0
+	if c.hub.away.Load() {
+		for range run.count {
+			c.refuse(refusedStore)
+		}
+		return
+	}
+	sendTo(c.hub, c.hub.actions, run)
 }
 
 // allowed reports whether the client may send an action now, and counts it.
@@ -163,9 +170,12 @@ func readAction(typ websocket.MessageType, r io.Reader) (int8, *refusal, error) 
 	return delta, refused, nil
 }
 
-// refuse tells the client why its message changed nothing. Safe from any goroutine.
+// refuse tells the client why its message changed nothing. Safe from any goroutine, but
+// the shard's.
 func (c *client) refuse(r *refusal) {
-	c.hub.refusals.Add(1)
+	if r != undecided {
+		c.hub.refusals.Add(1)
+	}
 	if c.wire.sock.blocked() {
 		return // it does not read; what it would not get cannot be missed
 	}

@@ -41,6 +41,17 @@
 // shards of clients that an answer has blocked, and shards send to nobody. A send that
 // might have to wait gives up when the hub has ended.
 //
+// Nobody waits for the store either. When it has worked on a batch for 1.5 seconds, what it
+// has not been given is refused, the senders of the batch are told that its fate is open,
+// and each readLoop refuses what comes, until the store has answered.
+//
+// # Several hubs on one value
+//
+// A store may be shared ([Shared]): then its news come to loop beside the actions, and
+// what other hubs did is published like our own. Versions put all of it in the store's order:
+// what is older than what was published is dropped. Values that another hub published
+// together are merged.
+//
 // # Replacing the counter
 //
 // message.go holds the wire messages, store.go what a store must do; the rest

@@ -68,6 +68,8 @@ func (h *Hub) admit(c *client) string {
 	switch {
 	case h.stopping:
 		return reasonStopping
+	case h.unknown:
+		return "the counter's store has not been reached yet"
 	case h.cfg.MaxClients > 0 && h.admitted.total >= h.cfg.MaxClients:
 		return "the server is full"
 	case h.cfg.MaxClientsPerIP > 0 && h.admitted.of[c.remote] >= h.cfg.MaxClientsPerIP:

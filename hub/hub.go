@@ -47,6 +47,7 @@ type Hub struct {
 	// Immutable after New.
 	cfg    Config
 	store  Store
+	shared Shared // store, or nil if that is not shared
 	log    *slog.Logger
 	shards []*shard
 
@@ -61,7 +62,10 @@ type Hub struct {
 	clients sync.WaitGroup // the clients' goroutines
 	running sync.WaitGroup // all others
 
+	giveUp context.CancelCauseFunc // ends the context of the store's calls
+
 	nextShard atomic.Uint32
+	away      atomic.Bool   // the store does not answer: actions are refused
 	blocked   atomic.Int64  // clients that are blocked
 	refusals  atomic.Uint64 // messages that were refused
 	stalled   atomic.Uint64 // clients disconnected since they took nothing
@@ -72,6 +76,8 @@ type Hub struct {
 	published published
 	stopping  bool
 	storeErr  error         // why the last commit failed; nil after one that succeeded
+	newsErr   error         // why a shared store cannot be used, as it says itself
+	unknown   bool          // no value has been known yet
 	admitted  addressCounts // clients, from before their opening handshake to the end of their goroutine
 }
 
@@ -85,9 +91,12 @@ const recentValues = 16
 type published struct {
 	recent   [recentValues]int64 // the newest values, oldest first
 	stateSeq uint64              // how many values there have been
-	version  uint64              // the store's version of the newest one
+	epoch    uint64              // the store's epoch and version of the newest one
+	version  uint64
 
 	users    int    // clients right now
+	others   int    // of these, those of other hubs
+	hubs     int    // how many hubs use the store; 0 if it is not shared, or not known
 	usersSeq uint64 // how often users has changed
 
 	// What all have been told, or are being told: users, but at most ten times a second.
@@ -123,6 +132,10 @@ type batch struct {
 	deltas     []int8   // one for each action that counts, in order
 	actions    []action // the same
 	outOfRange []action // those that would leave ±MaxValue
+
+	// Who sets it tells the senders what became of the batch: commitLoop when the store
+	// answers, or loop when it does not for too long.
+	claimed atomic.Bool
 }
 
 func (b *batch) len() int { return len(b.deltas) + len(b.outOfRange) }
@@ -152,13 +165,16 @@ func New(ctx context.Context, cfg Config) (*Hub, error) {
 	if cfg.Shards <= 0 {
 		cfg.Shards = runtime.GOMAXPROCS(0)
 	}
+	shared, _ := cfg.Store.(Shared)
 	snap, err := cfg.Store.Load(ctx)
-	if err != nil {
+	if err != nil && shared == nil {
 		return nil, fmt.Errorf("loading the counter: %w", err)
 	}
 	h := &Hub{
 		cfg:       cfg,
 		store:     cfg.Store,
+		shared:    shared,
+		unknown:   err != nil,
 		log:       cfg.Logger,
 		actions:   make(chan action, 1024),
 		presence:  make(chan struct{}, 1),
@@ -168,13 +184,19 @@ func New(ctx context.Context, cfg Config) (*Hub, error) {
 		aborting:  make(chan struct{}),
 		done:      make(chan struct{}),
 	}
-	h.published.push(snap, nil)
+	if err != nil {
+		h.noteNews(err)
+	} else {
+		h.published.push(snap, nil)
+	}
+	var commits context.Context
+	commits, h.giveUp = context.WithCancelCause(context.Background())
 	for range cfg.Shards {
 		h.shards = append(h.shards, newShard(h))
 	}
 	h.running.Add(2 + len(h.shards))
 	go h.loop(snap)
-	go h.commitLoop()
+	go h.commitLoop(commits)
 	for _, s := range h.shards {
 		go s.run()
 	}
@@ -196,6 +218,13 @@ func sendTo[T any](h *Hub, ch chan<- T, v T) bool {
 	}
 }
 
+// storePatience is how long the store may work on a commit before actions are refused. A
+// slow disk under load takes a fraction of it, and a person does not wait much longer.
+const storePatience = 1500 * time.Millisecond
+
+// errNoAnswer is why the hub is not ready while a commit takes longer than storePatience.
+var errNoAnswer = fmt.Errorf("no answer for more than %v", storePatience)
+
 // loop owns the value: it alone turns actions into batches and publishes what the
 // store made of them. snap is what the store holds.
 func (h *Hub) loop(snap Snapshot) {
@@ -205,19 +234,37 @@ func (h *Hub) loop(snap Snapshot) {
 	var (
 		waiting  = new(batch) // what the next commit will carry
 		spare    = new(batch)
-		inFlight *batch // what the store is working on
+		inFlight *batch    // what the store is working on
+		commitAt time.Time // when the next commit may begin; for shared stores alone
+		news     <-chan News
 
 		announceAt time.Time // when users may be announced next
-		announce   = time.NewTimer(0)
-		retry      = time.NewTimer(0)
+		announce   = newStoppedTimer()
+		retry      = newStoppedTimer()
+		patience   = newStoppedTimer() // runs while a batch is in flight
+		pace       = newStoppedTimer() // runs until commitAt, if that is waited for
 	)
-	announce.Stop()
-	retry.Stop()
+	if h.shared != nil {
+		news = h.shared.News()
+	}
+	commit := func(b *batch) {
+		inFlight = b
+		patience.Reset(storePatience)
+		if h.shared != nil {
+			commitAt = time.Now().Add(h.shared.Pace())
+		}
+		h.commits <- b
+	}
 
 	for {
 		if inFlight == nil && waiting.len() > 0 {
-			inFlight, waiting = waiting, spare
-			h.commits <- inFlight
+			if wait := h.untilCommit(commitAt); wait > 0 {
+				pace.Reset(wait)
+			} else {
+				b := waiting
+				waiting, spare = spare, nil
+				commit(b)
+			}
 		}
 		actions := h.actions
 		if waiting.len() >= maxBatch {
@@ -227,27 +274,60 @@ func (h *Hub) loop(snap Snapshot) {
 		case a := <-actions:
 			waiting.add(a, snap.Value, inFlight)
 			h.takeActions(waiting, maxBatch, snap.Value, inFlight)
+			if h.away.Load() { // they were on their way when it turned out
+				waiting.refuse()
+			}
 
 		case r := <-h.committed:
-			if r.err == nil {
+			patience.Stop()
+			if h.away.Swap(false) {
+				r.batch.tell(r.err)
+			}
+			switch {
+			case r.err != nil:
+				retry.Reset(storeRetry)
+			case h.shared == nil || r.snap.newerThan(snap):
 				snap = r.snap
 				h.publish(snap, r.batch.deltas)
 				announceAt = h.nextAnnouncement()
-			} else {
-				retry.Reset(storeRetry)
 			}
 			inFlight, spare = nil, r.batch
 			spare.reset()
 
+		case <-patience.C:
+			// What waits has not been given to the store, and so does not count. The store may
+			// have done what it was given, or do it yet.
+			if inFlight.claimed.CompareAndSwap(false, true) {
+				h.away.Store(true)
+				h.noteStore(errNoAnswer)
+				tellAll(inFlight.actions, undecided)
+				waiting.refuse()
+			}
+
+		case <-pace.C:
+
+		case n := <-news:
+			h.noteNews(n.Err)
+			if n.Snapshot.newerThan(snap) {
+				snap = n.Snapshot
+				h.publish(snap, nil)
+				announceAt = h.nextAnnouncement()
+			}
+			h.countOthers(n)
+
 		case <-retry.C:
 			// Nobody may be sending actions, since the store is away. See whether it is back.
 			if inFlight == nil {
-				inFlight = spare
-				h.commits <- inFlight
+				b := spare
+				spare = nil
+				commit(b)
 			}
 
 		case <-h.presence:
 			announce.Reset(time.Until(announceAt))
+			if h.shared != nil {
+				h.shared.Announce(h.Stats().Clients)
+			}
 
 		case <-announce.C:
 			h.announceUsers()
@@ -266,6 +346,20 @@ func (h *Hub) loop(snap Snapshot) {
 			return
 		}
 	}
+}
+
+func newStoppedTimer() *time.Timer {
+	t := time.NewTimer(0)
+	t.Stop()
+	return t
+}
+
+// untilCommit returns how long a commit has to wait that may begin at commitAt.
+func (h *Hub) untilCommit(commitAt time.Time) time.Duration {
+	if h.shared == nil {
+		return 0
+	}
+	return time.Until(commitAt)
 }
 
 // takeActions puts those actions behind b that have arrived already, up to limit.
@@ -306,24 +400,38 @@ func (b *batch) add(a action, value int64, inFlight *batch) {
 
 // commitLoop gives batches to the store, one at a time, and tells the senders of those
 // actions that did not count.
-func (h *Hub) commitLoop() {
+func (h *Hub) commitLoop(ctx context.Context) {
 	defer h.running.Done()
 	for b := range h.commits {
-		// The store bounds its own waiting; a commit is never given up half-way.
-		snap, err := h.store.Apply(context.Background(), b.delta)
+		snap, err := h.store.Apply(ctx, b.delta)
 		h.noteStore(err)
-		refuseAll(b.outOfRange, refusedRange)
-		if errors.Is(err, ErrRange) {
-			refuseAll(b.actions, refusedRange)
-		} else if err != nil {
-			refuseAll(b.actions, refusedStore)
+		if b.claimed.CompareAndSwap(false, true) {
+			b.tell(err)
 		}
 		h.committed <- result{b, snap, err}
 	}
 }
 
-// refuseAll tells the senders of actions that they did not count, for each one.
-func refuseAll(actions []action, r *refusal) {
+// tell tells the senders of those actions that did not count, when err is what the store
+// has made of b.
+func (b *batch) tell(err error) {
+	tellAll(b.outOfRange, refusedRange)
+	if errors.Is(err, ErrRange) {
+		tellAll(b.actions, refusedRange)
+	} else if err != nil {
+		tellAll(b.actions, refusedStore)
+	}
+}
+
+// refuse empties b of actions that the store was never given, and tells their senders.
+func (b *batch) refuse() {
+	tellAll(b.outOfRange, refusedRange)
+	tellAll(b.actions, refusedStore)
+	b.reset()
+}
+
+// tellAll tells the senders of actions r, once for each action.
+func tellAll(actions []action, r *refusal) {
 	for _, a := range actions {
 		for range a.count {
 			a.from.refuse(r)
@@ -331,14 +439,23 @@ func refuseAll(actions []action, r *refusal) {
 	}
 }
 
-// noteStore remembers whether the store works, and logs when that changes.
+// noteStore remembers what became of the last commit.
 func (h *Hub) noteStore(err error) {
 	if errors.Is(err, ErrRange) {
 		err = nil // an answer like any other
 	}
+	h.noteHealth(func() { h.storeErr = err })
+}
+
+// noteNews remembers what a shared store says of itself.
+func (h *Hub) noteNews(err error) { h.noteHealth(func() { h.newsErr = err }) }
+
+// noteHealth has set change what is known of the store under mu, and logs if that matters.
+func (h *Hub) noteHealth(set func()) {
 	h.mu.Lock()
-	was := h.storeErr
-	h.storeErr = err
+	was := h.healthLocked()
+	set()
+	err := h.healthLocked()
 	h.mu.Unlock()
 	switch {
 	case err != nil && was == nil:
@@ -348,10 +465,18 @@ func (h *Hub) noteStore(err error) {
 	}
 }
 
+// healthLocked returns why the store cannot be used, or nil.
+func (h *Hub) healthLocked() error {
+	if h.newsErr != nil {
+		return h.newsErr // it knows more than that there was no answer
+	}
+	return h.storeErr
+}
+
 // push appends the values that deltas lead to, the last of which is snap's, which the
 // store has just made of them.
 func (p *published) push(snap Snapshot, deltas []int8) {
-	p.version = snap.Version
+	p.epoch, p.version = snap.Epoch, snap.Version
 	p.stateSeq += uint64(max(len(deltas), 1))
 	// Only the last few are kept. Count back from the end, then forward.
 	deltas = deltas[max(0, len(deltas)-recentValues):]
@@ -372,10 +497,12 @@ func (p *published) push(snap Snapshot, deltas []int8) {
 // publish makes snap, the result of deltas, what clients are sent.
 func (h *Hub) publish(snap Snapshot, deltas []int8) {
 	h.mu.Lock()
+	h.unknown = false
 	p := &h.published
 	if len(deltas) > 0 || snap.Value != p.value() {
 		p.push(snap, deltas)
 	}
+	p.epoch, p.version = snap.Epoch, snap.Version
 	// All are being written to anyway, so that news of users cost no write now.
 	p.announced, p.announcedSeq = p.users, p.usersSeq
 	h.mu.Unlock()
@@ -395,7 +522,27 @@ func (h *Hub) announceUsers() {
 func (h *Hub) nextAnnouncement() time.Time {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return time.Now().Add(max(usersEvery, time.Duration(h.published.users)*usersPace))
+	return time.Now().Add(max(usersEvery, time.Duration(h.published.clients())*usersPace))
+}
+
+// clients returns how many clients this hub has.
+func (p *published) clients() int { return p.users - p.others }
+
+// countOthers takes over what is known of other hubs.
+func (h *Hub) countOthers(n News) {
+	h.mu.Lock()
+	p := &h.published
+	p.hubs = n.Hubs
+	changed := n.Others != p.others
+	if changed {
+		p.users += n.Others - p.others
+		p.others = n.Others
+		p.usersSeq++
+	}
+	h.mu.Unlock()
+	if changed {
+		wake(h.presence)
+	}
 }
 
 func (h *Hub) wakeShards() {
@@ -434,12 +581,16 @@ func (h *Hub) countUsers(n int) {
 // Stats tells about a hub at one moment.
 type Stats struct {
 	Value   int64  `json:"value"`
-	Version uint64 `json:"version"` // of the store
-	Users   int    `json:"users"`   // clients that have joined
-	Blocked int64  `json:"blocked"` // of those, how many do not take what they are sent
-	Refused uint64 `json:"refused"` // messages refused since the start
-	Stalled uint64 `json:"stalled"` // clients disconnected since they took nothing for 10 seconds
-	Silent  uint64 `json:"silent"`  // clients disconnected since they did not answer a ping
+	Unknown bool   `json:"unknown,omitempty"` // a shared store has not been reached yet: Value says nothing
+	Epoch   uint64 `json:"epoch,omitempty"`   // of a shared store: 1, and one more each time that it has lost what it held
+	Version uint64 `json:"version"`           // of the store
+	Users   int    `json:"users"`             // clients of all hubs that share the store
+	Clients int    `json:"clients"`           // clients that have joined this one
+	Hubs    int    `json:"hubs,omitempty"`    // that share the store, this one included
+	Blocked int64  `json:"blocked"`           // of Clients, how many do not take what they are sent
+	Refused uint64 `json:"refused"`           // messages refused since the start
+	Stalled uint64 `json:"stalled"`           // clients disconnected since they took nothing for 10 seconds
+	Silent  uint64 `json:"silent"`            // clients disconnected since they did not answer a ping
 	Store   string `json:"store_error,omitempty"`
 }
 
@@ -449,15 +600,19 @@ func (h *Hub) Stats() Stats {
 	defer h.mu.Unlock()
 	s := Stats{
 		Value:   h.published.value(),
+		Unknown: h.unknown,
+		Epoch:   h.published.epoch,
 		Version: h.published.version,
 		Users:   h.published.users,
+		Clients: h.published.clients(),
+		Hubs:    h.published.hubs,
 		Blocked: h.blocked.Load(),
 		Refused: h.refusals.Load(),
 		Stalled: h.stalled.Load(),
 		Silent:  h.silent.Load(),
 	}
-	if h.storeErr != nil {
-		s.Store = h.storeErr.Error()
+	if err := h.healthLocked(); err != nil {
+		s.Store = err.Error()
 	}
 	return s
 }
@@ -466,20 +621,20 @@ func (h *Hub) Stats() Stats {
 func (h *Hub) Ready() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	switch {
-	case h.stopping:
+	if h.stopping {
 		return errors.New("stopping")
-	case h.storeErr != nil:
-		return fmt.Errorf("store: %w", h.storeErr)
+	}
+	if err := h.healthLocked(); err != nil {
+		return fmt.Errorf("store: %w", err)
 	}
 	return nil
 }
 
 // Shutdown ends the hub: new clients are refused with 503, the others are closed with
 // status code 1001 and have 5 seconds to answer, then all that the store has been given
-// is done. When ctx ends before, those that have not answered are disconnected and
-// Shutdown returns ctx's error, with all goroutines ended none the less. It must be
-// called once.
+// is done, or given up if it does not answer for another 1.5 seconds. When ctx ends before,
+// those that have not answered are disconnected and Shutdown returns ctx's error, with all
+// goroutines ended none the less. It must be called once.
 func (h *Hub) Shutdown(ctx context.Context) error {
 	h.mu.Lock()
 	h.stopping = true
@@ -500,6 +655,9 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 		<-gone
 	}
 	close(h.done)
+	impatient := time.AfterFunc(storePatience, func() { h.giveUp(errors.New("the hub is shutting down")) })
 	h.running.Wait()
+	impatient.Stop()
+	h.giveUp(nil)
 	return err
 }

@@ -542,3 +542,102 @@ func TestShutdownWithoutAnswer(t *testing.T) {
 		})
 	}
 }
+
+// stuckStore answers when it is let go.
+type stuckStore struct {
+	Memory
+	stuck chan error // nil: it answers at once; or else what it says before it does
+}
+
+func (s *stuckStore) Apply(ctx context.Context, delta int64) (Snapshot, error) {
+	if s.stuck != nil {
+		select {
+		case err := <-s.stuck:
+			if err != nil {
+				return Snapshot{}, err
+			}
+		case <-ctx.Done():
+			return Snapshot{}, context.Cause(ctx)
+		}
+	}
+	return s.Memory.Apply(ctx, delta)
+}
+
+// A store that hangs holds up nobody: who sent what it was given is told that this is
+// open, what comes later is refused, and the outcome is told when it is known.
+func TestStoreDoesNotAnswer(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		err   error
+		a, b  []string // what the clients get when the store answers
+		value int64
+	}{
+		{"it had counted", nil, []string{"state 1"}, []string{"state 1"}, 1},
+		{"it had not", errors.New("disk full"), []string{"error store_unavailable"}, nil, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store := &stuckStore{stuck: make(chan error)}
+				h := newFakeHub(t, Config{Store: store})
+				defer h.stop()
+				a, b := h.join(), h.join()
+				time.Sleep(time.Second)
+				a.take()
+				b.take()
+				a.send(plus) // the store gets this one
+				b.send(plus) // and this one waits
+				time.Sleep(storePatience - time.Millisecond)
+				a.want()
+				b.want()
+				if err := h.Ready(); err != nil {
+					t.Errorf("Ready = %v too soon", err)
+				}
+				time.Sleep(time.Millisecond)
+				a.want("error store_undecided")
+				b.want("error store_unavailable")
+				if err := h.Ready(); err == nil {
+					t.Error("Ready = nil while the store does not answer")
+				}
+				for range 3 * maxBatch / 2 { // more than a batch can carry
+					b.send(minus)
+				}
+				if got := b.take(); len(got) != 3*maxBatch/2 {
+					t.Errorf("%d answers, want one for each of %d actions", len(got), 3*maxBatch/2)
+				}
+				h.join().want("users 3", "state 0")
+				time.Sleep(time.Second)
+				a.want("users 3")
+				b.want("users 3")
+				store.stuck <- tt.err
+				a.want(tt.a...)
+				b.want(tt.b...)
+				if got := h.Stats().Value; got != tt.value {
+					t.Errorf("value %d, want %d", got, tt.value)
+				}
+				close(store.stuck)
+				time.Sleep(storeRetry)
+				synctest.Wait()
+				if err := h.Ready(); err != nil {
+					t.Errorf("Ready = %v after the store has come back", err)
+				}
+			})
+		})
+	}
+}
+
+// Shutdown does not wait for ever for a store that hangs.
+func TestShutdownWithoutStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHub(t, Config{Store: &stuckStore{stuck: make(chan error)}})
+		a := h.join()
+		a.send(plus)
+		a.send(plus)
+		began := time.Now()
+		if err := h.Shutdown(t.Context()); err != nil {
+			t.Errorf("Shutdown = %v", err)
+		}
+		if took := time.Since(began); took > storePatience {
+			t.Errorf("Shutdown took %v, want %v at most", took, storePatience)
+		}
+	})
+}

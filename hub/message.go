@@ -39,6 +39,10 @@ var (
 	refusedRate   = newRefusal("rate_limited", "Too many actions at once: this one was not counted.")
 	refusedRange  = newRefusal("out_of_range", "The counter is at its limit: this action was not counted.")
 	refusedStore  = newRefusal("store_unavailable", "The counter cannot be changed right now: this action was not counted.")
+
+	// Not the last word: the store was given the action and has not answered. It is followed by
+	// the state, or by one of the two above.
+	undecided = newRefusal("store_undecided", "The counter's store does not answer: this action counts when it does, or another error follows.")
 )
 
 // rubbish reports whether the message was none that a client should ever send, so
