@@ -1,0 +1,80 @@
+package journal
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"strings"
+
+	"plusminus/hub"
+)
+
+// The layout of the file. The copies are as far apart as the largest sectors of disks, so
+// that one sector that cannot be read does not take both.
+const (
+	copies   = 2
+	pageSize = 4096
+	fileSize = copies * pageSize
+)
+
+const (
+	format = 1
+	intro  = "plusminus counter, format "
+
+	// maxLine bounds a line; it fits one sector of the smallest size.
+	maxLine = 512
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// encode returns the line that holds s.
+func encode(s hub.Snapshot) []byte {
+	line := fmt.Appendf(nil, "%s%d: version %d, value %d, crc32c ", intro, format, s.Version, s.Value)
+	return fmt.Appendf(line, "%08x\n", crc32.Checksum(line, castagnoli))
+}
+
+// decode returns what a line holds that page begins with.
+func decode(page []byte) (hub.Snapshot, error) {
+	var s hub.Snapshot
+	line, _, ok := bytes.Cut(page[:min(len(page), maxLine)], []byte("\n"))
+	if !ok || !strings.HasPrefix(string(line), intro) {
+		return s, errors.New("it is no counter")
+	}
+	var f int
+	if _, err := fmt.Sscanf(string(line), intro+"%d:", &f); err == nil && f > format {
+		return s, fmt.Errorf("%w, in format %d", ErrNewer, f)
+	}
+	// Scanning is lenient; what was meant is told by writing it again.
+	fmt.Sscanf(string(line), intro+"1: version %d, value %d", &s.Version, &s.Value)
+	if !bytes.HasPrefix(page, encode(s)) {
+		return s, errors.New("the checksum does not match")
+	}
+	if s.Value > hub.MaxValue || s.Value < -hub.MaxValue {
+		return s, fmt.Errorf("value %d is out of range", s.Value)
+	}
+	return s, nil
+}
+
+// parse returns what the file holds: the newer of its copies, or the one that is whole.
+// Its errors are [ErrDamaged] and [ErrNewer], with the reason.
+func parse(content []byte) (hub.Snapshot, error) {
+	if len(content) == 0 {
+		return hub.Snapshot{}, fmt.Errorf("%w: it is empty", ErrDamaged)
+	}
+	a, errA := decode(content)
+	b, errB := decode(content[min(len(content), pageSize):])
+	switch {
+	case errA == nil && errB == nil && a.Version == b.Version && a.Value != b.Value:
+		return hub.Snapshot{}, fmt.Errorf("%w: its copies contradict each other", ErrDamaged)
+	case errA == nil && (errB != nil || a.Version >= b.Version):
+		return a, nil
+	case errB == nil:
+		return b, nil
+	case errors.Is(errA, ErrNewer):
+		return hub.Snapshot{}, errA
+	case errors.Is(errB, ErrNewer):
+		return hub.Snapshot{}, errB
+	}
+	return hub.Snapshot{}, fmt.Errorf("%w: %w", ErrDamaged, errA)
+}
