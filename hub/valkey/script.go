@@ -1,0 +1,205 @@
+package valkey
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/valkey-io/valkey-go"
+
+	"plusminus/hub"
+)
+
+// The keys, all with the prefix in braces:
+//
+//	counter  hash    epoch, version, value, users (of all hubs), usersseq (how often that
+//	                 has changed), told (server time of the last message, ms)
+//	batches  hash    hub -> "seq version value" of its last batch, or "seq range"
+//	seen     zset    hub -> server time of its last beat, ms: when its batch may be forgotten
+//	clients  hash    hub -> how many clients it has
+//	alive    zset    hub -> server time of its last beat, ms: when it counts as gone
+//
+// and a channel named news.<db> (channels know no databases) for messages
+// "epoch version value users usersseq hub".
+const (
+	keyCounter = "counter"
+	keyBatches = "batches"
+	keySeen    = "seen"
+	keyClients = "clients"
+	keyAlive   = "alive"
+)
+
+// prelude begins both scripts. Its arguments are 1 the epoch that the hub knows, 2 the
+// version that it has seen in it, 3 a new random epoch in case one is needed, 4 the
+// channel, 5 the hub, 6 how long there is no second message, in ms.
+//
+// A missing epoch means that the server is empty: new, flushed, or another one. A version
+// below what a hub has seen means that the server has lost changes, by a restart or a
+// failover. In both cases a new epoch begins, so that nobody takes the versions that
+// follow for old ones.
+//
+// Numbers are exact: Lua's are doubles, and all of ours stay in ±2^53. They are never
+// turned into text by tostring, which keeps 14 digits.
+const prelude = `
+local c = redis.call('HMGET', KEYS[1], 'epoch', 'version', 'value', 'users', 'usersseq', 'told')
+local epoch, version, value, users, usersseq, told = c[1], tonumber(c[2] or 0), tonumber(c[3] or 0), tonumber(c[4] or 0), tonumber(c[5] or 0), tonumber(c[6] or 0)
+if not (version and value and users and usersseq and told) then
+	return redis.error_reply('PLUSMINUS the counter is damaged: ' .. KEYS[1] .. ' holds what is no number')
+end
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+if not epoch or epoch == ARGV[1] and version < tonumber(ARGV[2]) then
+	epoch = ARGV[3]
+	redis.call('HSET', KEYS[1], 'epoch', epoch, 'version', string.format('%.0f', version), 'value', string.format('%.0f', value))
+end
+local function publish()
+	redis.call('HSET', KEYS[1], 'told', string.format('%.0f', now))
+	redis.call('PUBLISH', ARGV[4], epoch .. string.format(' %.0f %.0f %.0f %.0f ', version, value, users, usersseq) .. ARGV[5])
+end
+local quiet = now >= told and now < told + tonumber(ARGV[6])
+`
+
+// applyScript adds a batch: 7 its seq, 8 its delta. It does so once for each hub and seq,
+// whatever comes in between, and only in the epoch that the hub knows: a batch that was
+// held up in the network meets neither a later one nor a later epoch.
+//
+// A batch that is refused for the range is remembered, too, or a copy of it that comes
+// late might count after all.
+//
+// Where several hubs act at once, not each change is worth a message to all: whoever
+// makes one less than ARGV[6] after the last is told so, and sees to the rest.
+var applyScript = valkey.NewLuaScript(prelude + `
+if epoch ~= ARGV[1] then
+	return {'epoch', epoch, version, value, users, usersseq, 0}
+end
+local seq, delta = tonumber(ARGV[7]), tonumber(ARGV[8])
+local last = redis.call('HGET', KEYS[2], ARGV[5])
+if last then
+	local lastseq, lastversion, lastvalue = string.match(last, '^(%d+) (%S+) ?(%S*)$')
+	if seq < tonumber(lastseq) then
+		return {'old', epoch, version, value, users, usersseq, 0}
+	end
+	if seq == tonumber(lastseq) then
+		if lastversion == 'range' then
+			return {'range', epoch, version, value, users, usersseq, 0}
+		end
+		return {'ok', epoch, tonumber(lastversion), tonumber(lastvalue), users, usersseq, 1}
+	end
+end
+if value + delta > 9007199254740991 or value + delta < -9007199254740991 then
+	redis.call('HSET', KEYS[2], ARGV[5], ARGV[7] .. ' range')
+	return {'range', epoch, version, value, users, usersseq, 0}
+end
+local untold = 0
+if delta ~= 0 then
+	version, value = version + 1, value + delta
+	redis.call('HSET', KEYS[1], 'version', string.format('%.0f', version), 'value', string.format('%.0f', value))
+end
+redis.call('HSET', KEYS[2], ARGV[5], ARGV[7] .. string.format(' %.0f %.0f', version, value))
+if delta ~= 0 then
+	if quiet then untold = 1 else publish() end
+end
+return {'ok', epoch, version, value, users, usersseq, untold}
+`)
+
+// beatScript tells that a hub lives: 7 how many clients it has, or -1 if it stops, 8
+// whether there is something to publish (1), 9 after how many ms of silence a hub counts as gone,
+// 10 after how many its last batch is forgotten. It costs the same for any number of
+// hubs, but for the first beat of each, which adds up all anew.
+var beatScript = valkey.NewLuaScript(prelude + `
+local clients, ttl, keep = tonumber(ARGV[7]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local total = users
+local function gone(list)
+	for _, hub in ipairs(list) do
+		total = total - tonumber(redis.call('HGET', KEYS[4], hub) or 0)
+		redis.call('HDEL', KEYS[4], hub)
+		redis.call('ZREM', KEYS[5], hub)
+	end
+end
+redis.call('ZADD', KEYS[3], now, ARGV[5])
+gone(redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now - ttl))
+gone(redis.call('ZRANGEBYSCORE', KEYS[5], now + ttl, '+inf')) -- the clock was set back; who lives comes again
+local had = redis.call('HGET', KEYS[4], ARGV[5])
+if not had then
+	total = 0
+	for _, n in ipairs(redis.call('HVALS', KEYS[4])) do total = total + tonumber(n) end
+end
+total = total - tonumber(had or 0)
+if clients < 0 then
+	redis.call('HDEL', KEYS[4], ARGV[5])
+	redis.call('ZREM', KEYS[5], ARGV[5])
+else
+	total = total + clients
+	redis.call('HSET', KEYS[4], ARGV[5], ARGV[7])
+	redis.call('ZADD', KEYS[5], now, ARGV[5])
+end
+for _, hub in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now - keep, 'LIMIT', 0, 100)) do
+	redis.call('HDEL', KEYS[2], hub)
+	redis.call('ZREM', KEYS[3], hub)
+end
+local untold = 0
+if total ~= users then
+	users, usersseq = total, usersseq + 1
+	redis.call('HSET', KEYS[1], 'users', string.format('%.0f', users), 'usersseq', string.format('%.0f', usersseq))
+	untold = 1
+end
+if ARGV[8] == '1' then untold = 1 end
+if clients < 0 or untold == 1 and not quiet then
+	publish()
+	untold = 0
+end
+return {'ok', epoch, version, value, users, usersseq, untold, redis.call('ZCARD', KEYS[5])}
+`)
+
+// reply is what a script returns, or a message carries.
+type reply struct {
+	status   string // ok, range (nothing done), epoch (nothing done, this is the present one), old (never)
+	epoch    string
+	version  uint64
+	value    int64
+	users    int    // clients of all hubs
+	usersSeq uint64 // how often users has changed in this epoch
+	untold   bool   // the others have not been told of all this yet
+	hubs     int    // beatScript alone
+	from     string // messages alone
+}
+
+func parseReply(res valkey.ValkeyResult) (reply, error) {
+	list, err := res.ToArray()
+	if err != nil {
+		return reply{}, err
+	}
+	if len(list) < 7 {
+		return reply{}, fmt.Errorf("a script has returned %d values", len(list))
+	}
+	var r reply
+	var errs [3]error
+	r.status, errs[0] = list[0].ToString()
+	r.epoch, errs[1] = list[1].ToString()
+	var n [6]int64
+	for i := range min(len(list)-2, len(n)) {
+		if n[i], err = list[2+i].AsInt64(); err != nil {
+			errs[2] = err
+		}
+	}
+	r.version, r.value, r.users, r.usersSeq = uint64(n[0]), n[1], int(n[2]), uint64(n[3])
+	r.untold, r.hubs = n[4] == 1, int(n[5])
+	return r, errors.Join(errs[:]...)
+}
+
+// parseMessage reports whether s is a message.
+func parseMessage(s string) (reply, bool) {
+	f := strings.Split(s, " ")
+	if len(f) != 6 {
+		return reply{}, false
+	}
+	var errs [4]error
+	r := reply{status: "ok", epoch: f[0], from: f[5]}
+	r.version, errs[0] = strconv.ParseUint(f[1], 10, 64)
+	r.value, errs[1] = strconv.ParseInt(f[2], 10, 64)
+	r.users, errs[2] = strconv.Atoi(f[3])
+	r.usersSeq, errs[3] = strconv.ParseUint(f[4], 10, 64)
+	ok := errors.Join(errs[:]...) == nil && r.value <= hub.MaxValue && r.value >= -hub.MaxValue
+	return r, ok
+}
