@@ -1,6 +1,7 @@
 package acme
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -36,6 +37,17 @@ const (
 	sourceLocal = "local"
 	sourceFiles = "files"
 )
+
+var (
+	// ErrUnknownDomain is returned for a name that is not one of the domains.
+	ErrUnknownDomain = errors.New("not one of the domains")
+
+	// ErrFromFiles is returned when a certificate is to be renewed that somebody else looks after.
+	ErrFromFiles = errors.New("the certificate comes from files: replace them, and they are read again")
+)
+
+// openTimeout bounds how long New waits for another replica that is making the account key.
+const openTimeout = 10 * time.Second
 
 // A Domain is one name to serve.
 type Domain struct {
@@ -104,16 +116,31 @@ type Config struct {
 	EABKey   []byte
 
 	// Profile is the certificate profile to order (draft-ietf-acme-profiles), such as "shortlived".
-	// Empty lets the CA choose. A CA that knows profiles but not this one refuses every order.
+	// Empty lets the CA choose. If the CA has no such profile, or drops it, its default is ordered, with
+	// a warning.
 	Profile string
+
+	// ReuseKey has each renewal certify the key of the certificate before, for those who pin it (DANE,
+	// apps). Otherwise each certificate has a new key.
+	ReuseKey bool
+
+	// FallbackURL is the directory of a second CA, which is asked when the first one has failed for
+	// hours: at least three, or half of what the certificate that is served has left. Empty is none.
+	// Its account and certificates are kept apart. FallbackEABKeyID and FallbackEABKey are for it what
+	// EABKeyID and EABKey are for the first. Profile is ordered from it, too, if it has it.
+	FallbackURL      string
+	FallbackEABKeyID string
+	FallbackEABKey   []byte
 
 	// Logger gets what an operator should know; nil discards it.
 	Logger *slog.Logger
 
 	// Test hooks. Nil is the real thing.
-	now         func() time.Time
-	random      func() float64 // in [0, 1)
-	systemRoots *x509.CertPool // in place of the system's, for PubliclyTrusted
+	now            func() time.Time
+	random         func() float64 // in [0, 1)
+	lookInterval   time.Duration
+	requestTimeout time.Duration
+	systemRoots    *x509.CertPool // in place of the system's, for PubliclyTrusted
 }
 
 // A Provider obtains, renews and serves the certificates of some domains.
@@ -125,31 +152,61 @@ type Provider struct {
 	sites     []*site          // in the order of Config.Domains
 	byName    map[string]*site // the same
 	responder *autocert.Manager
-	issuer    *issuer  // nil without ACME domains
-	local     *localCA // nil without local domains
-	files     *files   // nil without CertFile
+	tokens    *tokens   // what responder answers with
+	locks     *store    // one for each domain; nil without ACME domains
+	issuers   []*issuer // the CA and, if there is one, the fallback; none without ACME domains
+	local     *localCA  // nil without local domains
+	files     *files    // nil without CertFile
+
+	// Safe from any goroutine.
+	slots     chan struct{} // holds one element for each attempt under way, up to maxAttempts; never closed
+	tlsALPN01 atomic.Bool   // TLSConfig was called: somebody answers on 443
+	http01    atomic.Bool   // HTTPHandler was called: somebody answers on 80
 }
+
+// maxAttempts is how many orders may be under way at once. Let's Encrypt allows an account 300 in three
+// hours; four are quick enough for any start and polite to a small CA.
+const maxAttempts = 4
 
 // A site is one domain with what is served and known for it.
 type site struct {
 	// Immutable after New.
-	name   string
-	source string
-	obtain func(context.Context) (*tls.Certificate, error) // gets a new certificate; nil for files
+	name        string
+	source      string
+	authorities []*authority // in the order in which they are asked; none unless the source is a CA
+
+	requests chan *request // Renew -> keep; without buffer: keep takes one when it is not busy; never closed
+	wake     chan struct{} // Reload -> keep; buffer 1, since one look is as good as two; never closed
+
+	// Owned by keep.
+	running    bool       // keep runs, so that what changes now is news
+	valid      bool       // what is served was valid when keep looked last
+	unreadable bool       // files could not be read then
+	looked     time.Time  // when that was
+	lookedMono time.Time  // the same by a clock that nobody sets
+	busyUntil  time.Time  // another replica held the lock
+	busySince  time.Time  // the same, without a break
+	hung       *LastError // for so long that it must hang
 
 	// Safe from any goroutine.
 	current atomic.Pointer[certificate] // nil until there is one
 
 	mu sync.Mutex
-	// Guarded by mu.
-	next      time.Time  // when the next attempt is due; zero if none is planned
-	lastError *LastError // nil after success
+	// Guarded by mu. What keep publishes.
+	next      time.Time         // when the next attempt is due; zero if none is planned
+	lastError *LastError        // nil after success
+	known     []AuthorityStatus // of authorities
+	window    *RenewalWindow    // nil if the CA has not said
 }
 
 // A certificate is what is served for a domain. It does not change once it is installed.
 type certificate struct {
 	tls.Certificate
-	public bool // verifies against the system's roots
+	public  bool       // verifies against the system's roots
+	from    *authority // nil if no CA that speaks ACME made it
+	id      string     // in renewal information; empty if it has none
+	renewal time.Time  // when to renew it, going by its lifetime
+	since   time.Time  // when we began to serve it
 }
 
 // New reads what is stored and returns a Provider that can serve it. It makes the folders, the
@@ -170,6 +227,8 @@ func New(cfg Config) (*Provider, error) {
 	if cfg.random == nil {
 		cfg.random = rand.Float64
 	}
+	cfg.lookInterval = cmp.Or(cfg.lookInterval, lookInterval)
+	cfg.requestTimeout = cmp.Or(cfg.requestTimeout, requestTimeout)
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
@@ -181,11 +240,10 @@ func New(cfg Config) (*Provider, error) {
 		return nil, fmt.Errorf("acme: data folder: %w", err)
 	}
 
-	tokens := new(tokens)
-	p := &Provider{cfg: cfg, log: cfg.Logger, byName: make(map[string]*site)}
-	p.responder = &autocert.Manager{Prompt: autocert.AcceptTOS, HostPolicy: p.hostPolicy, Cache: tokens}
+	p := &Provider{cfg: cfg, log: cfg.Logger, byName: make(map[string]*site), tokens: new(tokens),
+		slots: make(chan struct{}, maxAttempts)}
 	for _, d := range cfg.Domains {
-		s := &site{name: d.Name, source: sourceACME}
+		s := &site{name: d.Name, source: sourceACME, requests: make(chan *request), wake: make(chan struct{}, 1)}
 		switch {
 		case cfg.CertFile != "":
 			s.source = sourceFiles
@@ -195,27 +253,32 @@ func New(cfg Config) (*Provider, error) {
 		p.sites = append(p.sites, s)
 		p.byName[s.name] = s
 	}
+	if err := p.open(dir); err != nil {
+		return nil, err
+	}
+	p.responder = &autocert.Manager{Prompt: autocert.AcceptTOS, HostPolicy: p.hostPolicy, Cache: p.tokens}
+	return p, nil
+}
 
-	if cfg.CertFile != "" {
+// open loads what there is to serve from the data folder dir, or from the files.
+func (p *Provider) open(dir string) error {
+	if p.cfg.CertFile != "" {
 		p.files = newFiles(p)
-		if err := p.files.load(); err != nil {
-			return nil, err
-		}
-		return p, nil
+		return p.files.load()
 	}
 	for _, s := range p.sites {
 		var err error
 		switch s.source {
 		case sourceACME:
-			err = p.addACME(s, filepath.Join(dir, "acme", directoryName(cfg.DirectoryURL)), tokens)
+			err = p.addACME(s, filepath.Join(dir, "acme"))
 		case sourceLocal:
 			err = p.addLocal(s, filepath.Join(dir, "local-ca"))
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return p, nil
+	return nil
 }
 
 func (cfg *Config) validate() error {
@@ -231,11 +294,16 @@ func (cfg *Config) validate() error {
 	if (cfg.CertFile == "") != (cfg.KeyFile == "") {
 		add("a certificate file and a key file need each other")
 	}
-	if (cfg.EABKeyID == "") != (len(cfg.EABKey) == 0) {
+	if (cfg.EABKeyID == "") != (len(cfg.EABKey) == 0) || (cfg.FallbackEABKeyID == "") != (len(cfg.FallbackEABKey) == 0) {
 		add("external account binding needs both a key id and a key")
 	}
-	if u, err := url.Parse(cfg.DirectoryURL); err != nil || u.Scheme != "https" || u.Host == "" {
-		add("directory %q is not an https URL", cfg.DirectoryURL)
+	for _, address := range []string{cfg.DirectoryURL, cfg.FallbackURL} {
+		if u, err := url.Parse(address); address != "" && (err != nil || u.Scheme != "https" || u.Host == "") {
+			add("directory %q is not an https URL", address)
+		}
+	}
+	if cfg.FallbackURL == cfg.DirectoryURL {
+		add("the fallback is the CA itself: %s", cfg.FallbackURL)
 	}
 	seen := make(map[string]bool)
 	for _, d := range cfg.Domains {
@@ -271,18 +339,58 @@ func validName(name string) bool {
 	return true
 }
 
-// addACME makes s be served from the ACME CA, whose state is in dir.
-func (p *Provider) addACME(s *site, dir string, tokens *tokens) error {
-	if p.issuer == nil {
-		is, err := newIssuer(&p.cfg, dir, tokens)
+// addACME makes s be served from the CAs, whose state is in folders below dir.
+func (p *Provider) addACME(s *site, dir string) error {
+	if p.issuers == nil {
+		if err := p.openIssuers(dir); err != nil {
+			return err
+		}
+	}
+	for _, is := range p.issuers {
+		s.authorities = append(s.authorities, &authority{
+			directory:   is.directory,
+			store:       is.store,
+			stored:      func() (*tls.Certificate, error) { return is.stored(s.name) },
+			keep:        func(cert *tls.Certificate) error { return is.keep(s.name, cert) },
+			obtain:      is.obtain,
+			renewalInfo: is.renewalInfo,
+			plan:        new(plan),
+			attempts:    make(map[string]int),
+		})
+	}
+	if err := p.look(s); err != nil {
+		return fmt.Errorf("acme: %w", err) // not to order what is there
+	}
+	for _, a := range s.authorities {
+		a.plan.restarted()
+	}
+	return nil
+}
+
+// openIssuers opens the state of the CAs, and the folder of the tokens that they share.
+func (p *Provider) openIssuers(dir string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
+	defer cancel()
+	tokens, err := openTokens(filepath.Join(dir, "tokens"), p.now())
+	if err != nil {
+		return fmt.Errorf("acme: tokens: %w", err)
+	}
+	p.tokens = tokens
+	if p.locks, err = openStore(filepath.Join(dir, "locks"), p.cfg.now, p.log); err != nil {
+		return err
+	}
+	cfg := p.cfg
+	urls := []string{cfg.DirectoryURL}
+	if cfg.FallbackURL != "" {
+		urls = append(urls, cfg.FallbackURL)
+	}
+	for _, u := range urls {
+		is, err := newIssuer(ctx, &cfg, u, filepath.Join(dir, directoryName(u)), tokens)
 		if err != nil {
 			return err
 		}
-		p.issuer = is
-	}
-	s.obtain = func(ctx context.Context) (*tls.Certificate, error) { return p.issuer.obtain(ctx, s.name) }
-	if cert := p.issuer.stored(s.name); cert != nil {
-		p.install(s, cert)
+		p.issuers = append(p.issuers, is)
+		cfg.EABKeyID, cfg.EABKey = cfg.FallbackEABKeyID, cfg.FallbackEABKey
 	}
 	return nil
 }
@@ -297,18 +405,22 @@ func (p *Provider) addLocal(s *site, dir string) error {
 		}
 		p.local = ca
 	}
-	s.obtain = func(context.Context) (*tls.Certificate, error) { return p.local.issue(s.name) }
 	cert, err := p.local.issue(s.name)
 	if err != nil {
 		return err
 	}
-	p.install(s, cert)
+	p.install(s, cert, nil)
 	return nil
 }
 
-// install serves cert for s from now on. Connections that are open keep what they have.
-func (p *Provider) install(s *site, cert *tls.Certificate) {
-	c := &certificate{Certificate: *cert}
+// install serves cert, which is from a unless that is nil, for s from now on. Connections that are open
+// keep what they have.
+func (p *Provider) install(s *site, cert *tls.Certificate, a *authority) {
+	c := &certificate{Certificate: *cert, from: a, since: p.now()}
+	if a != nil {
+		c.id, _ = certID(cert.Leaf)
+	}
+	c.renewal = renewalTime(cert.Leaf.NotBefore, cert.Leaf.NotAfter, p.cfg.random())
 	c.public = s.source != sourceLocal && p.verifies(&c.Certificate, s.name)
 	s.current.Store(c)
 }
@@ -337,7 +449,10 @@ func (p *Provider) verifies(cert *tls.Certificate, name string) bool {
 // offers is taken, so a caller who adds "h2" decides by its place whom it serves.
 //
 // A client that names a host that is not one of the domains gets the alert unrecognized_name.
+//
+// It has to be called before Run, if at all: tls-alpn-01 is not tried unless somebody answers.
 func (p *Provider) TLSConfig() *tls.Config {
+	p.tlsALPN01.Store(true)
 	return &tls.Config{
 		MinVersion:     tls.VersionTLS12,
 		NextProtos:     []string{"http/1.1", xacme.ALPNProto},
@@ -388,9 +503,26 @@ func (p *Provider) siteFor(hello *tls.ClientHelloInfo) *site {
 // asks on port 80 only. Requests under /.well-known/acme-challenge/ are answered here, with 403 for a
 // host that is not one of the domains and 404 for an unknown token; fallback, which must not be nil,
 // gets all the others.
+//
+// It has to be called before Run, if at all: http-01 is not tried unless somebody answers.
 func (p *Provider) HTTPHandler(fallback http.Handler) http.Handler {
+	p.http01.Store(true)
 	return p.responder.HTTPHandler(fallback)
 }
+
+// challengeTypes returns the challenges that we can answer, in the order in which they are tried.
+func (p *Provider) challengeTypes() []string {
+	switch {
+	case p.tlsALPN01.Load() && !p.http01.Load():
+		return []string{tlsALPN01}
+	case p.http01.Load() && !p.tlsALPN01.Load():
+		return []string{http01}
+	}
+	return []string{tlsALPN01, http01}
+}
+
+// now is the time on the wall, whatever happens to the clock between two calls.
+func (p *Provider) now() time.Time { return p.cfg.now().Round(0) }
 
 // hostPolicy is the responder's [autocert.HostPolicy]. autocert hands it r.Host as it came, with the
 // port if there is one.
@@ -416,16 +548,20 @@ func (p *Provider) Run(ctx context.Context) error {
 	}
 	var wg sync.WaitGroup
 	for _, s := range p.sites {
-		if s.obtain != nil {
+		switch s.source {
+		case sourceACME:
+			s.running = true
 			wg.Go(func() { p.keep(ctx, s) })
+		case sourceLocal:
+			wg.Go(func() { p.keepLocal(ctx, s) })
 		}
 	}
 	if p.files != nil {
 		wg.Go(func() { p.files.watch(ctx) })
 	}
 	wg.Wait()
-	if p.issuer != nil {
-		p.issuer.base.CloseIdleConnections()
+	for _, is := range p.issuers {
+		is.conns.CloseIdleConnections()
 	}
 	return nil
 }
@@ -488,20 +624,49 @@ func names(leaf *x509.Certificate) []string {
 // Status is what is known of one domain's certificate. Times are zero, and left out of the JSON, when
 // there is nothing to say.
 type Status struct {
-	Domain      string     `json:"domain"`
-	Source      string     `json:"source"`                // "acme", "local" or "files"
-	Directory   string     `json:"directory,omitempty"`   // the CA's directory URL, for source "acme"
-	NotBefore   time.Time  `json:"not_before,omitzero"`   // of the certificate that is served
-	NotAfter    time.Time  `json:"not_after,omitzero"`    // the same
-	Serial      string     `json:"serial,omitempty"`      // in hexadecimal, as crt.sh and openssl show it
-	Issuer      string     `json:"issuer,omitempty"`      // the issuer's distinguished name
-	NextAttempt time.Time  `json:"next_attempt,omitzero"` // when the next order is planned
-	LastError   *LastError `json:"last_error,omitempty"`  // the last attempt's failure; nil after success
+	Domain      string            `json:"domain"`
+	Source      string            `json:"source"`                // "acme", "local" or "files"
+	Directory   string            `json:"directory,omitempty"`   // of the CA whose certificate is served
+	NotBefore   time.Time         `json:"not_before,omitzero"`   // of the certificate that is served
+	NotAfter    time.Time         `json:"not_after,omitzero"`    // the same
+	Serial      string            `json:"serial,omitempty"`      // in hexadecimal, as crt.sh and openssl show it
+	Issuer      string            `json:"issuer,omitempty"`      // the issuer's distinguished name
+	Problem     string            `json:"problem,omitempty"`     // why visitors cannot be served; empty if they can
+	NextAction  string            `json:"next_action,omitempty"` // "obtain", "renew" or "retry"
+	NextAttempt time.Time         `json:"next_attempt,omitzero"` // when that is planned
+	Renewal     *RenewalWindow    `json:"renewal,omitempty"`     // when the CA wants it to be renewed (RFC 9773)
+	LastError   *LastError        `json:"last_error,omitempty"`  // why there is no newer one; nil after success
+	CAs         []AuthorityStatus `json:"cas,omitempty"`         // for source "acme": the CA, and the fallback
+}
+
+// RenewalWindow is when a CA wants a certificate to be renewed.
+type RenewalWindow struct {
+	Start          time.Time `json:"start"`
+	End            time.Time `json:"end"`
+	Chosen         time.Time `json:"chosen"`                    // a random moment between the two: ours
+	ExplanationURL string    `json:"explanation_url,omitempty"` // a page that tells why
+}
+
+// AuthorityStatus is how it stands between a domain and one CA.
+type AuthorityStatus struct {
+	Directory        string         `json:"directory"`               // URL
+	Failures         int            `json:"failures"`                // attempts in a row without a certificate
+	FailingSince     time.Time      `json:"failing_since,omitzero"`  // the first of these
+	BackoffUntil     time.Time      `json:"backoff_until,omitzero"`  // no order before
+	RetryAfter       time.Time      `json:"retry_after,omitzero"`    // what the CA asked for last
+	ValidationsLeft  int            `json:"failed_validations_left"` // how many may fail within the hour
+	CertificatesLeft int            `json:"certificates_left"`       // how many may be obtained within the week
+	Unsaved          bool           `json:"unsaved,omitempty"`       // its certificate could not be stored yet
+	ClockSkew        float64        `json:"clock_skew_seconds"`      // its clock less ours, when it was asked last
+	LastError        *LastError     `json:"last_error,omitempty"`    // nil after success
+	Attempts         map[string]int `json:"attempts"`                // since the start, by outcome: "ok", or the step that failed
 }
 
 // LastError is why the last attempt failed.
 type LastError struct {
 	When   time.Time `json:"when"`
+	Step   string    `json:"step,omitempty"` // a resource of RFC 8555 section 7.1, a challenge type, "clock" or "store"
+	Type   string    `json:"type,omitempty"` // the CA's error type (RFC 8555 section 6.7), without its prefix
 	Reason string    `json:"reason"`         // in the CA's own words where it gave any
 	Hint   string    `json:"hint,omitempty"` // what to look at
 }
@@ -510,18 +675,28 @@ type LastError struct {
 func (p *Provider) Status() []Status {
 	all := make([]Status, 0, len(p.sites))
 	for _, s := range p.sites {
-		st := Status{Domain: s.name, Source: s.source}
-		if s.source == sourceACME {
-			st.Directory = p.cfg.DirectoryURL
-		}
-		if c := s.current.Load(); c != nil {
+		c := s.current.Load()
+		st := Status{Domain: s.name, Source: s.source, Problem: invalidity(c, s.name, p.cfg.now())}
+		if c != nil {
+			if c.from != nil {
+				st.Directory = c.from.directory
+			}
 			st.NotBefore, st.NotAfter = c.Leaf.NotBefore, c.Leaf.NotAfter
-			st.Serial = fmt.Sprintf("%x", c.Leaf.SerialNumber)
+			st.Serial = fmt.Sprintf("%x", c.Leaf.SerialNumber.Bytes())
 			st.Issuer = c.Leaf.Issuer.String()
 		}
 		s.mu.Lock()
-		st.NextAttempt, st.LastError = s.next, s.lastError
+		st.NextAttempt, st.LastError, st.CAs, st.Renewal = s.next, s.lastError, s.known, s.window
 		s.mu.Unlock()
+		switch {
+		case st.NextAttempt.IsZero():
+		case st.LastError != nil:
+			st.NextAction = "retry"
+		case c == nil:
+			st.NextAction = "obtain"
+		default:
+			st.NextAction = "renew"
+		}
 		all = append(all, st)
 	}
 	return all

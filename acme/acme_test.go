@@ -10,10 +10,10 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -55,7 +55,7 @@ func TestObtain(t *testing.T) {
 			}
 			ca, cfg := startCA(t, ports, domain)
 			s := serve(t, cfg, tlsLn, plainLn)
-			s.waitReady(t)
+			waitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil })
 			s.stop() // it has said all that it has to say
 
 			leaf := s.leaf(t, domain, ca.IssuingRoots)
@@ -72,16 +72,17 @@ func TestObtain(t *testing.T) {
 			if e.attrs["domain"] != domain || e.attrs["not_after"] == "" || e.attrs["issuer"] == "" || e.attrs["took"] == "" {
 				t.Errorf("logged %v, want domain, not_after, issuer, took", e)
 			}
-			if all := s.log.logged(""); len(all) != 1 {
-				t.Errorf("logged %v, want one entry", all)
+			s.log.one("the CA says when to renew")
+			if all := s.log.logged(""); len(all) != 2 {
+				t.Errorf("logged %v, want these two entries", all)
 			}
 			st := s.status(t, domain)
 			if st.Source != "acme" || st.Directory != ca.DirectoryURL || !st.NotAfter.Equal(leaf.NotAfter) ||
-				st.Serial != fmt.Sprintf("%x", leaf.SerialNumber) || st.Issuer != leaf.Issuer.String() || st.LastError != nil {
+				st.Serial != fmt.Sprintf("%x", leaf.SerialNumber.Bytes()) || st.Issuer != leaf.Issuer.String() || st.LastError != nil {
 				t.Errorf("Status = %+v does not fit the certificate", st)
 			}
-			if want := leaf.NotAfter.Add(-leaf.NotAfter.Sub(leaf.NotBefore) / 3); !st.NextAttempt.Equal(want) {
-				t.Errorf("next attempt at %v, want %v", st.NextAttempt, want)
+			if st.Renewal == nil || !st.NextAttempt.Equal(st.Renewal.Start) || st.NextAction != "renew" { // random is 0
+				t.Errorf("%q planned at %v, want a renewal in %+v", st.NextAction, st.NextAttempt, st.Renewal)
 			}
 			checkModes(t, cfg.Dir)
 		})
@@ -114,8 +115,8 @@ func checkModes(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if files != 2 {
-		t.Errorf("%d files in the data folder, want 2", files)
+	if files != 6 { // the account key and its copy, certificate, plan, two locks
+		t.Errorf("%d files in the data folder, want 6", files)
 	}
 }
 
@@ -153,8 +154,8 @@ func TestBothPortsClosed(t *testing.T) {
 	if want := "next attempt at " + st.NextAttempt.UTC().Format(time.RFC3339); !strings.Contains(s.Ready().Error(), want) {
 		t.Errorf("Ready = %v, want it to contain %q", s.Ready(), want)
 	}
-	if got := ca.Orders(); got != 3 {
-		t.Errorf("%d orders, want autocert's 3 for one attempt", got)
+	if got := ca.Orders(); got != 2 {
+		t.Errorf("%d orders, want one for each challenge", got)
 	}
 
 	// A visitor is told so at once, and costs no order.
@@ -166,11 +167,11 @@ func TestBothPortsClosed(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "no certificate for "+domain+" yet") {
 		t.Errorf("getCertificate = %v, want an error that says that there is none yet", err)
 	}
-	if got := ca.Orders(); got != 3 {
-		t.Errorf("%d orders after a visit, want 3", got)
+	if got := ca.Orders(); got != 2 {
+		t.Errorf("%d orders after a visit, want 2", got)
 	}
-	if _, err := s.issuer.obtain(t.Context(), domain); err.(*failure).free {
-		t.Error("an attempt that placed orders counts as one that cost nothing")
+	if got := st.CAs[0].ValidationsLeft; got != maxFailed-2 {
+		t.Errorf("%d more validations may fail within the hour, want %d", got, maxFailed-2)
 	}
 }
 
@@ -188,17 +189,17 @@ func TestRestart(t *testing.T) {
 	if err := second.Ready(); err != nil {
 		t.Errorf("Ready after restart = %v, want nil at once", err)
 	}
-	if got := fmt.Sprintf("%x", second.leaf(t, domain, ca.IssuingRoots).SerialNumber); got != serial {
+	if got := fmt.Sprintf("%x", second.leaf(t, domain, ca.IssuingRoots).SerialNumber.Bytes()); got != serial {
 		t.Errorf("serial %s after restart, want %s", got, serial)
 	}
 	if got := ca.Orders(); got != 1 {
 		t.Errorf("%d orders, want 1", got)
 	}
-	if !second.issuer.key.Equal(first.issuer.key) {
+	if !second.issuers[0].key.Equal(first.issuers[0].key) {
 		t.Errorf("restart made another account key")
 	}
-	if all := second.log.logged(""); len(all) > 1 || len(all) == 1 && all[0].msg != "certificate loaded" {
-		t.Errorf("restart logged %v, want only that the certificate was loaded", all)
+	if all := second.log.logged("obtained"); len(all) != 0 {
+		t.Errorf("restart logged %v, want nothing of obtaining", all)
 	}
 }
 
@@ -222,7 +223,7 @@ func TestDirectoriesApart(t *testing.T) {
 	b.waitReady(t)
 	b.leaf(t, domain, caB.IssuingRoots) // verifies
 	b.stop()
-	if b.issuer.key.Equal(a.issuer.key) {
+	if b.issuers[0].key.Equal(a.issuers[0].key) {
 		t.Errorf("two CAs were told the same account key")
 	}
 
@@ -238,7 +239,7 @@ func TestDirectoriesApart(t *testing.T) {
 func TestSeveralDomains(t *testing.T) {
 	t.Parallel()
 	var domains []string
-	for i := range maxOrders + 2 {
+	for i := range maxAttempts + 2 {
 		domains = append(domains, fmt.Sprintf("d%d.example.com", i))
 	}
 	tlsLn, plainLn := listen(t), listen(t)
@@ -345,33 +346,6 @@ func TestRenewal(t *testing.T) {
 	certificates := 1 + len(s.log.logged("certificate renewed"))
 	if got := ca.Orders(); got < certificates || got > certificates+1 { // stop may have cut one off
 		t.Errorf("%d orders for %d certificates, want one for each", got, certificates)
-	}
-}
-
-// A Manager that placed an order keeps a timer that cannot be stopped. It must not order again when
-// the certificate is about to expire.
-func TestRetiredManagersStayQuiet(t *testing.T) {
-	t.Parallel()
-	const life = 3 * time.Second
-	tlsLn, plainLn := listen(t), listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{
-		TLSPort:  portOf(tlsLn),
-		Profiles: map[string]time.Duration{"seconds": life},
-	}, domain)
-	s := serve(t, cfg, tlsLn, plainLn)
-	s.waitReady(t)
-	s.stop() // no more renewals of ours
-
-	is := *s.issuer
-	for range 3 {
-		if _, err := is.obtain(t.Context(), domain); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want := ca.Orders()
-	time.Sleep(life + time.Second) // their timers fire a second before the expiry
-	if got := ca.Orders(); got != want {
-		t.Errorf("%d orders after the expiry, want the %d that were asked for", got, want)
 	}
 }
 
@@ -524,11 +498,11 @@ func TestDamagedFiles(t *testing.T) {
 	first := serve(t, cfg, tlsLn, plainLn)
 	first.waitReady(t)
 	first.stop()
-	good, err := os.ReadFile(filepath.Join(first.issuer.store.dir, domain))
+	good, err := os.ReadFile(filepath.Join(first.issuers[0].store.dir, domain))
 	if err != nil {
 		t.Fatal(err)
 	}
-	goodKey, err := os.ReadFile(filepath.Join(first.issuer.store.dir, accountKeyName))
+	goodKey, err := os.ReadFile(filepath.Join(first.issuers[0].store.dir, accountKeyName))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -549,6 +523,9 @@ func TestDamagedFiles(t *testing.T) {
 		{"another domain's", domain, otherPair(t)},
 		{"account key cut", accountKeyName, goodKey[:len(goodKey)-10]},
 		{"account key flipped", accountKeyName, flip(goodKey, len(goodKey)/2)},
+		{"copy of the account key cut", accountKeyBackup, goodKey[:len(goodKey)-10]},
+		{"plan cut", domain + planSuffix, append(checksum([]byte("{}")), "\n{"...)},
+		{"plan no JSON", domain + planSuffix, append(checksum([]byte("no")), "\nno"...)},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			cfg := cfg
@@ -558,7 +535,9 @@ func TestDamagedFiles(t *testing.T) {
 			if err := os.MkdirAll(dir, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			for name, data := range map[string][]byte{domain: good, accountKeyName: goodKey, test.file: test.data} {
+			files := map[string][]byte{domain: good, accountKeyName: goodKey, accountKeyBackup: goodKey}
+			files[test.file] = test.data
+			for name, data := range files {
 				if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
 					t.Fatal(err)
 				}
@@ -571,8 +550,13 @@ func TestDamagedFiles(t *testing.T) {
 			if missing := p.Ready() != nil; missing != (test.file == domain) {
 				t.Errorf("Ready = %v after damage to %s", p.Ready(), test.file)
 			}
-			if same := p.issuer.key.Equal(first.issuer.key); same != (test.file == domain) {
-				t.Errorf("account key is the old one: %v after damage to %s", same, test.file)
+			if !p.issuers[0].key.Equal(first.issuers[0].key) {
+				t.Errorf("another account key after damage to %s", test.file)
+			}
+			for _, name := range []string{accountKeyName, accountKeyBackup} {
+				if data, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(data, goodKey) {
+					t.Errorf("%s is not whole again: %v", name, err)
+				}
 			}
 			e := log.one("damaged file set aside")
 			if aside, err := os.ReadFile(e.attrs["now"]); err != nil || !bytes.Equal(aside, test.data) {
@@ -582,13 +566,13 @@ func TestDamagedFiles(t *testing.T) {
 	}
 
 	// And it does get a new one.
-	if err := os.WriteFile(filepath.Join(first.issuer.store.dir, domain), good[:leafEnd], 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(first.issuers[0].store.dir, domain), good[:leafEnd], 0o600); err != nil {
 		t.Fatal(err)
 	}
 	ln := listen(t)
 	ca2 := pebbletest.Start(t, pebbletest.Config{TLSPort: portOf(ln)})
 	cfg2 := configFor(t, ca2, cfg.Dir, domain)
-	if err := os.Rename(first.issuer.store.dir, filepath.Join(cfg.Dir, "acme", directoryName(ca2.DirectoryURL))); err != nil {
+	if err := os.Rename(first.issuers[0].store.dir, filepath.Join(cfg.Dir, "acme", directoryName(ca2.DirectoryURL))); err != nil {
 		t.Fatal(err)
 	}
 	second := serve(t, cfg2, ln, listen(t))
@@ -607,7 +591,8 @@ func flip(data []byte, at int) []byte {
 
 // otherPair returns a stored file, good in itself, that is for another domain.
 func otherPair(t *testing.T) []byte {
-	data, err := tombstone("other.example.com")
+	cert := selfSigned(t, "other.example.com", time.Now(), time.Now().Add(day))
+	data, err := encodePair(cert.PrivateKey.(*ecdsa.PrivateKey), cert.Certificate)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -633,7 +618,7 @@ func TestExpired(t *testing.T) {
 	if err != nil {
 		t.Fatalf("handshake with an expired certificate: %v", err)
 	}
-	if got := fmt.Sprintf("%x", c.ConnectionState().PeerCertificates[0].SerialNumber); got != serial {
+	if got := fmt.Sprintf("%x", c.ConnectionState().PeerCertificates[0].SerialNumber.Bytes()); got != serial {
 		t.Errorf("serial %s, want the old certificate's %s", got, serial)
 	}
 	ready := second.Ready()
@@ -669,7 +654,7 @@ func TestRefusals(t *testing.T) {
 		{"429 without", pebbletest.NewOrderPath, pebbletest.Problem(429, "rateLimited", limit, ""),
 			1, time.Minute, []string{limit}},
 		{"429 soon", pebbletest.NewOrderPath, pebbletest.Problem(429, "rateLimited", limit, "1"),
-			1, time.Minute, []string{limit}},
+			1, time.Second, []string{limit}},
 		{"429 on the challenge", pebbletest.ChallengePath, pebbletest.Problem(429, "rateLimited", limit, "7200"),
 			1, 2 * time.Hour, []string{"tls-alpn-01: rateLimited: " + limit}},
 		{"429 on newAccount", pebbletest.NewAccountPath, pebbletest.Problem(429, "rateLimited", limit, "7200"),
@@ -727,13 +712,14 @@ func TestCannotAskCA(t *testing.T) {
 		t.Errorf("LastError = %+v, want a hint that the CA's own certificate is not trusted", got)
 	}
 	ca.Stop()
+	cfg.Dir = t.TempDir() // without the failure of before
 	refused := serve(t, cfg, listen(t), listen(t))
 	refused.waitFailure(t)
 	if got := refused.status(t, domain).LastError; !strings.Contains(got.Reason, "directory: ") || !strings.Contains(got.Hint, "check outgoing connections") {
 		t.Errorf("LastError = %+v, want a hint that the CA cannot be reached", got)
 	}
-	if _, err := refused.issuer.obtain(t.Context(), domain); !err.(*failure).free {
-		t.Error("an attempt that did not reach the CA counts as one that cost something")
+	if got := refused.status(t, domain).CAs[0]; got.ValidationsLeft != maxFailed || got.Attempts["directory"] == 0 {
+		t.Errorf("an attempt that did not reach the CA is told as %+v", got)
 	}
 }
 
@@ -787,17 +773,26 @@ func TestProfile(t *testing.T) {
 			}
 		})
 	}
-	t.Run("unknown", func(t *testing.T) {
+	t.Run("unknown", func(t *testing.T) { // to the directory, or to newOrder alone
 		t.Parallel()
-		ca, cfg := startCA(t, pebbletest.Config{Profiles: profiles}, domain)
-		cfg.Profile = "nonesuch"
-		s := serve(t, cfg, listen(t), listen(t))
-		s.waitFailure(t)
-		if got := s.status(t, domain).LastError; !strings.Contains(got.Reason, "newOrder: invalidProfile: ") || got.Hint == "" {
-			t.Errorf("LastError = %+v, want invalidProfile and a hint", got)
-		}
-		if got := ca.Orders(); got != 1 {
-			t.Errorf("%d orders, want 1", got)
+		for _, lists := range []bool{false, true} {
+			tlsLn, plainLn := listen(t), listen(t)
+			ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+			cfg.Profile = "nonesuch"
+			if lists {
+				cfg.Profile = "default"
+				refuse := pebbletest.Problem(400, "invalidProfile", "not any more", "")
+				ca.Intercept(pebbletest.NewOrderPath, func(w http.ResponseWriter, r *http.Request) {
+					ca.Intercept(pebbletest.NewOrderPath, nil)
+					refuse(w, r)
+				})
+			}
+			s := serve(t, cfg, tlsLn, plainLn)
+			s.waitReady(t)
+			e := s.log.one("certificate profile not to be had")
+			if e.level != slog.LevelWarn || e.attrs["profile"] != cfg.Profile || e.attrs["offered"] != "default" {
+				t.Errorf("logged %v, want a warning with what is offered", e)
+			}
 		}
 	})
 }
@@ -845,7 +840,7 @@ func TestRunStops(t *testing.T) {
 	}
 	buf := make([]byte, 1<<20)
 	for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
-		if strings.Contains(g, "plusminus/acme.(*Provider).keep") || strings.Contains(g, "plusminus/acme.(*issuer)") ||
+		if strings.Contains(g, "plusminus/acme.(*Provider).") || strings.Contains(g, "plusminus/acme.(*issuer)") ||
 			strings.Contains(g, "plusminus/acme.(*transport)") {
 			t.Errorf("still running after Run:\n%s", g)
 		}
@@ -856,19 +851,19 @@ func TestRunStops(t *testing.T) {
 func TestUnwritableFolder(t *testing.T) {
 	t.Parallel()
 	ca, cfg := startCA(t, pebbletest.Config{}, domain)
-	cfg.Logger = newLogger(&recorder{t: t})
-	p, err := New(cfg)
-	if err != nil {
+	s := serveLater(t, cfg)
+	// A file in its place rather than a read-only folder, since tests may run as root.
+	dir := s.issuers[0].store.dir
+	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	// Gone rather than read-only, since tests may run as root.
-	if err := os.RemoveAll(p.issuer.store.dir); err != nil {
+	if err := os.WriteFile(dir, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err = p.issuer.obtain(t.Context(), domain)
-	var f *failure
-	if !errors.As(err, &f) || !strings.Contains(f.reason, "could not be stored") || f.hint == "" {
-		t.Errorf("obtain = %v, want a failure that says that it could not be stored", err)
+	s.run()
+	s.waitFailure(t)
+	if last := s.status(t, domain).LastError; last.Step != "store" || !strings.Contains(last.Reason, "could not be stored") || last.Hint == "" {
+		t.Errorf("LastError = %+v, want it to say that it could not be stored, and a hint", last)
 	}
 	if got := ca.Orders(); got != 0 {
 		t.Errorf("%d orders, want none", got)

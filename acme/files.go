@@ -29,6 +29,7 @@ type files struct {
 	certFile, keyFile string
 	log               *slog.Logger
 	now               func() time.Time
+	wake              chan struct{} // Reload -> watch; buffer 1; never closed
 
 	// Owned by watch, and by New before.
 	serving  *tls.Certificate
@@ -42,7 +43,7 @@ type content [sha256.Size]byte
 
 func newFiles(p *Provider) *files {
 	return &files{p: p, certFile: p.cfg.CertFile, keyFile: p.cfg.KeyFile, log: p.log, now: p.cfg.now,
-		warned: make(map[string]bool)}
+		wake: make(chan struct{}, 1), warned: make(map[string]bool)}
 }
 
 // load reads the files for the first time, when there is no old pair to fall back to.
@@ -68,6 +69,9 @@ func (f *files) watch(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+			f.look()
+		case <-f.wake: // somebody says that they are at rest
+			f.look()
 			f.look()
 		}
 	}
@@ -173,7 +177,7 @@ func (f *files) adopt(cert *tls.Certificate, found content) {
 	clear(f.warned)
 	f.report(nil)
 	for _, s := range f.p.sites {
-		f.p.install(s, cert)
+		f.p.install(s, cert, nil)
 		if err := cert.Leaf.VerifyHostname(s.name); err != nil {
 			f.log.Warn("certificate file does not cover a domain", "file", f.certFile, "domain", s.name, "err", err)
 		}
@@ -203,7 +207,9 @@ func (f *files) reject(msg string, err error) {
 // report records for every domain what is the matter with the files; nil is nothing.
 func (f *files) report(last *LastError) {
 	for _, s := range f.p.sites {
-		s.plan(time.Time{}, last)
+		s.mu.Lock()
+		s.lastError = last
+		s.mu.Unlock()
 	}
 }
 

@@ -97,6 +97,7 @@ type server struct {
 	log   *recorder
 	tls   net.Listener
 	plain net.Listener
+	run   func() // starts Run
 	stop  func() // ends Run and waits for it; the listeners stay
 }
 
@@ -137,7 +138,17 @@ func configFor(t testing.TB, ca *pebbletest.CA, dir string, domains ...string) C
 // serve starts a server on the two listeners and, once they accept, Run.
 func serve(t testing.TB, cfg Config, tlsLn, plainLn net.Listener) *server {
 	t.Helper()
-	s := &server{log: &recorder{t: t}, tls: tlsLn, plain: plainLn}
+	s := prepare(t, cfg, tlsLn, plainLn)
+	s.run()
+	return s
+}
+
+// serveLater is serve on listeners that no CA knows, but leaves it to the caller to call run.
+func serveLater(t testing.TB, cfg Config) *server { return prepare(t, cfg, listen(t), listen(t)) }
+
+func prepare(t testing.TB, cfg Config, tlsLn, plainLn net.Listener) *server {
+	t.Helper()
+	s := &server{log: &recorder{t: t}, tls: tlsLn, plain: plainLn, stop: func() {}}
 	cfg.Logger = newLogger(s.log)
 	p, err := New(cfg)
 	if err != nil {
@@ -155,27 +166,28 @@ func serve(t testing.TB, cfg Config, tlsLn, plainLn net.Listener) *server {
 	var wg sync.WaitGroup
 	wg.Go(func() { secure.ServeTLS(tlsLn, "", "") })
 	wg.Go(func() { open.Serve(plainLn) })
-
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- p.Run(ctx) }()
-	s.stop = sync.OnceFunc(func() {
-		cancel()
-		select {
-		case err := <-done:
-			if err != nil {
-				t.Errorf("Run = %v, want nil", err)
-			}
-		case <-time.After(patience):
-			t.Errorf("Run did not return within %v after its context was done", patience)
-		}
-	})
 	t.Cleanup(func() {
 		s.stop()
 		secure.Close()
 		open.Close()
 		wg.Wait()
 	})
+	s.run = func() {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- p.Run(ctx) }()
+		s.stop = sync.OnceFunc(func() {
+			cancel()
+			select {
+			case err := <-done:
+				if err != nil {
+					t.Errorf("Run = %v, want nil", err)
+				}
+			case <-time.After(patience):
+				t.Errorf("Run did not return within %v after its context was done", patience)
+			}
+		})
+	}
 	return s
 }
 
@@ -190,10 +202,12 @@ func (s *server) waitReady(t testing.TB) {
 	waitFor(t, "readiness", func() bool { return s.Ready() == nil })
 }
 
-// waitFailure waits until an attempt has failed and all is recorded about it: it is logged last.
+// waitFailure waits until an attempt has failed and all is recorded about it: it is published last.
 func (s *server) waitFailure(t testing.TB) {
 	t.Helper()
-	waitFor(t, "failure", func() bool { return len(s.log.logged("no certificate obtained")) > 0 })
+	waitFor(t, "failure", func() bool {
+		return slices.ContainsFunc(s.Status(), func(st Status) bool { return st.LastError != nil })
+	})
 }
 
 // dial does a handshake with s. roots is whom the visitor trusts.

@@ -9,25 +9,40 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
 	xacme "golang.org/x/crypto/acme"
-	"golang.org/x/crypto/acme/autocert"
 )
 
-// maxOrders is how many orders may be under way at once. Let's Encrypt allows an account 300 in three
-// hours; four are quick enough for any start and polite to a small CA.
-const maxOrders = 4
+const (
+	// attemptTimeout bounds an attempt from the first request to the certificate. What is open then is
+	// taken up by the next attempt.
+	attemptTimeout = 10 * time.Minute
 
-// accountKeyName is the file of the account key; autocert's caches call it so too.
-const accountKeyName = "acme_account+key"
+	// maxSkew is how far our clock may be from the CA's for an order to make sense. Beyond it, the
+	// certificate may not be valid yet by our clock, or have expired, and the next order would follow.
+	maxSkew = 10 * time.Minute
+)
+
+// The two challenge types that can be answered with nothing but this server.
+const (
+	tlsALPN01 = "tls-alpn-01" // RFC 8737
+	http01    = "http-01"     // RFC 8555 section 8.3
+)
+
+// The files of the account key and its copy.
+const (
+	accountKeyName   = "acme_account+key" // autocert's caches call it so too
+	accountKeyBackup = accountKeyName + ".backup"
+)
 
 // An issuer places orders with one CA directory, for one account.
 type issuer struct {
@@ -39,47 +54,37 @@ type issuer struct {
 	key       *ecdsa.PrivateKey             // the account's
 	store     *store
 	tokens    *tokens
-	base      *http.Transport
+	conns     *http.Transport
+	base      *bounded // over conns
 	now       func() time.Time
 	log       *slog.Logger
 
 	// Safe from any goroutine.
-	slots    chan struct{} // holds one element for each order under way, up to maxOrders; never closed
-	accounts chan struct{} // holds one while a newAccount request is under way; never closed
+	accounts chan struct{} // holds one element while a newAccount request is under way; never closed
 }
 
-// newIssuer opens dir, the folder of cfg's directory, and loads the account key or makes one.
-func newIssuer(cfg *Config, dir string, tokens *tokens) (*issuer, error) {
+// newIssuer opens dir, the folder of the directory's state, and loads the account key or makes one.
+func newIssuer(ctx context.Context, cfg *Config, directory, dir string, tokens *tokens) (*issuer, error) {
 	store, err := openStore(dir, cfg.now, cfg.Logger)
 	if err != nil {
 		return nil, err
 	}
-	key, ok := load(store, accountKeyName, parseAccountKey)
-	if !ok {
-		if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
-			return nil, fmt.Errorf("acme: account key: %w", err)
-		}
-		b, err := encodeKey(key)
-		if err == nil {
-			err = store.write(accountKeyName, b)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("acme: storing the account key: %w", err)
-		}
+	key, err := loadAccountKey(ctx, store)
+	if err != nil {
+		return nil, fmt.Errorf("acme: account key: %w", err)
 	}
-	base := http.DefaultTransport.(*http.Transport).Clone()
-	base.TLSClientConfig = &tls.Config{RootCAs: cfg.RootCAs}
+	conns := newTransport(cfg.RootCAs)
 	is := &issuer{
-		directory: cfg.DirectoryURL,
+		directory: directory,
 		profile:   cfg.Profile,
 		email:     cfg.Email,
 		key:       key,
 		store:     store,
 		tokens:    tokens,
-		base:      base,
+		conns:     conns,
+		base:      &bounded{conns, cfg.requestTimeout},
 		now:       cfg.now,
 		log:       cfg.Logger,
-		slots:     make(chan struct{}, maxOrders),
 		accounts:  make(chan struct{}, 1),
 	}
 	if cfg.EABKeyID != "" {
@@ -88,19 +93,61 @@ func newIssuer(cfg *Config, dir string, tokens *tokens) (*issuer, error) {
 	return is, nil
 }
 
-// parseAccountKey returns the key in the PEM block in data. It has to be one that we can sign with
-// again (see transport), so only P-256 will do.
-func parseAccountKey(data []byte) (*ecdsa.PrivateKey, error) {
-	block, _ := pem.Decode(data)
-	if block == nil {
-		return nil, errors.New("no PEM block")
+// newTransport returns what carries requests to a CA. roots is whom to trust; nil is the system's roots.
+func newTransport(roots *x509.CertPool) *http.Transport {
+	conns := http.DefaultTransport.(*http.Transport).Clone()
+	conns.TLSClientConfig = &tls.Config{RootCAs: roots}
+	return conns
+}
+
+// loadAccountKey returns the account key, or its copy, or a new one. Losing it would cost the limits
+// that the CA keeps by account, and the right to name a certificate as replaced.
+func loadAccountKey(ctx context.Context, st *store) (*ecdsa.PrivateKey, error) {
+	read := func() (key, saved *ecdsa.PrivateKey, err error) {
+		key, err = load(st, accountKeyName, parseKey)
+		saved, errSaved := load(st, accountKeyBackup, parseKey)
+		for _, err := range []error{err, errSaved} {
+			if err != nil && !errors.Is(err, fs.ErrNotExist) && key == nil && saved == nil {
+				return nil, nil, err // it is there, and making another would lose it
+			}
+		}
+		return key, saved, nil
 	}
-	key, err := x509.ParseECPrivateKey(block.Bytes)
+	if key, saved, err := read(); err == nil && key != nil && saved != nil && key.Equal(saved) {
+		return key, nil // without a lock, for which the disk would have to be writable
+	}
+	release, err := st.waitLock(ctx, accountKeyName) // replicas that start together share one account
 	if err != nil {
 		return nil, err
 	}
-	if key.Curve != elliptic.P256() {
-		return nil, errors.New("not a P-256 key")
+	defer release()
+	key, saved, err := read()
+	ok, okSaved := key != nil, saved != nil
+	switch {
+	case err != nil:
+		return nil, err
+	case ok && okSaved && key.Equal(saved):
+		return key, nil
+	case !ok && okSaved:
+		key = saved
+		st.log.Warn("account key restored from its copy", "file", st.path(accountKeyName))
+	case !ok:
+		if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+			return nil, err
+		}
+	}
+	data, err := encodeKey(key)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range []string{accountKeyName, accountKeyBackup} {
+		if err := st.write(name, data); err != nil {
+			if ok || okSaved { // the disk is in trouble, but we have what we need
+				st.log.Warn("account key not copied", "file", st.path(name), "err", err)
+				break
+			}
+			return nil, err
+		}
 	}
 	return key, nil
 }
@@ -116,75 +163,20 @@ func directoryName(directoryURL string) string {
 	return host + "-" + hex.EncodeToString(sum[:4])
 }
 
-// stored returns the certificate that is stored for name, or nil if there is none of use. It may have
-// expired.
-func (is *issuer) stored(name string) *tls.Certificate {
-	cert, _ := load(is.store, name, func(data []byte) (*tls.Certificate, error) {
+// stored returns the certificate that is stored for name; it may have expired. The error is
+// [fs.ErrNotExist] if there is none of use, as [load] says.
+func (is *issuer) stored(name string) (*tls.Certificate, error) {
+	return load(is.store, name, func(data []byte) (*tls.Certificate, error) {
 		cert, err := tls.X509KeyPair(data, data)
 		if err != nil {
 			return nil, err
 		}
 		return &cert, cert.Leaf.VerifyHostname(name)
 	})
-	return cert
 }
 
-// obtain orders a certificate for name, with a new key, and stores it. A name must not be ordered twice
-// at the same time. The error is a *failure unless ctx is done, which ends the order under way.
-func (is *issuer) obtain(ctx context.Context, name string) (*tls.Certificate, error) {
-	select {
-	case is.slots <- struct{}{}:
-		defer func() { <-is.slots }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	// A certificate that cannot be kept is ordered again at each restart, until the CA has had enough.
-	if err := is.store.probe(name); err != nil {
-		return nil, &failure{
-			reason: "nothing was ordered, since it could not be stored: " + err.Error(),
-			hint:   "check the data folder's owner, mode and free space",
-			free:   true,
-		}
-	}
-
-	t := newTransport(ctx, is)
-	c := &orderCache{tokens: is.tokens, name: name}
-	m := &autocert.Manager{
-		Prompt: autocert.AcceptTOS,
-		Cache:  c,
-		// Its timer then fires when the certificate is about to expire, long after we renewed it. Less
-		// than 10 ns makes autocert panic; more than a short-lived certificate's life, order in a loop.
-		RenewBefore:            time.Second,
-		Email:                  is.email,
-		ExternalAccountBinding: is.eab,
-		Client: &xacme.Client{
-			Key:          is.key, // set, as is UserAgent, or autocert would make one
-			DirectoryURL: is.directory,
-			HTTPClient:   &http.Client{Transport: t},
-			UserAgent:    "plusminus",
-			RetryBackoff: retryBackoff,
-		},
-	}
-	m.HTTPHandler(nil) // has the Manager try http-01 as well; the responder answers
-
-	cert, err := m.GetCertificate(ecdsaHello(name))
-	c.retire(ctx)
-	problems, retryAfter := t.retire()
-	switch {
-	case ctx.Err() != nil && err != nil:
-		return nil, ctx.Err()
-	case err != nil:
-		f := newFailure(err, problems, retryAfter)
-		f.free = t.costNothing()
-		return nil, f
-	}
-	if err := is.keepStored(name, cert); err != nil {
-		is.log.Error("certificate not stored: a restart will order another", "domain", name, "err", err)
-	}
-	return cert, nil
-}
-
-func (is *issuer) keepStored(name string, cert *tls.Certificate) error {
+// keep stores cert for name.
+func (is *issuer) keep(name string, cert *tls.Certificate) error {
 	key, ok := cert.PrivateKey.(*ecdsa.PrivateKey)
 	if !ok {
 		return fmt.Errorf("key is a %T", cert.PrivateKey)
@@ -196,12 +188,448 @@ func (is *issuer) keepStored(name string, cert *tls.Certificate) error {
 	return is.store.write(name, data)
 }
 
-// ecdsaHello returns the hello of a visitor to whom autocert gives an ECDSA certificate. It looks for
-// this cipher suite; signature schemes or curves, if given, can only talk it out of it. With a real
-// visitor's hello it would order an RSA certificate for each client that speaks TLS 1.3 alone.
-func ecdsaHello(name string) *tls.ClientHelloInfo {
-	return &tls.ClientHelloInfo{
-		ServerName:   name,
-		CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256},
+// client returns a client of the CA for one attempt, so that each attempt learns anew what the
+// directory says and whether the account exists.
+func (is *issuer) client(t *transport) *xacme.Client {
+	return &xacme.Client{
+		Key:          is.key,
+		DirectoryURL: is.directory,
+		HTTPClient:   &http.Client{Transport: t},
+		UserAgent:    "plusminus",
+		RetryBackoff: retryBackoff,
 	}
+}
+
+// An attempt is one try to get a certificate for one name. It belongs to one goroutine.
+type attempt struct {
+	// What to do.
+	name       string
+	challenges []string          // to be tried in this order; not empty
+	reuse      *ecdsa.PrivateKey // the key to certify; nil is a new one
+	replaces   string            // ARI id of the certificate to replace; may be empty
+	resume     bool              // only finish the pending order: place no new one
+	impatient  bool              // somebody waits: do not go on for long with an order that leads nowhere
+
+	// plan.Order is the order to go on with, if any, and is kept up to date with save, so that a
+	// process that dies can be followed by one that goes on.
+	plan *plan
+	save func() error
+
+	// What came of it.
+	challenge   string     // the type that succeeded, if there had to be one
+	validations int        // how many failed
+	ordered     bool       // a newOrder was sent
+	ignored     bool       // the CA was not able to consider it
+	problems    []*problem // what failed on the way
+
+	client    *xacme.Client
+	directory xacme.Directory
+	transport *transport
+}
+
+// errNothingPending is the failure of an attempt that was to finish an order that is no more.
+var errNothingPending = errors.New("the order that was pending is no longer there")
+
+// obtain makes the attempt. A name must not be attempted twice at the same time: its challenges would
+// overwrite each other. The error is a *failure unless ctx is done, which ends the attempt.
+func (is *issuer) obtain(ctx context.Context, a *attempt) (*tls.Certificate, error) {
+	whole := ctx
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	defer cancel()
+	cert, step, err := is.run(ctx, a)
+	if err == nil {
+		return cert, nil
+	}
+	if whole.Err() != nil {
+		return nil, whole.Err()
+	}
+	if ctx.Err() != nil {
+		err = fmt.Errorf("the CA was not done within %v", attemptTimeout)
+	}
+	f := newFailure(a.problems, step, err, is.now())
+	f.validations = a.validations
+	f.free = (!a.ordered || a.ignored) && a.validations == 0
+	return nil, f
+}
+
+// run makes the attempt. If it fails, step says in what: a resource of RFC 8555 section 7.1, or a
+// challenge type.
+func (is *issuer) run(ctx context.Context, a *attempt) (cert *tls.Certificate, step string, err error) {
+	a.transport = &transport{base: is.base, key: is.key, now: is.now, replaces: a.replaces}
+	a.client = is.client(a.transport)
+	if a.directory, err = a.client.Discover(ctx); err != nil {
+		return nil, "directory", err
+	}
+	a.transport.newOrder = a.directory.OrderURL
+	if skew := a.transport.skew; skew.Abs() > maxSkew {
+		return nil, "clock", &clockError{skew}
+	}
+	if err := is.register(ctx, a.client); err != nil {
+		return nil, "newAccount", err
+	}
+	order, key, err := is.pending(ctx, a)
+	if err != nil {
+		return nil, "order", err
+	}
+	if order == nil && a.resume {
+		return nil, "order", errNothingPending
+	}
+
+	for types := a.challenges; order == nil || order.Status == xacme.StatusPending; types = types[1:] {
+		if len(types) == 0 || order == nil && a.resume {
+			return nil, "authorization", errors.New("no challenge succeeded") // a.problems say why
+		}
+		if order == nil {
+			if order, key, err = is.order(ctx, a); err != nil {
+				return nil, "newOrder", err
+			}
+			if order.Status != xacme.StatusPending {
+				break // the CA remembers an earlier validation
+			}
+		}
+		valid, err := is.authorize(ctx, a, order, types[0])
+		if err != nil {
+			return nil, types[0], err
+		}
+		switch {
+		case valid:
+			if order, err = is.await(ctx, a, order); err != nil {
+				return nil, "order", err
+			}
+		case a.plan.Order == nil:
+			order = nil // it failed with its authorization
+		}
+	}
+	chain, step, err := is.finish(ctx, a, order, key)
+	if err != nil {
+		return nil, step, err
+	}
+	if cert, err = pair(a.name, key, chain); err != nil {
+		a.plan.Order = nil // it will not get better
+		return nil, "certificate", err
+	}
+	return cert, "", nil
+}
+
+// A clockError says by how much the CA's clock is ahead of ours.
+type clockError struct{ skew time.Duration }
+
+func (e *clockError) Error() string { return "nothing was ordered: " + e.off() }
+
+// off says by how much the clock is off.
+func (e *clockError) off() string {
+	where := "behind"
+	if e.skew < 0 {
+		where = "ahead of"
+	}
+	return fmt.Sprintf("this machine's clock is %v %s the CA's", e.skew.Abs().Round(10*time.Second), where)
+}
+
+// A storeError says that a file could not be written.
+type storeError struct{ err error }
+
+func (e *storeError) Error() string {
+	return "stopped before anything was issued, since it could not be stored: " + e.err.Error()
+}
+func (e *storeError) Unwrap() error { return e.err }
+
+// register makes sure that there is an account. One that exists is only looked up, so that an external
+// account binding, which a CA may accept but once, is sent but once.
+func (is *issuer) register(ctx context.Context, client *xacme.Client) error {
+	// A CA that is asked to make the same account twice at once may fail one of the two; Pebble does.
+	select {
+	case is.accounts <- struct{}{}:
+		defer func() { <-is.accounts }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	_, err := client.GetReg(ctx, "")
+	if !errors.Is(err, xacme.ErrNoAccount) {
+		return err
+	}
+	account := &xacme.Account{ExternalAccountBinding: is.eab}
+	if is.email != "" {
+		account.Contact = []string{"mailto:" + is.email}
+	}
+	_, err = client.Register(ctx, account, xacme.AcceptTOS)
+	if errors.Is(err, xacme.ErrAccountAlreadyExists) { // another replica was quicker
+		return nil
+	}
+	return err
+}
+
+// pending returns the order that an earlier attempt left, with its key, or nil if there is none that
+// can be finished.
+func (is *issuer) pending(ctx context.Context, a *attempt) (*xacme.Order, *ecdsa.PrivateKey, error) {
+	if a.plan.Order == nil {
+		return nil, nil, nil
+	}
+	key, err := parseKey(a.plan.Order.Key)
+	if err == nil && a.plan.Order.hopeless(is.now(), a.impatient) {
+		is.log.Warn("order given up: the CA does not come to an end with it", "domain", a.name, "ca", is.directory,
+			"order", a.plan.Order.URL, "placed", a.plan.Order.Since, "taken_up", a.plan.Order.Taken)
+		err = errNothingPending
+	}
+	if err == nil {
+		a.plan.Order.Taken++
+		if err := a.save(); err != nil {
+			return nil, nil, &storeError{err}
+		}
+		var order *xacme.Order
+		order, err = a.client.GetOrder(ctx, a.plan.Order.URL)
+		if err == nil && order.Status != xacme.StatusInvalid {
+			return order, key, nil
+		}
+		if err != nil && !final(err) {
+			return nil, nil, err
+		}
+	}
+	a.plan.Order = nil
+	return nil, nil, nil
+}
+
+// final reports whether err is the CA's last word on a resource: asking again would not help. What is no
+// problem document is not the CA's word at all.
+func final(err error) bool {
+	var refused *xacme.Error
+	if errors.As(err, &refused) {
+		return refused.StatusCode/100 == 4 && refused.StatusCode != http.StatusTooManyRequests && refused.ProblemType != ""
+	}
+	// x/crypto takes "ready" for an error after finalize; it is a CA that has not got to it yet.
+	var order *xacme.OrderError
+	return errors.As(err, &order) && order.Status == xacme.StatusInvalid
+}
+
+// order places a new order, and stores what it takes to finish it.
+func (is *issuer) order(ctx context.Context, a *attempt) (*xacme.Order, *ecdsa.PrivateKey, error) {
+	key := a.reuse
+	if key == nil {
+		var err error
+		if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+			return nil, nil, err
+		}
+	}
+	keyPEM, err := encodeKey(key)
+	if err != nil {
+		return nil, nil, err
+	}
+	var options []xacme.OrderOption
+	if is.profile != "" {
+		if _, ok := a.directory.Profiles[xacme.ProfileName(is.profile)]; ok {
+			options = append(options, xacme.WithOrderIssuanceProfile(xacme.ProfileName(is.profile)))
+		} else {
+			is.withoutProfile(a, "the directory does not list it")
+		}
+	}
+
+	a.ordered = true
+	order, err := a.client.AuthorizeOrder(ctx, xacme.DomainIDs(a.name), options...)
+	var refused *xacme.Error
+	if errors.As(err, &refused) && kindOf(refused.ProblemType) == "invalidProfile" && len(options) > 0 {
+		is.withoutProfile(a, refused.Detail)
+		options = nil
+		order, err = a.client.AuthorizeOrder(ctx, xacme.DomainIDs(a.name))
+	}
+	if err != nil && final(err) && a.transport.replaces != "" {
+		// It may have been replaced already, or be another account's, or another CA's.
+		why := err
+		a.transport.replaces = ""
+		order, err = a.client.AuthorizeOrder(ctx, xacme.DomainIDs(a.name), options...)
+		if err == nil {
+			is.log.Info("order placed without naming the certificate that it replaces", "domain", a.name, "err", why)
+			a.plan.NoReplaces = a.replaces
+		}
+	}
+	if err != nil {
+		a.ignored = !errors.As(err, &refused) || refused.StatusCode >= 500
+		return nil, nil, err
+	}
+	a.plan.Order = &pending{URL: order.URI, Key: keyPEM, Since: is.now()}
+	if err := a.save(); err != nil {
+		return nil, nil, &storeError{err}
+	}
+	return order, key, nil
+}
+
+// withoutProfile says that the CA's default is ordered in place of the profile that is wanted. A
+// certificate of another lifetime is better than none, and is renewed in its own time.
+func (is *issuer) withoutProfile(a *attempt, why string) {
+	var offered []string
+	for name := range a.directory.Profiles {
+		offered = append(offered, string(name))
+	}
+	slices.Sort(offered)
+	is.log.Warn("certificate profile not to be had: ordering the CA's default", "domain", a.name,
+		"profile", is.profile, "reason", why, "offered", strings.Join(offered, ", "))
+}
+
+// await returns the order when the CA has done with it what it is doing.
+func (is *issuer) await(ctx context.Context, a *attempt, order *xacme.Order) (*xacme.Order, error) {
+	order, err := a.client.WaitOrder(polling(ctx), order.URI)
+	if err != nil && final(err) {
+		a.plan.Order = nil
+	}
+	return order, err
+}
+
+// authorize proves that we answer for the name, by a challenge of type typ, and reports whether it did.
+// If not, the order is still good only if the challenge was not offered.
+func (is *issuer) authorize(ctx context.Context, a *attempt, order *xacme.Order, typ string) (bool, error) {
+	for _, url := range order.AuthzURLs {
+		z, err := a.client.GetAuthorization(ctx, url)
+		if err != nil {
+			return false, err
+		}
+		if z.Status == xacme.StatusValid {
+			continue
+		}
+		i := slices.IndexFunc(z.Challenges, func(c *xacme.Challenge) bool { return c.Type == typ })
+		if i < 0 {
+			a.problems = append(a.problems, &problem{step: typ, detail: "the CA does not offer this challenge for the name"})
+			return false, nil
+		}
+		challenge := z.Challenges[i]
+		token, answer, err := is.answer(a, challenge)
+		if err != nil {
+			return false, err
+		}
+		if err := is.tokens.Put(ctx, token, answer); err != nil {
+			return false, &storeError{err}
+		}
+		if z.Status == xacme.StatusPending && challenge.Status == xacme.StatusPending {
+			err = accept(ctx, a.client, challenge)
+		}
+		if err == nil {
+			_, err = a.client.WaitAuthorization(polling(ctx), url)
+		}
+		// If the CA has not said that it is done, it may still be looking: then the token stays.
+		if err == nil || final(err) || errors.As(err, new(*xacme.AuthorizationError)) {
+			is.tokens.Delete(ctx, token)
+		}
+		var refused *xacme.AuthorizationError
+		if errors.As(err, &refused) {
+			a.validations++
+			a.plan.Order = nil
+			a.problems = append(a.problems, authorizationProblems(typ, refused)...)
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		a.challenge = typ
+	}
+	return true, nil
+}
+
+// accept asks the CA to validate the challenge. Whether a request arrived whose answer was lost cannot be
+// told, so it is sent again: a CA that is validating already says so, or does nothing.
+func accept(ctx context.Context, client *xacme.Client, c *xacme.Challenge) error {
+	var err error
+	for n := range 3 {
+		if n > 0 {
+			pause(ctx, time.Duration(n)*100*time.Millisecond)
+		}
+		_, err = client.Accept(ctx, c)
+		switch {
+		case n > 0 && final(err):
+			return nil // it has begun, and the authorization will tell
+		case err == nil || errors.As(err, new(*xacme.Error)):
+			return err
+		}
+	}
+	return err
+}
+
+// answer returns what the responder has to answer to the challenge, and under which name it looks for it.
+func (is *issuer) answer(a *attempt, c *xacme.Challenge) (token string, answer []byte, err error) {
+	if c.Type == http01 {
+		body, err := a.client.HTTP01ChallengeResponse(c.Token)
+		return c.Token + "+http-01", []byte(body), err
+	}
+	cert, err := a.client.TLSALPN01ChallengeCert(c.Token, a.name)
+	if err != nil {
+		return "", nil, err
+	}
+	key, ok := cert.PrivateKey.(*ecdsa.PrivateKey)
+	if !ok {
+		return "", nil, fmt.Errorf("key of the challenge certificate is a %T", cert.PrivateKey)
+	}
+	answer, err = encodePair(key, cert.Certificate)
+	return a.name + "+token", answer, err
+}
+
+// finish has the CA issue, unless it has done so, and returns the chain. If it fails, step says in what.
+func (is *issuer) finish(ctx context.Context, a *attempt, order *xacme.Order, key *ecdsa.PrivateKey) (chain [][]byte, step string, err error) {
+	if order.Status == xacme.StatusProcessing {
+		if order, err = is.await(ctx, a, order); err != nil {
+			return nil, "order", err
+		}
+	}
+	if order.Status == xacme.StatusValid {
+		chain, err = a.client.FetchCert(ctx, order.CertURL, true)
+		return chain, "certificate", err
+	}
+
+	if !a.plan.Order.Final {
+		a.plan.Order.Final = true
+		a.plan.Issued = append(a.plan.Issued, is.now())
+		if err := a.save(); err != nil {
+			return nil, "finalize", &storeError{err}
+		}
+	}
+	// No common name: it is limited to 64 bytes, and nothing has looked at it for years.
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{DNSNames: []string{a.name}}, key)
+	if err != nil {
+		return nil, "finalize", err
+	}
+	chain, _, err = a.client.CreateCertFromOrder(polling(ctx), order, csr, true)
+	switch {
+	case err == nil:
+		return chain, "", nil
+	case a.transport.last != order.FinalizeURL && a.transport.last != order.URI:
+		return nil, "certificate", err
+	case !errors.As(err, new(*xacme.Error)) && !errors.As(err, new(*xacme.OrderError)):
+		return nil, "finalize", err // no answer: the next attempt looks what came of it
+	}
+	// A finalize that was repeated is refused although the first one went through, and one replica of the
+	// CA may not know yet what another has done. The order tells.
+	fresh, lookErr := a.client.GetOrder(ctx, order.URI)
+	if lookErr != nil {
+		return nil, "finalize", err
+	}
+	switch fresh.Status {
+	case xacme.StatusValid, xacme.StatusProcessing:
+		if fresh, err = is.await(ctx, a, fresh); err != nil {
+			return nil, "order", err
+		}
+		chain, err = a.client.FetchCert(ctx, fresh.CertURL, true)
+		return chain, "certificate", err
+	case xacme.StatusInvalid:
+		a.plan.Order = nil
+	case xacme.StatusReady:
+		if !final(err) {
+			return nil, "finalize", err // it may still be taken up
+		}
+		a.plan.Order.Final = false
+	}
+	a.plan.Issued = a.plan.Issued[:max(len(a.plan.Issued)-1, 0)] // it was not; those of last week are gone from it
+	return nil, "finalize", err
+}
+
+// pair returns chain with its key, if it is what was ordered.
+func pair(name string, key *ecdsa.PrivateKey, chain [][]byte) (*tls.Certificate, error) {
+	if len(chain) == 0 {
+		return nil, errors.New("the CA's chain is empty")
+	}
+	leaf, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		return nil, err
+	}
+	if !key.PublicKey.Equal(leaf.PublicKey) {
+		return nil, errors.New("the CA certified another key")
+	}
+	if err := leaf.VerifyHostname(name); err != nil {
+		return nil, err
+	}
+	return &tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf}, nil
 }

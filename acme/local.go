@@ -55,6 +55,10 @@ func openLocalCA(dir string, now func() time.Time, log *slog.Logger) (*localCA, 
 	if err == nil {
 		return ca, nil
 	}
+	var unread *fs.PathError
+	if errors.As(err, &unread) && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("acme: local CA: %w", err) // it is there, and may be trusted by many
+	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		for _, path := range []string{ca.rootPath(), ca.keyPath()} {
 			setAside(path, err, now(), log)
@@ -78,8 +82,11 @@ func (ca *localCA) load() error {
 		return fs.ErrNotExist
 	}
 	for _, err := range []error{rootErr, keyErr} {
-		if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
 			return errors.New(err.Error()) // one without the other is damage, not absence
+		}
+		if err != nil {
+			return err
 		}
 	}
 	pair, err := tls.X509KeyPair(rootPEM, keyPEM)
@@ -158,7 +165,8 @@ func (ca *localCA) issue(name string) (*tls.Certificate, error) {
 
 func (ca *localCA) issueLocked(name string) (*tls.Certificate, error) {
 	now := ca.now()
-	if ca.root.NotAfter.Sub(now) < rootRenewal {
+	// A root of the future was made by a clock that was ahead; clients would wait years for it.
+	if ca.root.NotAfter.Sub(now) < rootRenewal || now.Before(ca.root.NotBefore) {
 		old := ca.root.NotAfter
 		if err := ca.createLocked(); err != nil {
 			return nil, err

@@ -1,9 +1,7 @@
 package acme
 
 import (
-	"context"
-	"errors"
-	"log/slog"
+	"slices"
 	"time"
 )
 
@@ -14,15 +12,22 @@ const day = 24 * time.Hour
 // https://letsencrypt.org/docs/integration-guide/#when-to-renew
 const shortLife = 10 * day
 
-// longestNap bounds how long the schedule sleeps before it looks at the clock again. Timers stand
-// still while a machine is suspended, and know nothing of a clock that was set.
-const longestNap = time.Hour
+// What Let's Encrypt allows for one name; we keep within it whatever the CA, and without being told.
+// https://letsencrypt.org/docs/rate-limits/
+const (
+	maxFailed    = 5 // failed validations in failedWindow
+	failedWindow = time.Hour
+
+	maxIssued    = 5 // certificates in issuedWindow
+	issuedWindow = 7 * day
+)
+
+// fallbackAfter is how long a CA has to fail, at least, before the fallback is asked. By then it has
+// been tried three or four times, and it is no short trouble.
+const fallbackAfter = 3 * time.Hour
 
 // retryWait returns how long to wait after so many failures in a row: 1, 10, 100 minutes, then a day.
 // https://letsencrypt.org/docs/integration-guide/#retrying-failures
-//
-// One attempt is up to two failed validations (tls-alpn-01, then http-01). Let's Encrypt allows five an
-// hour for a name, so the third attempt may be told to come back later, and is obeyed.
 func retryWait(failures int) time.Duration {
 	switch {
 	case failures <= 1:
@@ -41,13 +46,10 @@ func retryWait(failures int) time.Duration {
 // together.
 //
 // asked, if not zero, is when the CA said to come back (Retry-After). It replaces our own wait and
-// nothing is added to it, except that we never come back within a minute.
+// nothing is added to it.
 func retryTime(now time.Time, failures int, asked time.Time, random float64) time.Time {
 	if !asked.IsZero() {
-		if soonest := now.Add(retryWait(1)); asked.Before(soonest) {
-			return soonest
-		}
-		return asked
+		return latest(asked, now.Add(time.Second))
 	}
 	wait := retryWait(failures)
 	return now.Add(wait + time.Duration(random*float64(wait/10)))
@@ -66,85 +68,47 @@ func renewalTime(notBefore, notAfter time.Time, random float64) time.Time {
 	return notAfter.Add(-left + jitter)
 }
 
-// keep obtains a certificate for s whenever one is due, until ctx is done.
-func (p *Provider) keep(ctx context.Context, s *site) {
-	next := p.cfg.now()
-	renewal := false
-	if c := s.current.Load(); c != nil {
-		next, renewal = renewalTime(c.Leaf.NotBefore, c.Leaf.NotAfter, p.cfg.random()), true
-		if s.source == sourceACME { // a local one was made just now
-			p.log.Info("certificate loaded", "domain", s.name, "not_after", c.Leaf.NotAfter,
-				"issuer", c.Leaf.Issuer.String(), "next_attempt", next)
-		}
-	}
-	failures := 0
-	s.plan(next, nil)
-
-	for p.sleepUntil(ctx, next) {
-		start := p.cfg.now()
-		cert, err := s.obtain(ctx)
-		now := p.cfg.now()
-		if ctx.Err() != nil {
-			return
-		}
-		if err == nil {
-			p.install(s, cert)
-			failures = 0
-			next = renewalTime(cert.Leaf.NotBefore, cert.Leaf.NotAfter, p.cfg.random())
-			s.plan(next, nil)
-			msg := "certificate obtained"
-			if renewal {
-				msg = "certificate renewed"
-			}
-			renewal = true
-			p.log.Info(msg, "domain", s.name, "not_after", cert.Leaf.NotAfter, "issuer", cert.Leaf.Issuer.String(),
-				"took", now.Sub(start).Round(time.Millisecond).String(), "next_attempt", next)
-			continue
-		}
-
-		var f *failure
-		if !errors.As(err, &f) {
-			f = &failure{reason: err.Error()}
-		}
-		if f.retryAfter.IsZero() {
-			failures++ // a CA that names the time has told us nothing about our own set-up
-		}
-		if f.free {
-			// The long waits are for the sake of the CA's limits. A network or a disk that was away
-			// for an hour must not keep us waiting for a day.
-			failures = min(failures, 2)
-		}
-		next = retryTime(now, failures, f.retryAfter, p.cfg.random())
-		s.plan(next, &LastError{When: now, Reason: f.reason, Hint: f.hint})
-		level := slog.LevelWarn
-		if invalidity(s.current.Load(), s.name, now) != "" {
-			level = slog.LevelError
-		}
-		p.log.Log(ctx, level, "no certificate obtained", "domain", s.name, "err", err, "hint", f.hint, "next_attempt", next)
-	}
+// latestRenewal returns the time beyond which no CA's advice delays a renewal: with a twentieth of the
+// life left there is hardly time to try again.
+func latestRenewal(notBefore, notAfter time.Time) time.Time {
+	return notAfter.Add(-notAfter.Sub(notBefore) / 20)
 }
 
-// plan records when the next attempt is made, and why the last one failed.
-func (s *site) plan(next time.Time, last *LastError) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.next, s.lastError = next, last
+// fallbackTime returns when the fallback may be asked for a certificate that the CA has failed to give
+// since failing. notAfter is the end of the one that is served, zero if none is: while it has life
+// left, the CA has half of that to recover.
+func fallbackTime(failing, notAfter time.Time) time.Time {
+	return failing.Add(max(fallbackAfter, notAfter.Sub(failing)/2))
 }
 
-// sleepUntil waits until the clock shows t, and reports false if ctx is done first.
-func (p *Provider) sleepUntil(ctx context.Context, t time.Time) bool {
-	t = t.Round(0) // by the clock on the wall, whatever happens to it meanwhile
-	for {
-		left := t.Sub(p.cfg.now().Round(0))
-		if left <= 0 {
-			return ctx.Err() == nil
-		}
-		timer := time.NewTimer(min(left, longestNap))
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return false
-		case <-timer.C:
-		}
+// spareAt returns the earliest time from now on at which fewer than limit of times lie within the
+// window before it, so that one more may be added.
+func spareAt(times []time.Time, limit int, window time.Duration, now time.Time) time.Time {
+	times = recent(times, window, now)
+	if len(times) < limit {
+		return now
 	}
+	return times[len(times)-limit].Add(window)
 }
+
+// recent returns those of times that lie within the window before now, in order. A time in the future
+// is of a clock that was wrong, and does not count.
+func recent(times []time.Time, window time.Duration, now time.Time) []time.Time {
+	times = slices.DeleteFunc(slices.Clone(times), func(t time.Time) bool {
+		return t.After(now) || !t.After(now.Add(-window))
+	})
+	slices.SortFunc(times, time.Time.Compare)
+	return times
+}
+
+// issuedLimit returns how many certificates of the given life may be obtained for a name in
+// [issuedWindow]. A CA whose certificates have to be renewed oftener than [maxIssued] cannot mean that.
+func issuedLimit(life time.Duration) int {
+	if life <= 0 {
+		return maxIssued
+	}
+	return max(maxIssued, 2*int(issuedWindow/(life/2+1)))
+}
+
+func latest(times ...time.Time) time.Time   { return slices.MaxFunc(times, time.Time.Compare) }
+func earliest(times ...time.Time) time.Time { return slices.MinFunc(times, time.Time.Compare) }

@@ -1,14 +1,7 @@
 package acme
 
 import (
-	"context"
-	"crypto/tls"
-	"errors"
-	"log/slog"
-	"slices"
-	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 )
 
@@ -34,8 +27,8 @@ func TestRetryTime(t *testing.T) {
 		{4, time.Hour, 0.5, time.Hour},
 		{1, time.Minute + 1, 0.5, time.Minute + 1},
 		{1, time.Minute, 0.5, time.Minute},
-		{1, time.Minute - 1, 0.5, time.Minute},
-		{1, -time.Hour, 0.5, time.Minute},
+		{1, 2 * time.Second, 0.5, 2 * time.Second},
+		{1, -time.Hour, 0.5, time.Second},
 	} {
 		var asked time.Time
 		if test.asked != 0 {
@@ -72,146 +65,57 @@ func TestRenewalTime(t *testing.T) {
 	}
 }
 
-// newScheduled returns a Provider with one site that obtains its certificates from obtain.
-func newScheduled(t *testing.T, obtain func(context.Context) (*tls.Certificate, error)) (*Provider, *site, *recorder) {
-	log := &recorder{t: t}
-	s := &site{name: "counter.test", source: sourceLocal, obtain: obtain}
-	p := &Provider{cfg: Config{now: time.Now, random: func() float64 { return 0 }}, log: newLogger(log), sites: []*site{s}}
-	return p, s, log
-}
-
-// testPair returns a certificate for counter.test with the given life.
-func testPair(t testing.TB, life time.Duration) *tls.Certificate {
-	t.Helper()
-	cert := selfSigned(t, "counter.test", time.Now(), time.Now().Add(life))
-	return &cert
-}
-
-func TestKeepRetries(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		start := time.Now()
-		var attempts []time.Duration
-		p, s, log := newScheduled(t, func(context.Context) (*tls.Certificate, error) {
-			attempts = append(attempts, time.Since(start))
-			switch len(attempts) {
-			case 3: // names a time, which is no step of ours
-				return nil, &failure{reason: "limited", retryAfter: time.Now().Add(36 * time.Hour)}
-			case 7, 9:
-				return testPair(t, 90*day), nil
-			case 8:
-				return nil, errors.New("down again")
-			}
-			return nil, errors.New("down")
-		})
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() { defer close(done); p.keep(ctx, s) }()
-
-		time.Sleep(200 * day)
-		cancel()
-		<-done
-		var want []time.Duration
-		at := time.Duration(0)
-		for _, wait := range []time.Duration{
-			0, time.Minute, 10 * time.Minute, 36 * time.Hour, 100 * time.Minute, day, day, // success
-			60 * day, time.Minute, // a renewal, with the first wait again; success
-			60 * day, time.Minute,
-		} {
-			at += wait
-			want = append(want, at)
-		}
-		if len(attempts) < len(want) || !slices.Equal(attempts[:len(want)], want) {
-			t.Errorf("attempts at %v, want %v", attempts, want)
-		}
-		// Nothing valid: an operator must act. A renewal that failed with weeks to go: we cope.
-		if all := log.logged("no certificate obtained"); all[5].level != slog.LevelError || all[6].level != slog.LevelWarn {
-			t.Errorf("failures logged at %v, then %v for a renewal, want ERROR, then WARN", all[5].level, all[6].level)
-		}
-	})
-}
-
-// A CA or a disk that is away for a night keeps nobody waiting for another day.
-func TestKeepRetriesForFree(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		start := time.Now()
-		var last time.Duration
-		p, s, _ := newScheduled(t, func(context.Context) (*tls.Certificate, error) {
-			last = time.Since(start)
-			if last < 8*time.Hour {
-				return nil, &failure{reason: "cannot reach the CA", free: true}
-			}
-			return testPair(t, 90*day), nil
-		})
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() { defer close(done); p.keep(ctx, s) }()
-		time.Sleep(9 * time.Hour)
-		cancel()
-		<-done
-		if want := 8*time.Hour + time.Minute; last != want { // 1 minute, and then every 10
-			t.Errorf("the attempt that succeeded came after %v, want %v", last, want)
-		}
-	})
-}
-
-func TestKeepRenews(t *testing.T) {
-	for _, test := range []struct{ life, want time.Duration }{
-		{90 * day, 60 * day},
-		{160 * time.Hour, 80 * time.Hour},
+func TestFallbackTime(t *testing.T) {
+	t.Parallel()
+	failing := time.Date(2026, 11, 22, 9, 0, 0, 0, time.UTC)
+	for left, want := range map[time.Duration]time.Duration{
+		-40 * day:      3 * time.Hour, // it had expired
+		0:              3 * time.Hour,
+		6 * time.Hour:  3 * time.Hour,
+		80 * time.Hour: 40 * time.Hour,
+		30 * day:       15 * day,
 	} {
-		synctest.Test(t, func(t *testing.T) {
-			var orders atomic.Int64
-			p, s, _ := newScheduled(t, func(context.Context) (*tls.Certificate, error) {
-				orders.Add(1)
-				return testPair(t, test.life), nil
-			})
-			p.install(s, testPair(t, test.life)) // as if it had been stored
-			ctx, cancel := context.WithCancel(t.Context())
-			done := make(chan struct{})
-			go func() { defer close(done); p.keep(ctx, s) }()
-
-			time.Sleep(test.want - time.Nanosecond)
-			synctest.Wait()
-			if got := orders.Load(); got != 0 {
-				t.Errorf("life %v: %d orders before %v, want 0", test.life, got, test.want)
-			}
-			time.Sleep(time.Nanosecond)
-			synctest.Wait()
-			if got := orders.Load(); got != 1 {
-				t.Errorf("life %v: %d orders at %v, want 1", test.life, got, test.want)
-			}
-			if err := p.Ready(); err != nil {
-				t.Errorf("life %v: Ready = %v, want nil", test.life, err)
-			}
-			cancel()
-			<-done
-		})
+		if got := fallbackTime(failing, failing.Add(left)).Sub(failing); got != want {
+			t.Errorf("with %v left, the fallback is asked after %v, want %v", left, got, want)
+		}
 	}
 }
 
-// A clock that is set forward, as after a suspend, is noticed within the longest nap.
-func TestKeepNoticesClock(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var ahead atomic.Int64 // nanoseconds
-		var orders atomic.Int64
-		p, s, _ := newScheduled(t, func(context.Context) (*tls.Certificate, error) {
-			orders.Add(1)
-			return testPair(t, 400*day), nil
-		})
-		p.cfg.now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
-		p.install(s, testPair(t, 90*day))
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() { defer close(done); p.keep(ctx, s) }()
-
-		synctest.Wait()
-		ahead.Store(int64(60 * day))
-		time.Sleep(longestNap)
-		synctest.Wait()
-		if got := orders.Load(); got != 1 {
-			t.Errorf("%d orders a nap after the clock jumped past the renewal, want 1", got)
+func TestSpareAt(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 11, 22, 9, 0, 0, 0, time.UTC)
+	ago := func(ages ...time.Duration) (times []time.Time) {
+		for _, a := range ages {
+			times = append(times, now.Add(-a))
 		}
-		cancel()
-		<-done
-	})
+		return times
+	}
+	const m = time.Minute
+	for _, test := range []struct {
+		times []time.Time
+		want  time.Duration
+	}{
+		{nil, 0},
+		{ago(0, m, 2*m, 3*m), 0},
+		{ago(0, m, 2*m, 3*m, 59*m), m},
+		{ago(59*m, 3*m, 2*m, m, 0), m},               // in any order
+		{ago(0, m, 2*m, 3*m, 60*m), 0},               // the window is over
+		{ago(0, 0, m, 2*m, 3*m, 50*m, 55*m), 57 * m}, // two too many: until five are four
+		{ago(0, -m, -2*m, -day, m, m, m), 0},         // from a clock that was ahead
+	} {
+		if got := spareAt(test.times, 5, time.Hour, now).Sub(now); got != test.want {
+			t.Errorf("spareAt(%v) is in %v, want %v", test.times, got, test.want)
+		}
+	}
+}
+
+func TestIssuedLimit(t *testing.T) {
+	t.Parallel()
+	for life, want := range map[time.Duration]int{
+		0: 5, 90 * day: 5, 45 * day: 5, 160 * time.Hour: 5, 2 * day: 12, day: 26, time.Hour: 670,
+	} {
+		if got := issuedLimit(life); got != want {
+			t.Errorf("%d certificates of %v a week, want %d", got, life, want)
+		}
+	}
 }

@@ -2,14 +2,19 @@ package acme
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -36,10 +41,12 @@ func openStore(dir string, now func() time.Time, log *slog.Logger) (*store, erro
 	return &store{dir: dir, now: now, log: log}, nil
 }
 
+func (st *store) path(name string) string { return filepath.Join(st.dir, name) }
+
 // read returns what was last written under name. The error is [fs.ErrNotExist] if nothing was, and
 // [errDamaged] if it is not what was written.
 func (st *store) read(name string) ([]byte, error) {
-	data, err := os.ReadFile(filepath.Join(st.dir, name))
+	data, err := os.ReadFile(st.path(name))
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +59,7 @@ func (st *store) read(name string) ([]byte, error) {
 
 // write stores data under name, whole or not at all, and returns once it is safe on the disk.
 func (st *store) write(name string, data []byte) error {
-	return writeFile(filepath.Join(st.dir, name), append(append(checksum(data), '\n'), data...))
+	return writeFile(st.path(name), append(append(checksum(data), '\n'), data...))
 }
 
 // checksum returns the first line of a file that holds data. What reads PEM skips it.
@@ -68,24 +75,26 @@ func (st *store) probe(name string) error {
 	if err := st.write(name, make([]byte, 8<<10)); err != nil {
 		return err
 	}
-	return os.Remove(filepath.Join(st.dir, name))
+	return os.Remove(st.path(name))
 }
 
-// load reads name and hands it to parse. A file that is missing gives the zero T and false; one that
-// cannot be read or parsed does too, but is set aside first, with a warning.
-func load[T any](st *store, name string, parse func([]byte) (T, error)) (T, bool) {
+// load reads name and hands it to parse. The error is [fs.ErrNotExist] if there is nothing of use: one
+// that is damaged, or that parse refuses, is set aside with a warning. Any other error says that the
+// file cannot be read now, which may pass: too many open files, a network file system.
+func load[T any](st *store, name string, parse func([]byte) (T, error)) (T, error) {
 	data, err := st.read(name)
 	if err == nil {
 		var v T
 		if v, err = parse(data); err == nil {
-			return v, true
+			return v, nil
 		}
+	} else if !errors.Is(err, errDamaged) {
+		var zero T
+		return zero, err
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		setAside(filepath.Join(st.dir, name), err, st.now(), st.log)
-	}
+	setAside(st.path(name), err, st.now(), st.log)
 	var zero T
-	return zero, false
+	return zero, fmt.Errorf("%w: it was damaged", fs.ErrNotExist)
 }
 
 // setAside renames a file that is no good for the given reason, so that it is out of the way but can
@@ -99,8 +108,70 @@ func setAside(path string, reason error, now time.Time, log *slog.Logger) {
 	log.Warn("damaged file set aside", "file", path, "now", aside, "err", reason)
 }
 
-// makeFolder makes dir and its parents, mode 0700, and makes sure that a crash does not undo it.
+// version tells one content of a file from the next without reading it: a file that is replaced has
+// another inode, and one that is not there has the zero version.
+type version struct {
+	inode uint64
+	size  int64
+	mtime time.Time
+}
+
+// version returns the version of what is stored under name.
+func (st *store) version(name string) version {
+	info, err := os.Stat(st.path(name))
+	if err != nil {
+		return version{}
+	}
+	v := version{size: info.Size(), mtime: info.ModTime()}
+	if sys, ok := info.Sys().(*syscall.Stat_t); ok {
+		v.inode = sys.Ino
+	}
+	return v
+}
+
+// encodePair returns key and then chain, in PEM.
+func encodePair(key *ecdsa.PrivateKey, chain [][]byte) ([]byte, error) {
+	b, err := encodeKey(key)
+	if err != nil {
+		return nil, err
+	}
+	for _, der := range chain {
+		b = append(b, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	return b, nil
+}
+
+func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), nil
+}
+
+// parseKey returns the key in the first PEM block in data. It has to be one that we can sign with
+// again (see transport), so only P-256 will do.
+func parseKey(data []byte) (*ecdsa.PrivateKey, error) {
+	block, _ := pem.Decode(data)
+	if block == nil {
+		return nil, errors.New("no PEM block")
+	}
+	key, err := x509.ParseECPrivateKey(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	if key.Curve != elliptic.P256() {
+		return nil, errors.New("not a P-256 key")
+	}
+	return key, nil
+}
+
+// makeFolder makes dir and its parents, mode 0700, and makes sure that a crash does not undo it. One
+// that is there may be on a disk that cannot be written.
 func makeFolder(dir string) error {
+	if info, err := os.Stat(dir); err == nil && info.IsDir() {
+		return nil
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("acme: data folder: %w", err)
 	}
@@ -110,7 +181,24 @@ func makeFolder(dir string) error {
 // writeFile replaces the file at path, mode 0600, whole or not at all. When it returns nil the new
 // content survives a crash: renameio syncs the file before the rename, and the rename itself is safe
 // once the folder is synced.
+//
+// Errors name path, and not the temporary file, whose name is another one each time.
 func writeFile(path string, data []byte) error {
+	err := replaceFile(path, data)
+	var pathErr *fs.PathError
+	var linkErr *os.LinkError
+	switch {
+	case errors.As(err, &pathErr):
+		err = pathErr.Err
+	case errors.As(err, &linkErr):
+		err = linkErr.Err
+	case err == nil:
+		return nil
+	}
+	return fmt.Errorf("writing %s: %w", path, err)
+}
+
+func replaceFile(path string, data []byte) error {
 	dir := filepath.Dir(path)
 	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(dir), renameio.WithStaticPermissions(0o600))
 	if err != nil {

@@ -1,6 +1,7 @@
 package acme
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -12,6 +13,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	xacme "golang.org/x/crypto/acme"
 )
 
 // A script answers requests to its URLs in turn.
@@ -37,120 +40,100 @@ func reply(status int, body string, header ...string) *http.Response {
 	return res
 }
 
-const directoryBody = `{"newNonce":"https://ca/nonce","newAccount":"https://ca/account","newOrder":"https://ca/order"}`
-
-func newTestTransport(t *testing.T, s script) (*transport, func(method, url string) (*http.Response, string)) {
-	tr := &transport{ctx: t.Context(), base: s, now: time.Now, steps: map[string]string{"https://ca/dir": "directory"}}
-	return tr, func(method, url string) (*http.Response, string) {
-		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), method, url, nil)
-		if err != nil {
-			t.Fatal(err)
+// What is told of an attempt is everything that went wrong in it, in the CA's words, on one line.
+func TestNewFailure(t *testing.T) {
+	t.Parallel()
+	const urn = "urn:ietf:params:acme:error:"
+	now := time.Date(2026, 11, 22, 9, 0, 0, 0, time.UTC)
+	timeout := authorizationProblems(http01, &xacme.AuthorizationError{Errors: []error{
+		&xacme.Error{StatusCode: 400, ProblemType: urn + "connection", Detail: "203.0.113.5: Timeout\n during connect"}}})
+	rejected := &xacme.Error{StatusCode: 400, ProblemType: urn + "rejectedIdentifier", Detail: "no",
+		Subproblems: []xacme.Subproblem{{Type: urn + "malformed", Detail: "bad label", Identifier: &xacme.AuthzID{Type: "dns", Value: "x_y.example"}}}}
+	for _, test := range []struct {
+		problems []*problem
+		step     string
+		err      error
+		want     failure
+	}{
+		{timeout, "authorization", errors.New("no challenge succeeded"), failure{step: http01, kind: "connection",
+			reason: "http-01: connection: 203.0.113.5: Timeout during connect"}},
+		{timeout, "newOrder", rejected, failure{step: "newOrder", kind: "rejectedIdentifier",
+			reason: "http-01: connection: 203.0.113.5: Timeout during connect; newOrder: rejectedIdentifier: no; x_y.example: bad label"}},
+		{nil, "order", &xacme.OrderError{Status: "invalid", Problem: &xacme.Error{ProblemType: urn + "caa", Detail: "forbidden"}},
+			failure{step: "order", kind: "caa", reason: "order: caa: forbidden"}},
+		{nil, "directory", &xacme.Error{StatusCode: 502, Detail: "<html>"}, failure{step: "directory", reason: "directory: HTTP 502 Bad Gateway"}},
+		{nil, "newOrder", &xacme.Error{StatusCode: 429, ProblemType: urn + "rateLimited", Detail: "slow", Header: http.Header{"Retry-After": {"60"}}},
+			failure{step: "newOrder", kind: "rateLimited", reason: "newOrder: rateLimited: slow", retryAfter: now.Add(time.Minute)}},
+		{nil, "newOrder", &xacme.Error{StatusCode: 403, ProblemType: urn + "unauthorized", Detail: "no", Header: http.Header{"Retry-After": {"60"}}},
+			failure{step: "newOrder", kind: "unauthorized", reason: "newOrder: unauthorized: no"}},
+		{nil, "order", &storeError{errors.New("disk full")}, failure{step: "order", reason: "stopped before anything was issued, since it could not be stored: disk full"}},
+	} {
+		got := newFailure(test.problems, test.step, test.err, now)
+		got.hint = "" // see TestHints
+		if *got != test.want {
+			t.Errorf("newFailure(%v, %v) =\n%+v, want\n%+v", test.step, test.err, *got, test.want)
 		}
-		res, err := tr.RoundTrip(req)
-		if err != nil {
-			return nil, err.Error()
-		}
-		body, err := io.ReadAll(res.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return res, string(body)
 	}
 }
 
-// The transport keeps problems, from refusals and from inside authorizations, and hands every body on.
-func TestTransportCaptures(t *testing.T) {
-	t.Parallel()
-	const (
-		authz = `{"status":"invalid","challenges":[
-			{"type":"http-01","url":"https://ca/chal/1","status":"invalid","error":{"type":"urn:ietf:params:acme:error:connection","detail":"203.0.113.5: Timeout during connect","status":400}},
-			{"type":"dns-01","url":"https://ca/chal/2","status":"pending"}]}`
-		stale    = `{"type":"urn:ietf:params:acme:error:badNonce","detail":"stale","status":400}`
-		rejected = `{"type":"urn:ietf:params:acme:error:rejectedIdentifier","detail":"no","status":400,"subproblems":[{"type":"urn:ietf:params:acme:error:malformed","detail":"bad label","identifier":{"type":"dns","value":"x_y.example"}}]}`
-	)
-	tr, do := newTestTransport(t, script{
-		"https://ca/dir":     {reply(500, "<html>oops</html>"), reply(200, directoryBody)},
-		"https://ca/order":   {reply(400, stale), reply(201, `{"status":"pending","authorizations":["https://ca/authz/1"],"finalize":"https://ca/fin/1"}`, "Location", "https://ca/order/1"), reply(400, rejected)},
-		"https://ca/authz/1": {reply(200, authz), reply(200, authz), reply(200, authz)},
-		"https://ca/fin/1":   {reply(403, `{"type":"urn:ietf:params:acme:error:unauthorized","detail":"late"}`)},
-	})
-	for _, test := range []struct{ method, url, want string }{
-		{"GET", "https://ca/dir", "<html>oops</html>"},
-		{"GET", "https://ca/dir", directoryBody},
-		{"POST", "https://ca/order", stale},
-		{"POST", "https://ca/order", `{"status":"pending","authorizations":["https://ca/authz/1"],"finalize":"https://ca/fin/1"}`},
-		{"POST", "https://ca/authz/1", authz},
-		{"POST", "https://ca/authz/1", authz},
-		{"POST", "https://ca/order", rejected},
-	} {
-		if _, got := do(test.method, test.url); got != test.want {
-			t.Errorf("%s %s = %q, want %q", test.method, test.url, got, test.want)
-		}
+// do sends a request through a transport over s.
+func do(t *testing.T, ctx context.Context, s script, url string) (*http.Response, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(ctx, "POST", url, nil)
+	if err != nil {
+		t.Fatal(err)
 	}
-	problems, _ := tr.retire()
-	f := newFailure(errors.New("no viable challenge type found"), problems, time.Time{})
-	want := "http-01: connection: 203.0.113.5: Timeout during connect; newOrder: rejectedIdentifier: no; x_y.example: bad label"
-	if f.reason != want {
-		t.Errorf("reason = %q, want %q", f.reason, want)
+	res, err := (&transport{base: &bounded{s, requestTimeout}, now: time.Now}).RoundTrip(req)
+	if err != nil {
+		return nil, err.Error()
 	}
-
-	// Retired: housekeeping passes and is not recorded, an order does not pass.
-	do("POST", "https://ca/fin/1")
-	if _, got := do("POST", "https://ca/authz/1"); got != authz {
-		t.Errorf("housekeeping = %q, want %q", got, authz)
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, got := do("POST", "https://ca/order"); got != errNoMoreOrders.Error() {
-		t.Errorf("order of a retired attempt = %q, want %q", got, errNoMoreOrders)
-	}
-	if len(tr.problems) != len(problems) {
-		t.Errorf("housekeeping was recorded: %v", tr.problems)
-	}
+	return res, string(body)
 }
 
 // What the CA says about when to poll is obeyed; where it says nothing, the waits grow to a second.
 func TestTransportPolls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		pending := func(header ...string) *http.Response {
-			return reply(200, `{"status":"pending","challenges":[{"type":"http-01","url":"https://ca/chal"}]}`, header...)
-		}
-		processing := func(header ...string) *http.Response {
-			return reply(200, `{"status":"processing"}`, header...)
-		}
-		_, do := newTestTransport(t, script{
-			"https://ca/dir":   {reply(200, directoryBody)},
-			"https://ca/order": {reply(201, `{"status":"pending","authorizations":["https://ca/authz"]}`, "Location", "https://ca/order/1")},
-			"https://ca/authz": {pending("Retry-After", "9"), pending(), pending(), pending("Retry-After", "7"), pending(), pending(), pending(), pending(),
-				reply(200, `{"status":"valid"}`)},
-			"https://ca/chal":    {reply(200, `{"type":"http-01","status":"pending"}`)},
-			"https://ca/order/1": {processing("Retry-After", "3"), reply(200, `{"status":"valid"}`)},
-		})
+		const pending, processing, valid = `{"status":"pending"}`, `{"status":"processing"}`, `{"status":"valid"}`
+		ctx := polling(t.Context())
 		for i, test := range []struct {
-			url  string
-			want time.Duration
+			ctx    context.Context
+			status int
+			body   string
+			after  string // Retry-After
+			want   time.Duration
 		}{
-			{"https://ca/dir", 0},
-			{"https://ca/order", 0},
-			{"https://ca/authz", 0}, // not a poll: nothing was asked to be validated
-			{"https://ca/chal", 0},
-			{"https://ca/authz", 50 * time.Millisecond},
-			{"https://ca/authz", 100 * time.Millisecond},
-			{"https://ca/authz", 7 * time.Second},
-			{"https://ca/authz", 400 * time.Millisecond},
-			{"https://ca/authz", 800 * time.Millisecond},
-			{"https://ca/authz", time.Second},
-			{"https://ca/authz", time.Second},
-			{"https://ca/authz", 0}, // valid
-			{"https://ca/order/1", 3 * time.Second},
-			{"https://ca/order/1", 0},
+			{t.Context(), 200, pending, "9", 0}, // not a poll
+			{ctx, 200, pending, "", 20 * time.Millisecond},
+			{ctx, 200, pending, "", 40 * time.Millisecond},
+			{ctx, 200, pending, "7", 7 * time.Second},
+			{ctx, 200, processing, "", 160 * time.Millisecond},
+			{ctx, 200, processing, "", 320 * time.Millisecond},
+			{ctx, 200, processing, "", 640 * time.Millisecond},
+			{ctx, 200, processing, "", time.Second},
+			{ctx, 200, processing, "", time.Second},
+			{ctx, 200, processing, "0", firstPoll},
+			{ctx, 200, valid, "5", 0},
+			{ctx, 503, `{"status":503}`, "5", 0},
+			{ctx, 200, "-----BEGIN CERTIFICATE-----", "", 0},
 		} {
+			answer := reply(test.status, test.body)
+			if test.after != "" {
+				answer.Header.Set("Retry-After", test.after)
+			}
 			start := time.Now()
-			res, _ := do("POST", test.url)
+			res, body := do(t, test.ctx, script{"https://ca/order": {answer}}, "https://ca/order")
 			if got := time.Since(start); got != test.want {
-				t.Errorf("request %d, to %s: waited %v, want %v", i, test.url, got, test.want)
+				t.Errorf("request %d: waited %v, want %v", i, got, test.want)
 			}
 			if asksAgain := res.Header.Get("Retry-After") == "Thu, 01 Jan 1970 00:00:00 GMT"; asksAgain != (test.want > 0) {
-				t.Errorf("request %d, to %s: Retry-After %q", i, test.url, res.Header.Get("Retry-After"))
+				t.Errorf("request %d: Retry-After %q", i, res.Header.Get("Retry-After"))
+			}
+			if body != test.body {
+				t.Errorf("request %d: body %q, want %q", i, body, test.body)
 			}
 		}
 	})
@@ -159,20 +142,35 @@ func TestTransportPolls(t *testing.T) {
 func TestTransportLimitsAnswers(t *testing.T) {
 	t.Parallel()
 	for size, ok := range map[int]bool{maxAnswer: true, maxAnswer + 1: false} {
-		tr, do := newTestTransport(t, script{"https://ca/dir": {reply(200, strings.Repeat("x", size))}})
-		res, body := do("GET", "https://ca/dir")
+		res, body := do(t, t.Context(), script{"https://ca/dir": {reply(200, strings.Repeat("x", size))}}, "https://ca/dir")
 		if (res != nil) != ok || ok && len(body) != size {
 			t.Errorf("answer of %d bytes passed: %v, want %v", size, res != nil, ok)
-		}
-		if problems, _ := tr.retire(); (len(problems) == 0) != ok {
-			t.Errorf("answer of %d bytes: problems %v", size, problems)
 		}
 	}
 }
 
+// A CA that takes a request and says nothing is given up.
+func TestTransportTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		req, _ := http.NewRequestWithContext(t.Context(), "POST", "https://ca/order", nil)
+		_, err := (&transport{base: &bounded{silent{}, requestTimeout}, now: time.Now}).RoundTrip(req)
+		if err == nil || err.Error() != "the CA did not answer within 30s" || time.Since(start) != requestTimeout {
+			t.Errorf("RoundTrip = %v after %v, want a timeout after %v", err, time.Since(start), requestTimeout)
+		}
+	})
+}
+
+// silent answers no request.
+type silent struct{}
+
+func (silent) RoundTrip(req *http.Request) (*http.Response, error) {
+	<-req.Context().Done()
+	return nil, req.Context().Err()
+}
+
 func TestHints(t *testing.T) {
 	t.Parallel()
-	const urn = "urn:ietf:params:acme:error:"
 	for _, test := range []struct{ step, kind, detail, want string }{
 		{"http-01", "connection", "203.0.113.5: Fetching http://x/: Connection refused", "connection refused on port 80: is it published?"},
 		{"http-01", "connection", "203.0.113.5: Timeout during connect (likely firewall problem)", "port 80 cannot be reached"},
@@ -191,19 +189,20 @@ func TestHints(t *testing.T) {
 		{"finalize", "serverInternal", "oops", "nothing to do here"},
 		{"finalize", "badCSR", "CSR is bad", ""},
 	} {
-		p := &problem{step: test.step, Type: urn + test.kind, Detail: test.detail}
+		p := &problem{step: test.step, kind: test.kind, detail: test.detail}
 		if got := p.hint(); !strings.Contains(got, test.want) || (got == "") != (test.want == "") {
 			t.Errorf("hint for %q = %q, want it to contain %q", p, got, test.want)
 		}
 	}
 	for want, err := range map[string]error{
 		"does it need a root of its own": fmt.Errorf("get: %w", &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}),
-		"check its DNS":                  &net.OpError{Op: "dial", Err: &net.DNSError{Name: "ca"}},
+		"check its DNS":                  &net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "ca"}},
 		"check outgoing connections":     &net.OpError{Op: "dial", Err: errors.New("refused")},
-		"this machine's clock is behind": errors.New("acme/autocert: certificate is not valid yet"),
-		"this machine's clock is ahead":  errors.New("acme/autocert: expired certificate"),
+		"owner, mode and free space":     &storeError{errors.New("no space left on device")},
+		"NTP":                            &clockError{time.Hour},
 	} {
-		if got := newFailure(err, nil, time.Time{}); !strings.Contains(got.hint, want) || got.reason != err.Error() {
+		got := newFailure(nil, "directory", err, time.Now())
+		if !strings.Contains(got.hint, want) || !strings.HasSuffix(got.reason, err.Error()) {
 			t.Errorf("newFailure(%v) = %q, hint %q, want the hint to contain %q", err, got.reason, got.hint, want)
 		}
 	}

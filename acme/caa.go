@@ -1,0 +1,336 @@
+package acme
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// dnsTimeout is how long one name server may take to answer one query.
+const dnsTimeout = 3 * time.Second
+
+// A resolver asks this machine's name servers, and not /etc/hosts, of which a CA knows nothing. Its
+// methods are safe for concurrent use.
+type resolver struct {
+	// Immutable after newResolver.
+	servers []string // addresses
+	dial    func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// newResolver reads the name servers from the file, in the form of resolv.conf(5). As the C library
+// does, it takes this machine's own if there are none.
+func newResolver(file string, dial func(context.Context, string, string) (net.Conn, error)) *resolver {
+	r := &resolver{dial: dial}
+	if conf, err := dns.ClientConfigFromFile(file); err == nil {
+		for _, server := range conf.Servers {
+			r.servers = append(r.servers, net.JoinHostPort(server, conf.Port))
+		}
+	}
+	if len(r.servers) == 0 {
+		r.servers = []string{"127.0.0.1:53"}
+	}
+	return r
+}
+
+// An rcodeError is an answer that is none.
+type rcodeError struct{ rcode int }
+
+func (e *rcodeError) Error() string { return dns.RcodeToString[e.rcode] }
+
+// query returns the answer to a question about name, of which NXDOMAIN is one, too. Other response
+// codes are an *rcodeError. It asks one server after the other.
+func (r *resolver) query(ctx context.Context, name string, qtype uint16) (*dns.Msg, error) {
+	q := new(dns.Msg).SetQuestion(dns.Fqdn(name), qtype).SetEdns0(1232, false)
+	var last error
+	for _, server := range r.servers {
+		answer, err := r.exchange(ctx, "udp", server, q)
+		if err == nil && answer.Truncated {
+			answer, err = r.exchange(ctx, "tcp", server, q)
+		}
+		switch {
+		case err != nil:
+			last = err
+		case answer.Rcode != dns.RcodeSuccess && answer.Rcode != dns.RcodeNameError:
+			last = &rcodeError{answer.Rcode}
+		default:
+			return answer, nil
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, last
+}
+
+func (r *resolver) exchange(ctx context.Context, network, server string, q *dns.Msg) (*dns.Msg, error) {
+	ctx, cancel := context.WithTimeout(ctx, dnsTimeout)
+	defer cancel()
+	conn, err := r.dial(ctx, network, server)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	client := &dns.Client{Net: network, Timeout: dnsTimeout}
+	answer, _, err := client.ExchangeWithConnContext(ctx, q, &dns.Conn{Conn: conn})
+	if err != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("the name server %s does not answer", server)
+	}
+	return answer, err
+}
+
+// A lookup is what the DNS says about a name's addresses.
+type lookup struct {
+	addrs  []netip.Addr // IPv6 first, as CAs prefer it
+	exists bool         // there is such a name
+}
+
+// nat64 is the prefix of addresses that a resolver makes up for machines without IPv4. Others see none.
+// https://www.rfc-editor.org/rfc/rfc6052#section-2.1
+var nat64 = netip.MustParsePrefix("64:ff9b::/96")
+
+// lookup looks up the name's A and AAAA records. The error is that of one of the two queries; what the
+// other one found is returned all the same.
+func (r *resolver) lookup(ctx context.Context, name string) (lookup, error) {
+	type result struct {
+		answer *dns.Msg
+		err    error
+	}
+	ask := func(qtype uint16) chan result {
+		ch := make(chan result, 1)
+		go func() {
+			answer, err := r.query(ctx, name, qtype)
+			ch <- result{answer, err}
+		}()
+		return ch
+	}
+	v6, v4 := ask(dns.TypeAAAA), ask(dns.TypeA)
+	var l lookup
+	var errs []error
+	for _, res := range []result{<-v6, <-v4} {
+		if res.err != nil {
+			errs = append(errs, res.err)
+			continue
+		}
+		if res.answer.Rcode == dns.RcodeSuccess {
+			l.exists = true
+		}
+		for _, rr := range res.answer.Answer {
+			var ip net.IP
+			switch rr := rr.(type) {
+			case *dns.A:
+				ip = rr.A
+			case *dns.AAAA:
+				ip = rr.AAAA
+			}
+			if addr, ok := netip.AddrFromSlice(ip); ok {
+				addr = addr.Unmap()
+				if !nat64.Contains(addr) && !slices.Contains(l.addrs, addr) {
+					l.addrs = append(l.addrs, addr)
+				}
+			}
+		}
+	}
+	if len(errs) > 0 {
+		return l, errs[0]
+	}
+	return l, nil
+}
+
+// relevantCAA returns the records that say who may certify name, and the name that has them: "the first
+// CAA RRset" on the way up the tree, the top excluded. None is nil.
+// https://www.rfc-editor.org/rfc/rfc8659#section-3
+func (r *resolver) relevantCAA(ctx context.Context, name string) (at string, set []*dns.CAA, err error) {
+	for at = name; at != ""; _, at, _ = strings.Cut(at, ".") {
+		answer, err := r.query(ctx, at, dns.TypeCAA)
+		if err != nil {
+			return at, nil, err
+		}
+		for _, rr := range answer.Answer { // what an alias leads to included
+			if caa, ok := rr.(*dns.CAA); ok {
+				set = append(set, caa)
+			}
+		}
+		if set != nil {
+			return at, set, nil
+		}
+	}
+	return "", nil, nil
+}
+
+// A caaVerdict is what CAA records mean for one CA.
+type caaVerdict struct {
+	level   Level
+	text    string
+	methods []string // the challenges that they leave, of those that we can answer; nil is all
+}
+
+// criticalFlag means "If set, indicates that the Property is critical": a CA that does not know it must
+// not issue. https://www.rfc-editor.org/rfc/rfc8659#section-4.1
+const criticalFlag = 128
+
+// judgeCAA applies the records to a CA that goes by the identities, for a name that is no wildcard.
+// account is the URL of our account there, empty if there is none yet; accountErr says why it is not
+// known.
+func judgeCAA(set []*dns.CAA, identities []string, account string, accountErr error) caaVerdict {
+	var issue []*dns.CAA
+	for _, rr := range set {
+		switch strings.ToLower(rr.Tag) {
+		case "issue":
+			issue = append(issue, rr)
+		case "issuewild", "iodef", "issuemail":
+		default:
+			if rr.Flag&criticalFlag != 0 {
+				return caaVerdict{level: LevelProblem, text: fmt.Sprintf("the critical property %q is one that no CA needs to know: it would refuse", rr.Tag)}
+			}
+		}
+	}
+	if len(issue) == 0 {
+		return caaVerdict{text: "does not restrict who may certify the name"}
+	}
+	if len(identities) == 0 {
+		var values []string
+		for _, rr := range issue {
+			values = append(values, rr.Value)
+		}
+		return caaVerdict{level: LevelWarning, text: "allows: " + strings.Join(values, ", ") + "; whether that is this CA cannot be told without caaIdentities in its directory"}
+	}
+
+	// One record that fits is enough.
+	var methods, reasons, others []string
+	var doubt error
+	fits := false
+	for _, rr := range issue {
+		domain, params, err := parseIssue(rr.Value)
+		if err != nil {
+			reasons = append(reasons, fmt.Sprintf("%q is malformed and allows nobody", rr.Value))
+			continue
+		}
+		if !slices.ContainsFunc(identities, func(id string) bool { return strings.EqualFold(id, domain) }) {
+			others = append(others, domain)
+			continue
+		}
+		// https://www.rfc-editor.org/rfc/rfc8657#section-3
+		if uri, ok := params["accounturi"]; ok && uri != account {
+			switch {
+			case accountErr != nil:
+				doubt = fmt.Errorf("allows the account %s alone, and it is not known whether that is ours", uri)
+			case account == "":
+				reasons = append(reasons, fmt.Sprintf("allows the account %s alone, and the server would make another", uri))
+				continue
+			default:
+				reasons = append(reasons, fmt.Sprintf("allows the account %s alone, and ours is %s", uri, account))
+				continue
+			}
+		}
+		// https://www.rfc-editor.org/rfc/rfc8657#section-4
+		if value, ok := params["validationmethods"]; ok {
+			n := len(methods)
+			for _, m := range challengeNames() {
+				if slices.Contains(strings.Split(value, ","), m) {
+					methods = append(methods, m)
+				}
+			}
+			if len(methods) == n {
+				reasons = append(reasons, fmt.Sprintf("allows validation by %s alone, and we answer %s", value, strings.Join(challengeNames(), " and ")))
+				continue
+			}
+		} else {
+			methods = challengeNames()
+		}
+		fits = true
+	}
+	if !fits {
+		if len(reasons) == 0 {
+			allowed := "nobody"
+			if others = slices.DeleteFunc(others, func(s string) bool { return s == "" }); len(others) > 0 {
+				allowed = strings.Join(others, ", ") + " alone"
+			}
+			reasons = []string{fmt.Sprintf("allows %s, and this CA is %s", allowed, strings.Join(identities, ", "))}
+		}
+		return caaVerdict{level: LevelProblem, text: strings.Join(reasons, "; ")}
+	}
+	v := caaVerdict{text: "allows this CA"}
+	slices.Sort(methods)
+	if methods = slices.Compact(methods); len(methods) < len(challengeNames()) {
+		v.methods = methods
+		v.text += ", by " + strings.Join(methods, ", ") + " alone"
+	}
+	if doubt != nil {
+		v.level, v.text = LevelWarning, doubt.Error()
+	}
+	return v
+}
+
+// parseIssue takes an issue value apart: "[issuer-domain-name] *WSP [";" parameters]". Tags and the
+// domain are lower case in what it returns; an empty domain is nobody's.
+// https://www.rfc-editor.org/rfc/rfc8659#section-4.2
+func parseIssue(value string) (domain string, params map[string]string, err error) {
+	const blank = " \t"
+	domain, rest, _ := strings.Cut(value, ";")
+	domain = strings.ToLower(strings.Trim(domain, blank))
+	if strings.ContainsAny(domain, blank+"=") {
+		return "", nil, errors.New("no domain name")
+	}
+	params = make(map[string]string)
+	if strings.Trim(rest, blank) == "" {
+		return domain, params, nil
+	}
+	for part := range strings.SplitSeq(rest, ";") {
+		tag, v, ok := strings.Cut(strings.Trim(part, blank), "=")
+		tag, v = strings.ToLower(strings.Trim(tag, blank)), strings.Trim(v, blank)
+		if _, twice := params[tag]; !ok || tag == "" || twice || strings.ContainsAny(v, blank) {
+			return "", nil, errors.New("no parameter")
+		}
+		params[tag] = v
+	}
+	return domain, params, nil
+}
+
+// checkCAA returns the verdict for each CA, in order; none if there are no records, or they are not
+// to be had.
+func (s *checkedSite) checkCAA() []caaVerdict {
+	ctx, cancel := context.WithTimeout(s.ctx, checkTimeout)
+	defer cancel()
+	at, set, err := s.dns.relevantCAA(ctx, s.name)
+	var rcode *rcodeError
+	switch {
+	case errors.As(err, &rcode):
+		level := LevelProblem
+		if s.inside {
+			level = LevelWarning // such CAs hardly ask
+		}
+		// "…failure to complete the lookup": https://www.rfc-editor.org/rfc/rfc8659#section-6.2
+		s.say(level, "CAA", "the DNS answers %v when asked for the CAA records of %s, and then a CA refuses: the name's DNS servers, or their DNSSEC, have to be mended", err, at)
+		return nil
+	case err != nil:
+		s.say(LevelWarning, "CAA", "could not be looked up for %s: %v", at, err)
+		return nil
+	case set == nil:
+		s.say(LevelOK, "CAA", "no record: any CA may certify the name")
+		return nil
+	}
+	var verdicts []caaVerdict
+	for _, ca := range s.cas {
+		if ca.err != nil && ca.fallback {
+			continue // told already
+		}
+		v := judgeCAA(set, ca.directory.CAA, ca.account, ca.accountErr)
+		which := ""
+		if ca.fallback {
+			which = ", for the fallback CA"
+			v.level = min(v.level, LevelWarning)
+		} else {
+			verdicts = append(verdicts, v)
+		}
+		s.say(v.level, "CAA", "the record of %s%s: %s", at, which, v.text)
+	}
+	return verdicts
+}

@@ -1,0 +1,630 @@
+package acme
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A fakeCA answers attempts and questions as a test wants.
+type fakeCA struct {
+	obtain      func(*attempt) (*tls.Certificate, error)
+	renewalInfo func(id string) (renewalInfo, error) // nil has none
+
+	mu sync.Mutex // held during each of these
+}
+
+// with calls f, which looks at or changes what the CA works with, while it does not.
+func (ca *fakeCA) with(f func()) {
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	f()
+}
+
+// authority returns ca as one site sees it, with its state in the folder dir.
+func (ca *fakeCA) authority(t testing.TB, dir, directory string, log *slog.Logger) *authority {
+	t.Helper()
+	st, err := openStore(dir, time.Now, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	is := &issuer{store: st, now: time.Now, log: log}
+	return &authority{
+		directory: directory,
+		store:     st,
+		stored:    func() (*tls.Certificate, error) { return is.stored("counter.test") },
+		keep:      func(cert *tls.Certificate) error { return is.keep("counter.test", cert) },
+		obtain: func(_ context.Context, a *attempt) (*tls.Certificate, error) {
+			ca.mu.Lock()
+			defer ca.mu.Unlock()
+			cert, err := ca.obtain(a)
+			if err == nil {
+				a.plan.Issued = append(a.plan.Issued, time.Now())
+			}
+			return cert, err
+		},
+		renewalInfo: func(_ context.Context, id string) (renewalInfo, error) {
+			ca.mu.Lock()
+			defer ca.mu.Unlock()
+			if ca.renewalInfo == nil {
+				return renewalInfo{CertID: id, FetchAfter: time.Now().Add(latestFetch)}, errNoRenewalInfo
+			}
+			return ca.renewalInfo(id)
+		},
+		plan:     new(plan),
+		attempts: make(map[string]int),
+	}
+}
+
+// A timetable is a Provider with one site, whose CAs are fake.
+type timetable struct {
+	*Provider
+	site *site
+	log  *recorder
+	stop func() // ends keep, as often as it is called
+}
+
+// schedule starts a Provider on the data folder dir. It is for use inside a synctest bubble.
+func schedule(t *testing.T, dir string, cas ...*fakeCA) *timetable {
+	t.Helper()
+	s := prepareSchedule(t, dir, cas...)
+	s.start(t)
+	return s
+}
+
+func prepareSchedule(t *testing.T, dir string, cas ...*fakeCA) *timetable {
+	t.Helper()
+	log := &recorder{t: t}
+	st := &site{name: "counter.test", source: sourceACME, requests: make(chan *request), wake: make(chan struct{}, 1)}
+	p := &Provider{
+		cfg: Config{now: time.Now, random: func() float64 { return 0 }, lookInterval: time.Hour},
+		log: newLogger(log), sites: []*site{st}, byName: map[string]*site{st.name: st}, slots: make(chan struct{}, maxAttempts),
+	}
+	for i, ca := range cas {
+		name := string(rune('a' + i))
+		st.authorities = append(st.authorities, ca.authority(t, dir+"/"+name, "https://"+name+".example/", p.log))
+	}
+	var err error
+	if p.locks, err = openStore(dir+"/locks", time.Now, p.log); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.look(st); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range st.authorities {
+		a.plan.restarted()
+	}
+	return &timetable{Provider: p, site: st, log: log}
+}
+
+func (s *timetable) start(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	s.site.running = true
+	go func() { defer close(done); s.keep(ctx, s.site) }()
+	s.stop = func() { cancel(); <-done }
+	t.Cleanup(s.stop)
+}
+
+// sleep lets d go by on the clock of a synctest bubble, and all that then happens happen.
+func sleep(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+// testPair returns a certificate for counter.test with the given life.
+func testPair(t testing.TB, life time.Duration) *tls.Certificate {
+	t.Helper()
+	cert := sign(t, &x509.Certificate{
+		DNSNames:       []string{"counter.test"},
+		NotBefore:      time.Now(),
+		NotAfter:       time.Now().Add(life),
+		AuthorityKeyId: []byte("issuer"), // without it, there is no renewal information
+	}, nil)
+	return &cert
+}
+
+func TestKeepRetries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		var attempts []time.Duration
+		s := schedule(t, t.TempDir(), &fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+			attempts = append(attempts, time.Since(start))
+			switch len(attempts) {
+			case 3: // names a time, which is no step of ours
+				return nil, &failure{reason: "limited", retryAfter: time.Now().Add(36 * time.Hour)}
+			case 7, 9:
+				return testPair(t, 90*day), nil
+			case 8:
+				return nil, &failure{reason: "down again"}
+			}
+			return nil, &failure{step: "newOrder", reason: "down"}
+		}})
+		sleep(200 * day)
+		s.stop()
+		var want []time.Duration
+		at := time.Duration(0)
+		for _, wait := range []time.Duration{
+			0, time.Minute, 10 * time.Minute, 36 * time.Hour, 100 * time.Minute, day, day, // success
+			60 * day, time.Minute, // a renewal, with the first wait again; success
+			60 * day, time.Minute,
+		} {
+			at += wait
+			want = append(want, at)
+		}
+		if len(attempts) < len(want) || !slices.Equal(attempts[:len(want)], want) {
+			t.Errorf("attempts at %v, want %v", attempts, want)
+		}
+		// Nothing valid: an operator must act. A renewal that failed with weeks to go: we cope.
+		if all := s.log.logged("no certificate obtained"); all[5].level != slog.LevelError || all[6].level != slog.LevelWarn {
+			t.Errorf("failures logged at %v, then %v for a renewal, want ERROR, then WARN", all[5].level, all[6].level)
+		}
+		if st := s.Status()[0].CAs[0]; st.Attempts["ok"] != 2 || st.Attempts["newOrder"] < 5 {
+			t.Errorf("attempts told as %v", st.Attempts)
+		}
+	})
+}
+
+// A process that is killed and started over and over places the orders that a patient one would.
+func TestKeepCrashLoop(t *testing.T) {
+	attemptsOf := func(t *testing.T, crash bool) (attempts []time.Duration) {
+		synctest.Test(t, func(t *testing.T) {
+			dir, start := t.TempDir(), time.Now()
+			ca := &fakeCA{obtain: func(a *attempt) (*tls.Certificate, error) {
+				attempts = append(attempts, time.Since(start))
+				if crash {
+					a.ordered = true
+					return nil, context.Canceled // what Run's end makes of it; nothing is written after
+				}
+				return nil, &failure{reason: "down", validations: 1}
+			}}
+			if !crash {
+				s := schedule(t, dir, ca)
+				sleep(3 * day)
+				s.stop()
+				return
+			}
+			for time.Since(start) < 3*day {
+				s := schedule(t, dir, ca)
+				sleep(1200 * time.Millisecond) // fifty times a minute
+				s.stop()
+				if time.Since(start) > 4*time.Minute {
+					sleep(5 * time.Minute)
+				}
+			}
+		})
+		return attempts
+	}
+	patient, crashing := attemptsOf(t, false), attemptsOf(t, true)
+	if len(crashing) != len(patient) || len(patient) < 5 {
+		t.Errorf("attempts at %v in a crash loop, at %v in one run: want as many", crashing, patient)
+	}
+	for i := range min(len(patient), len(crashing)) {
+		if crashing[i] < patient[i] {
+			t.Errorf("attempt %d after %v in a crash loop, after %v in one run", i, crashing[i], patient[i])
+		}
+	}
+}
+
+// The CA's budget is kept whatever the schedule says: never more than five failed validations an hour.
+func TestKeepBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		var failed []time.Time
+		var tried [][]string
+		var at []time.Duration
+		s := schedule(t, t.TempDir(), &fakeCA{obtain: func(a *attempt) (*tls.Certificate, error) {
+			a.validations = len(a.challenges)
+			tried, at = append(tried, a.challenges), append(at, time.Since(start))
+			for range a.challenges {
+				failed = append(failed, time.Now())
+			}
+			return nil, &failure{reason: "unreachable", validations: a.validations}
+		}})
+		sleep(12 * time.Minute)
+		both := []string{tlsALPN01, http01}
+		if len(tried) != 3 || !slices.Equal(tried[0], both) || !slices.Equal(tried[1], both) || !slices.Equal(tried[2], []string{tlsALPN01}) {
+			t.Errorf("tried %v, want both challenges twice, and then the one that the budget has left", tried)
+		}
+		if want := []time.Duration{0, time.Minute, 11 * time.Minute}; !slices.Equal(at, want) {
+			t.Errorf("attempts at %v, want %v", at, want)
+		}
+
+		// An operator may not go beyond it either; and is told until when.
+		err := s.Renew(t.Context(), "counter.test")
+		if err == nil || !strings.Contains(err.Error(), "in an hour: not before "+start.Add(time.Hour).UTC().Format(time.RFC3339)) {
+			t.Errorf("Renew = %v, want it refused until an hour after the first failure", err)
+		}
+		sleep(time.Hour - 12*time.Minute)
+		for range 9 { // a minute apart
+			s.Renew(t.Context(), "counter.test")
+			sleep(time.Minute)
+		}
+		for i := range failed {
+			if within := recent(failed, time.Hour, failed[i]); len(within) > maxFailed {
+				t.Errorf("%d failed validations within an hour: %v", len(within), within)
+			}
+		}
+		if len(failed) < 7 {
+			t.Errorf("only %d validations were tried in all: Renew did nothing", len(failed))
+		}
+	})
+}
+
+// Certificates are counted, too, those included of which we do not know whether the CA gave them.
+func TestKeepIssuedBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issued := 0
+		s := schedule(t, t.TempDir(), &fakeCA{obtain: func(a *attempt) (*tls.Certificate, error) {
+			issued++
+			return testPair(t, 90*day), nil
+		}})
+		for range 10 {
+			sleep(time.Hour)
+			s.Renew(t.Context(), "counter.test")
+		}
+		if issued != maxIssued {
+			t.Errorf("%d certificates in ten hours, want %d", issued, maxIssued)
+		}
+		err := s.Renew(t.Context(), "counter.test")
+		if err == nil || !strings.Contains(err.Error(), "in a week: not before ") {
+			t.Errorf("Renew = %v, want it refused", err)
+		}
+		sleep(issuedWindow)
+		if err := s.Renew(t.Context(), "counter.test"); err != nil {
+			t.Errorf("Renew a week later = %v, want nil", err)
+		}
+	})
+}
+
+// A CA or a disk that is away for a night keeps nobody waiting for another day.
+func TestKeepRetriesForFree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		var last time.Duration
+		s := schedule(t, t.TempDir(), &fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+			last = time.Since(start)
+			if last < 8*time.Hour {
+				return nil, &failure{reason: "cannot reach the CA", free: true}
+			}
+			return testPair(t, 90*day), nil
+		}})
+		sleep(9 * time.Hour)
+		s.stop()
+		if want := 8*time.Hour + time.Minute; last != want { // 1 minute, and then every 10
+			t.Errorf("the attempt that succeeded came after %v, want %v", last, want)
+		}
+	})
+}
+
+func TestKeepRenews(t *testing.T) {
+	for _, test := range []struct{ life, want time.Duration }{
+		{90 * day, 60 * day},
+		{64 * day, 64 * day * 2 / 3},
+		{45 * day, 30 * day},
+		{160 * time.Hour, 80 * time.Hour},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var orders atomic.Int64
+			s := schedule(t, t.TempDir(), &fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+				orders.Add(1)
+				return testPair(t, test.life), nil
+			}})
+			for n := range 3 {
+				sleep(test.want - time.Second) // certificates have whole seconds
+				if got := orders.Load(); got != int64(n+1) {
+					t.Errorf("life %v: %d orders before renewal %d, want %d", test.life, got, n+1, n+1)
+				}
+				sleep(time.Second)
+				if got := orders.Load(); got != int64(n+2) {
+					t.Errorf("life %v: %d orders at renewal %d, want %d", test.life, got, n+1, n+2)
+				}
+				if err := s.Ready(); err != nil {
+					t.Errorf("life %v: Ready = %v, want nil", test.life, err)
+				}
+			}
+		})
+	}
+}
+
+// A clock that is set forward, as after a suspend, is noticed at the next look.
+func TestKeepNoticesClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var ahead atomic.Int64 // nanoseconds
+		var orders atomic.Int64
+		s := prepareSchedule(t, t.TempDir(), &fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+			orders.Add(1)
+			cert := selfSigned(t, "counter.test", time.Now(), time.Now().Add(400*day))
+			return &cert, nil // which has no renewal information
+		}})
+		s.cfg.now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+		s.install(s.site, testPair(t, 90*day), nil)
+		s.start(t)
+
+		synctest.Wait()
+		ahead.Store(int64(60 * day))
+		sleep(s.cfg.lookInterval)
+		if got := orders.Load(); got != 1 {
+			t.Errorf("%d orders a look after the clock jumped past the renewal, want 1", got)
+		}
+	})
+}
+
+// A plan that was written by a clock which was years ahead keeps nobody waiting for years, but for as long
+// as it would have.
+func TestPlanFromTheFuture(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		var orders atomic.Int64
+		ca := &fakeCA{obtain: func(*attempt) (*tls.Certificate, error) { orders.Add(1); return testPair(t, 90*day), nil }}
+		s := prepareSchedule(t, dir, ca)
+		future := time.Now().AddDate(5, 0, 0)
+		pl := &plan{Failures: 4, FailingSince: future, NotBefore: future.Add(day), RetryAfter: future.Add(day),
+			Failed: slices.Repeat([]time.Time{future}, 5), Issued: slices.Repeat([]time.Time{future}, 5)}
+		if err := pl.save(s.site.authorities[0].store, "counter.test", future); err != nil {
+			t.Fatal(err)
+		}
+		s.start(t)
+		sleep(issuedWindow - time.Minute)
+		if got := orders.Load(); got != 0 {
+			t.Errorf("%d orders while five certificates of a week are on the books", got)
+		}
+		sleep(time.Hour + time.Minute)
+		if got := orders.Load(); got != 1 {
+			t.Errorf("%d orders after that, want 1", got)
+		}
+	})
+}
+
+// The fallback is asked when the CA has failed for hours; the CA is asked first all the same.
+func TestKeepFallback(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		down := true
+		var first, second []time.Duration
+		dir := t.TempDir()
+		cas := []*fakeCA{
+			{obtain: func(*attempt) (*tls.Certificate, error) {
+				first = append(first, time.Since(start))
+				if down {
+					return nil, &failure{step: "newOrder", reason: "down"}
+				}
+				return testPair(t, 90*day), nil
+			}},
+			{obtain: func(a *attempt) (*tls.Certificate, error) {
+				second = append(second, time.Since(start))
+				if a.replaces != "" {
+					t.Errorf("the fallback is asked to replace %s", a.replaces)
+				}
+				if len(second) == 1 {
+					return nil, &failure{step: "newOrder", reason: "down, too"}
+				}
+				return testPair(t, 90*day), nil
+			}},
+		}
+		s := schedule(t, dir, cas...)
+		sleep(day)
+		const m = time.Minute
+		if want := []time.Duration{0, m, 11 * m, 111 * m}; !slices.Equal(first, want) {
+			t.Errorf("the CA was asked at %v, want %v", first, want)
+		}
+		if want := []time.Duration{180 * m, 181 * m}; !slices.Equal(second, want) {
+			t.Errorf("the fallback was asked at %v, want %v", second, want)
+		}
+		if got := s.Status()[0]; got.Directory != "https://b.example/" || got.LastError != nil || got.NextAction != "renew" || got.CAs[0].Failures != 0 {
+			t.Errorf("Status = %+v, want the fallback's certificate, and peace until its renewal", got)
+		}
+		if e := s.log.one("another CA than before"); e.level != slog.LevelWarn || e.attrs["err"] != "down" || e.attrs["instead_of"] != "https://a.example/" {
+			t.Errorf("logged %v, want a warning with why the CA gave none", e)
+		}
+		s.stop()
+		s = schedule(t, dir, cas...) // the fallback's certificate is found again
+		if err := s.Ready(); err != nil {
+			t.Errorf("Ready after a restart = %v", err)
+		}
+
+		cas[0].with(func() { down = false })
+		sleep(60 * day)
+		if len(first) != 5 || len(second) != 2 || s.Status()[0].Directory != "https://a.example/" {
+			t.Errorf("after the recovery the CA was asked at %v, the fallback at %v, and %s serves", first, second, s.Status()[0].Directory)
+		}
+	})
+}
+
+// With life left, the fallback waits: the CA has half of that to recover.
+func TestKeepFallbackOnRenewal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		var second []time.Duration
+		n := 0
+		schedule(t, t.TempDir(),
+			&fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+				if n++; n == 1 {
+					return testPair(t, 90*day), nil
+				}
+				return nil, &failure{step: "newOrder", reason: "down"}
+			}},
+			&fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+				second = append(second, time.Since(start))
+				return testPair(t, 90*day), nil
+			}})
+		sleep(80 * day)
+		if want := []time.Duration{75 * day}; !slices.Equal(second, want) {
+			t.Errorf("the fallback was asked at %v, want %v", second, want)
+		}
+	})
+}
+
+// What the CA says about renewing is obeyed, and remembered.
+func TestKeepRenewalInfo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start, dir := time.Now(), t.TempDir()
+		from, to := 40*day, 41*day
+		var orders, asked []time.Duration
+		var replaced []string
+		fail := false
+		ca := &fakeCA{
+			obtain: func(a *attempt) (*tls.Certificate, error) {
+				orders, replaced = append(orders, time.Since(start)), append(replaced, a.replaces)
+				return testPair(t, 90*day), nil
+			},
+			renewalInfo: func(id string) (renewalInfo, error) {
+				asked = append(asked, time.Since(start))
+				info := renewalInfo{CertID: id, FetchAfter: time.Now().Add(6 * time.Hour)}
+				if fail {
+					return info, errors.New("HTTP 500")
+				}
+				info.Start, info.End = start.Add(from), start.Add(to)
+				return info, nil
+			},
+		}
+		s := prepareSchedule(t, dir, ca)
+		s.cfg.random = func() float64 { return 0.25 }
+		s.start(t)
+		sleep(12*time.Hour + time.Second)
+		if want := []time.Duration{0, 6 * time.Hour, 12 * time.Hour}; !slices.Equal(asked, want) {
+			t.Errorf("the CA was asked at %v, want %v", asked, want)
+		}
+		chosen := start.Add(from + (to-from)/4)
+		if got := s.Status()[0]; !got.NextAttempt.Equal(chosen) || !got.Renewal.Chosen.Equal(chosen) || got.NextAction != "renew" {
+			t.Errorf("renewal %v planned at %v, want %v", got.Renewal, got.NextAttempt, chosen)
+		}
+
+		s.stop()
+		s = prepareSchedule(t, dir, ca)
+		s.cfg.random = func() float64 { return 0.75 } // would choose another moment
+		s.start(t)
+		ca.with(func() { fail = true }) // what it said stands
+		sleep(time.Until(chosen.Add(-time.Second)))
+		if len(orders) != 1 {
+			t.Errorf("orders at %v, want none before the chosen moment", orders)
+		}
+		ca.with(func() { fail, from, to = false, 100*day, 101*day }) // of the next certificate
+		sleep(time.Second)
+		id, _ := certID(s.site.current.Load().Leaf)
+		if want := []time.Duration{0, chosen.Sub(start)}; !slices.Equal(orders, want) || replaced[0] != "" || replaced[1] == "" || replaced[1] == id {
+			t.Errorf("orders at %v, want %v; replacing %v", orders, want, replaced)
+		}
+
+		// A window of the past, as after a revocation, renews as soon as it is known.
+		ca.with(func() { from, to = 0, time.Hour })
+		sleep(6*time.Hour + time.Second)
+		ca.with(func() {
+			if len(orders) != 3 {
+				t.Errorf("orders at %v, want another one when the window has passed", orders)
+			}
+		})
+		// The CA says the same of what it has just given; that is not to go on for ever.
+		sleep(5 * day)
+		if wait := orders[3] - orders[2]; len(orders) > 9 || wait < 17*time.Hour {
+			t.Errorf("orders at %v, want one a day when each window has passed from the start", orders)
+		}
+	})
+}
+
+// No CA's advice delays a renewal until it is too late.
+func TestKeepRenewalInfoTooLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		var orders []time.Duration
+		s := schedule(t, t.TempDir(), &fakeCA{
+			obtain: func(a *attempt) (*tls.Certificate, error) {
+				orders = append(orders, time.Since(start).Round(time.Minute))
+				return testPair(t, 100*day), nil
+			},
+			renewalInfo: func(id string) (renewalInfo, error) {
+				return renewalInfo{CertID: id, Start: start.AddDate(1, 0, 0), End: start.AddDate(2, 0, 0), FetchAfter: time.Now().Add(day)}, nil
+			},
+		})
+		sleep(96 * day)
+		s.stop()
+		if want := []time.Duration{0, 95 * day}; !slices.Equal(orders, want) {
+			t.Errorf("orders at %v, want %v", orders, want)
+		}
+	})
+}
+
+func TestRenew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		orders := 0
+		var err error
+		s := schedule(t, t.TempDir(), &fakeCA{obtain: func(a *attempt) (*tls.Certificate, error) {
+			orders++
+			sleep(10 * time.Second)
+			if err != nil {
+				return nil, err
+			}
+			return testPair(t, 90*day), nil
+		}})
+		// Asked while the first attempt is under way: that is good enough.
+		sleep(time.Second)
+		if err := s.Renew(t.Context(), "counter.test"); err != nil || orders != 1 {
+			t.Errorf("Renew during an attempt = %v with %d orders, want nil with 1", err, orders)
+		}
+		sleep(time.Hour)
+		if err := s.Renew(t.Context(), "counter.test"); err != nil || orders != 2 {
+			t.Errorf("Renew = %v with %d orders, want nil with 2", err, orders)
+		}
+		// Our own backoff does not bind an operator; the CA's word does.
+		for range 3 {
+			err = &failure{reason: "no luck"}
+			if got := s.Renew(t.Context(), "counter.test"); got == nil || got.Error() != "no luck" {
+				t.Errorf("Renew = %v, want the reason", got)
+			}
+		}
+		if orders != 5 {
+			t.Errorf("%d orders, want 5", orders)
+		}
+		err = &failure{reason: "limited", retryAfter: time.Now().Add(day)}
+		s.Renew(t.Context(), "counter.test")
+		got := s.Renew(t.Context(), "counter.test")
+		if got == nil || !strings.Contains(got.Error(), "the CA said to come back later: not before ") || orders != 6 {
+			t.Errorf("Renew = %v with %d orders, want it refused", got, orders)
+		}
+		if got := s.Renew(t.Context(), "other.test"); !errors.Is(got, ErrUnknownDomain) {
+			t.Errorf("Renew(other.test) = %v, want ErrUnknownDomain", got)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		s.stop()
+		if got := s.Renew(ctx, "counter.test"); !errors.Is(got, context.DeadlineExceeded) {
+			t.Errorf("Renew while nothing runs = %v, want its context's error", got)
+		}
+	})
+}
+
+// When all attempts have failed until the certificate expires, the log says so at that moment, once.
+func TestKeepShouts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start, orders := time.Now(), 0
+		s := schedule(t, t.TempDir(), &fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+			if orders++; orders == 1 || time.Since(start) > 92*day {
+				return testPair(t, 90*day), nil
+			}
+			return nil, &failure{step: "newOrder", reason: "down"}
+		}})
+		sleep(90*day - time.Hour)
+		if got := s.log.logged("visitors are refused"); len(got) != 0 {
+			t.Errorf("logged %v before the certificate expired", got)
+		}
+		sleep(2 * time.Hour)
+		e := s.log.one("visitors are refused")
+		if e.level != slog.LevelError || !strings.Contains(e.attrs["problem"], "expired at ") || e.attrs["next_attempt"] == "" {
+			t.Errorf("logged %v, want an error with the reason and the next attempt", e)
+		}
+		sleep(4 * day)
+		if err := s.Ready(); err != nil {
+			t.Errorf("Ready = %v after the CA is back", err)
+		}
+		s.log.one("visitors are refused") // still
+	})
+}

@@ -1,0 +1,547 @@
+package acme
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	xacme "golang.org/x/crypto/acme"
+)
+
+const (
+	// lockPatience is how long a probe of port 443 waits for an order that is under way. Renewal
+	// information is fetched under the lock, too, within a second as a rule.
+	lockPatience = 3 * time.Second
+
+	// maxRedirects is how many redirects are followed to an http-01 answer: as many as Boulder does.
+	// https://letsencrypt.org/docs/challenge-types/#http-01-challenge
+	maxRedirects = 10
+
+	maxAddresses = 16 // of one name; more than anybody has who answers on all of them
+)
+
+// challengeNames returns the challenges that we can answer, in alphabetical order.
+func challengeNames() []string { return []string{http01, tlsALPN01} }
+
+// portNumber is where a CA asks: "this connection MUST use TCP port 443" (RFC 8737 section 3), and port
+// 80 (RFC 8555 section 8.3).
+func portNumber(challenge string) string {
+	if challenge == http01 {
+		return "80"
+	}
+	return "443"
+}
+
+// reserved are the prefixes that are global unicast in form, and reach nobody outside all the same.
+// https://www.iana.org/assignments/iana-ipv4-special-registry
+// https://www.iana.org/assignments/iana-ipv6-special-registry
+var reserved = []struct {
+	prefix netip.Prefix
+	what   string
+}{
+	{netip.MustParsePrefix("100.64.0.0/10"), "an address behind a provider's NAT (CGNAT)"},
+	{netip.MustParsePrefix("0.0.0.0/8"), "no address of a host"},
+	{netip.MustParsePrefix("192.0.0.0/24"), "a reserved address"},
+	{netip.MustParsePrefix("192.0.2.0/24"), "an address for documentation"},
+	{netip.MustParsePrefix("198.51.100.0/24"), "an address for documentation"},
+	{netip.MustParsePrefix("203.0.113.0/24"), "an address for documentation"},
+	{netip.MustParsePrefix("198.18.0.0/15"), "an address for benchmarks"},
+	{netip.MustParsePrefix("240.0.0.0/4"), "a reserved address"},
+	{netip.MustParsePrefix("2001:db8::/32"), "an address for documentation"},
+	{netip.MustParsePrefix("3fff::/20"), "an address for documentation"},
+}
+
+// notPublic says what keeps addr from being reached from outside, or "" if nothing does.
+func notPublic(addr netip.Addr) string {
+	addr = addr.Unmap().WithZone("")
+	switch {
+	case addr.IsPrivate():
+		return "a private address"
+	case addr.IsLoopback():
+		return "a loopback address"
+	case addr.IsLinkLocalUnicast():
+		return "a link-local address"
+	case addr.IsUnspecified(), addr.IsMulticast():
+		return "no address of a host"
+	}
+	for _, r := range reserved {
+		if r.prefix.Contains(addr) {
+			return r.what
+		}
+	}
+	// "…global unicast": https://www.iana.org/assignments/ipv6-address-space
+	if addr.Is6() && !netip.MustParsePrefix("2000::/3").Contains(addr) {
+		return "a reserved address"
+	}
+	return ""
+}
+
+// ownAddresses returns the addresses of this machine's interfaces. A container has its own.
+func ownAddresses() []netip.Addr {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	var own []netip.Addr
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			own = append(own, p.Addr().Unmap())
+		}
+	}
+	return own
+}
+
+// checkAddresses returns the addresses to probe, and whether the name could be looked up.
+func (s *checkedSite) checkAddresses() (addrs []netip.Addr, looked bool) {
+	const subject = "address"
+	ctx, cancel := context.WithTimeout(s.ctx, checkTimeout)
+	defer cancel()
+	l, err := s.dns.lookup(ctx, s.name)
+	var rcode *rcodeError
+	switch {
+	case len(l.addrs) > 0:
+	case errors.As(err, &rcode):
+		s.say(LevelProblem, subject, "the DNS answers %v: the name's DNS servers, or their DNSSEC, have to be mended", err)
+		return nil, true
+	case err != nil:
+		s.say(LevelWarning, subject, "could not be looked up: %v; this machine's DNS is at fault rather than the name's", err)
+		return nil, false
+	case !l.exists:
+		s.say(LevelProblem, subject, "there is no such name in the DNS: add an A record with this machine's public address; a record that was just added may take minutes")
+		return nil, true
+	default:
+		s.say(LevelProblem, subject, "the name has neither an A nor an AAAA record: add an A record with this machine's public address")
+		return nil, true
+	}
+	for _, addr := range l.addrs {
+		switch what := notPublic(addr); {
+		case what == "":
+			s.say(LevelOK, subject, "%v", addr)
+		case s.inside:
+			s.say(LevelOK, subject, "%v is %s; so is the CA's own", addr, what)
+		default:
+			s.say(LevelProblem, subject, "%v is %s, which the CA does not reach: the record has to name the public address", addr, what)
+			continue
+		}
+		addrs = append(addrs, addr)
+	}
+	if err != nil {
+		s.say(LevelWarning, subject, "one of the A and AAAA lookups failed: %v", err)
+	}
+	if len(addrs) > maxAddresses {
+		s.say(LevelWarning, subject, "only the first %d of %d addresses are probed", maxAddresses, len(addrs))
+		addrs = addrs[:maxAddresses]
+	}
+	return addrs, true
+}
+
+// An outcome is what came of a probe.
+type outcome int
+
+const (
+	answered    outcome = iota // as the CA wants it
+	foreign                    // somebody else answered
+	stranger                   // one of us answered, who does not serve the name or has another data folder
+	refused                    // connection refused
+	timedOut                   // nothing came within checkTimeout
+	unreachable                // there is no way there from here
+	dropped                    // the connection was closed without an answer
+)
+
+// A probe is an outcome with what there is to say about it.
+type probe struct {
+	outcome outcome
+	text    string
+}
+
+// failedProbe says how far a probe came that got no answer.
+func failedProbe(ctx context.Context, err error) probe {
+	var netErr net.Error
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return probe{refused, "connection refused"}
+	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.EADDRNOTAVAIL):
+		return probe{unreachable, "this machine has no route there"}
+	case ctx.Err() != nil, errors.As(err, &netErr) && netErr.Timeout():
+		return probe{timedOut, fmt.Sprintf("no answer within %v", checkTimeout)}
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
+		strings.Contains(err.Error(), "server closed idle connection"): // net/http's, if it came before the request
+		return probe{dropped, "the connection was closed without an answer"}
+	}
+	var urlErr *url.Error
+	if errors.As(err, &urlErr) {
+		err = urlErr.Err // without the URL, which is known
+	}
+	return probe{foreign, "another server answers: " + oneLine(err.Error())}
+}
+
+// probeHTTP asks for the answer to an http-01 challenge as a CA does, but at a given address. at maps
+// the ports of the name to addresses. https://www.rfc-editor.org/rfc/rfc8555#section-8.3
+func (s *checkedSite) probeHTTP(at map[string]string, token, want string) probe {
+	ctx, cancel := context.WithTimeout(s.ctx, checkTimeout)
+	defer cancel()
+	transport := &http.Transport{
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			host, port, err := net.SplitHostPort(address)
+			if err != nil {
+				return nil, err
+			}
+			if strings.EqualFold(host, s.name) {
+				return s.cfg.Dial(ctx, network, at[port])
+			}
+			return s.dialName(ctx, network, host, port)
+		},
+		// Boulder follows a redirect to https whatever the certificate there.
+		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true},
+		DisableKeepAlives: true,
+	}
+	client := &http.Client{
+		Transport: transport,
+		CheckRedirect: func(req *http.Request, via []*http.Request) error {
+			if len(via) > maxRedirects {
+				return fmt.Errorf("more than %d redirects", maxRedirects)
+			}
+			port := cmp.Or(req.URL.Port(), map[string]string{"http": "80", "https": "443"}[req.URL.Scheme])
+			if port != "80" && port != "443" {
+				return fmt.Errorf("a redirect to %s, which a CA does not follow", req.URL)
+			}
+			return nil
+		},
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.name+"/.well-known/acme-challenge/"+token, nil)
+	if err != nil {
+		return probe{foreign, err.Error()}
+	}
+	req.Header.Set("User-Agent", "plusminus check")
+	res, err := client.Do(req)
+	if err != nil {
+		return failedProbe(ctx, err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(res.Body, 4<<10))
+	if err != nil {
+		return failedProbe(ctx, err)
+	}
+	text := strings.TrimSpace(string(body))
+	switch {
+	case res.StatusCode == http.StatusOK && text == want:
+		return probe{answered, "answers as the CA wants it"}
+	case res.StatusCode == http.StatusForbidden && strings.Contains(text, "acme: not one of the domains"):
+		return probe{stranger, "a plusminus answers that does not serve this name: add it to that one's -domain"}
+	case res.StatusCode == http.StatusNotFound && strings.Contains(text, "acme/autocert"):
+		return probe{stranger, "a plusminus answers that runs on another data folder"}
+	}
+	text = "another server answers: HTTP " + res.Status
+	if server := res.Header.Get("Server"); server != "" {
+		text += ", Server: " + oneLine(server)
+	}
+	if len(res.Request.URL.Host) > 0 && res.Request.URL.String() != req.URL.String() {
+		text += ", after a redirect to " + res.Request.URL.Redacted()
+	}
+	return probe{foreign, text}
+}
+
+// dialName connects to another host, which a redirect named.
+func (s *checkedSite) dialName(ctx context.Context, network, host, port string) (net.Conn, error) {
+	addrs := []netip.Addr{}
+	if addr, err := netip.ParseAddr(host); err == nil {
+		addrs = append(addrs, addr)
+	} else {
+		l, err := s.dns.lookup(ctx, host)
+		if len(l.addrs) == 0 {
+			return nil, cmp.Or(err, error(&net.DNSError{Err: "no addresses", Name: host}))
+		}
+		addrs = l.addrs
+	}
+	return s.cfg.Dial(ctx, network, net.JoinHostPort(addrs[0].String(), port))
+}
+
+// acmeIdentifier is id-pe-acmeIdentifier. https://www.rfc-editor.org/rfc/rfc8737#section-6.1
+var acmeIdentifier = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 31}
+
+// probeTLS does the handshake of a tls-alpn-01 validation with addr. want is the certificate that holds
+// the answer. https://www.rfc-editor.org/rfc/rfc8737#section-3
+func (s *checkedSite) probeTLS(addr string, want *tls.Certificate) probe {
+	ctx, cancel := context.WithTimeout(s.ctx, checkTimeout)
+	defer cancel()
+	conn, err := s.cfg.Dial(ctx, "tcp", addr)
+	if err != nil {
+		return failedProbe(ctx, err)
+	}
+	defer conn.Close()
+	c := tls.Client(conn, &tls.Config{ServerName: s.name, NextProtos: []string{xacme.ALPNProto}, InsecureSkipVerify: true})
+	if err := c.HandshakeContext(ctx); err != nil {
+		switch {
+		case errors.As(err, new(tls.RecordHeaderError)):
+			return probe{foreign, "a server answers that does not speak TLS"}
+		case strings.Contains(err.Error(), "no application protocol"):
+			return probe{foreign, "another server ends TLS there: it does not know the protocol acme-tls/1"}
+		case strings.Contains(err.Error(), "remote error"):
+			return probe{foreign, "a server answers that refuses the handshake (" + oneLine(err.Error()) + "): another one, or a plusminus on another data folder"}
+		}
+		return failedProbe(ctx, err)
+	}
+	state := c.ConnectionState()
+	leaf := state.PeerCertificates[0]
+	if state.NegotiatedProtocol != xacme.ALPNProto {
+		return probe{foreign, fmt.Sprintf("another server ends TLS there, with a certificate for %s from %s: it does not know the protocol acme-tls/1",
+			list(names(leaf)), cmp.Or(leaf.Issuer.String(), "nobody"))}
+	}
+	if value := identifierOf(leaf.Raw); value == nil || !bytes.Equal(value, identifierOf(want.Certificate[0])) {
+		return probe{foreign, "the wrong certificate: the server there answers a challenge that is not ours"}
+	}
+	return probe{answered, "answers as the CA wants it"}
+}
+
+// identifierOf returns the value of the acmeIdentifier extension, or nil.
+func identifierOf(der []byte) []byte {
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil
+	}
+	for _, e := range cert.Extensions {
+		if e.Id.Equal(acmeIdentifier) {
+			return e.Value
+		}
+	}
+	return nil
+}
+
+// A portState is what is known about one challenge's port.
+type portState int
+
+const (
+	inDoubt portState = iota // cannot be told from here
+	works
+	fails
+)
+
+// probeAll probes both ports at the addresses, and says what it found and what follows for each
+// challenge.
+func (s *checkedSite) probeAll(addrs []netip.Addr) map[string]portState {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		s.say(LevelProblem, "challenges", "no key could be made: %v", err)
+		return nil
+	}
+	// The answers are made as an attempt makes them, from a token and a key of which nobody knows.
+	a := &attempt{name: s.name, client: &xacme.Client{Key: key}}
+	states := make(map[string]portState)
+	var mu sync.Mutex // guards states
+	var wg sync.WaitGroup
+	for _, challenge := range challengeNames() {
+		wg.Go(func() {
+			state := s.probePort(a, challenge, addrs)
+			mu.Lock()
+			defer mu.Unlock()
+			states[challenge] = state
+		})
+	}
+	wg.Wait()
+	return states
+}
+
+// probePort probes the port of one challenge at the addresses.
+func (s *checkedSite) probePort(a *attempt, challenge string, addrs []netip.Addr) portState {
+	port, subject := s.cfg.HTTP, "port "+portNumber(challenge)
+	if challenge == tlsALPN01 {
+		port = s.cfg.TLS
+	}
+	if port.off() {
+		s.say(LevelOK, subject, "not probed, since nothing listens for it here")
+		return fails
+	}
+	switch {
+	case len(port.Listeners) > 0 || s.shared:
+	case s.noDir:
+		s.say(LevelWarning, subject, "could not be probed: %s is in use, and nothing can be put where a plusminus looks for answers", port.Running)
+		return inDoubt
+	default:
+		s.say(LevelProblem, subject, "another program has %s, or a plusminus on another data folder: the server cannot start", port.Running)
+		return fails
+	}
+
+	token := rand.Text()
+	name, answer, err := new(issuer).answer(a, &xacme.Challenge{Type: challenge, Token: token})
+	if err != nil {
+		s.say(LevelProblem, subject, "no answer could be made: %v", err)
+		return inDoubt
+	}
+	if challenge == tlsALPN01 {
+		release, err := s.lock()
+		if err != nil {
+			if errors.Is(err, errLocked) {
+				s.say(LevelWarning, subject, "not probed: a server is just ordering a certificate for this name, and its answer is there")
+			} else if s.ctx.Err() == nil {
+				s.say(LevelWarning, subject, "not probed: an order may be under way, and that could not be told: %v", err)
+			}
+			return inDoubt
+		}
+		defer release()
+	}
+	if err := s.tokens.Put(s.ctx, name, answer); err != nil {
+		s.say(LevelProblem, "data folder", "the answer could not be stored: %v", err)
+		return inDoubt
+	}
+	defer s.tokens.Delete(context.WithoutCancel(s.ctx), name)
+
+	ask := func(at map[string]string) probe { return s.probeHTTP(at, token, string(answer)) }
+	if challenge == tlsALPN01 {
+		cert, err := tls.X509KeyPair(answer, answer)
+		if err != nil {
+			s.say(LevelProblem, subject, "no answer could be made: %v", err)
+			return inDoubt
+		}
+		ask = func(at map[string]string) probe { return s.probeTLS(at["443"], &cert) }
+	}
+
+	var wg sync.WaitGroup
+	probes := make([]probe, len(addrs))
+	for i, addr := range addrs {
+		wg.Go(func() {
+			probes[i] = ask(map[string]string{
+				"80":  netip.AddrPortFrom(addr, 80).String(),
+				"443": netip.AddrPortFrom(addr, 443).String(),
+			})
+			s.tellProbe(subject, addr, probes[i])
+		})
+	}
+	// Whoever has the port on this machine is asked without a detour through a router, too.
+	local := answered
+	if len(port.Listeners) == 0 {
+		p := ask(map[string]string{"80": s.cfg.HTTP.Running, "443": s.cfg.TLS.Running})
+		local = p.outcome
+		switch local {
+		case answered:
+			s.say(LevelOK, subject, "the plusminus that runs on this data folder answers")
+		case foreign:
+			s.say(LevelProblem, subject, "another program has %s on this machine, so that plusminus cannot start: %s", port.Running, p.text)
+		case stranger:
+			s.say(LevelWarning, subject, "at %s on this machine, %s", port.Running, p.text)
+		}
+	}
+	wg.Wait()
+
+	state := s.conclusion(addrs, probes)
+	if state != works && (local == foreign || local == stranger) {
+		state = fails
+	}
+	return state
+}
+
+// conclusion says what the probes mean for a CA: it goes by the IPv6 addresses if it can connect to one,
+// and is not expected to try a second one. https://letsencrypt.org/docs/ipv6-support/
+func (s *checkedSite) conclusion(addrs []netip.Addr, probes []probe) portState {
+	of := func(family func(netip.Addr) bool) portState {
+		state := inDoubt
+		for i, p := range probes {
+			switch {
+			case !family(addrs[i]):
+			case s.certain(addrs[i], p.outcome):
+				return fails
+			case p.outcome == answered:
+				state = works
+			}
+		}
+		return state
+	}
+	if state := of(netip.Addr.Is6); state != inDoubt {
+		return state
+	}
+	return of(netip.Addr.Is4)
+}
+
+// certain reports whether the CA would fare no better at addr than we did.
+func (s *checkedSite) certain(addr netip.Addr, o outcome) bool {
+	switch o {
+	case foreign, stranger:
+		return true
+	case refused, dropped:
+		return slices.Contains(s.own, addr) || o == refused && s.inNetwork(addr) // no router is in between
+	}
+	return false
+}
+
+// inNetwork reports whether addr is of the private network in which the CA is, too.
+func (s *checkedSite) inNetwork(addr netip.Addr) bool { return s.inside && notPublic(addr) != "" }
+
+// tellProbe says what came of a probe. Whether it matters is up to conclude: one challenge is enough.
+func (s *checkedSite) tellProbe(subject string, addr netip.Addr, p probe) {
+	switch {
+	case p.outcome == answered:
+		s.say(LevelOK, subject, "at %v, this server %s", addr, p.text)
+	case p.outcome == stranger:
+		s.say(LevelWarning, subject, "at %v, %s", addr, p.text)
+	case p.outcome == foreign:
+		s.say(LevelWarning, subject, "at %v, %s; does the record name this machine, and is there a proxy in front?", addr, p.text)
+	case s.certain(addr, p.outcome) && !slices.Contains(s.own, addr):
+		s.say(LevelWarning, subject, "at %v, %s: does the record name this machine, and is the port published?", addr, p.text)
+	case s.certain(addr, p.outcome):
+		s.say(LevelWarning, subject, "at %v, %s, although that is an address of this machine: is the port among those that are listened on?", addr, p.text)
+	case p.outcome == unreachable && addr.Is6():
+		s.say(LevelWarning, subject, "at %v, cannot be told from inside: this machine or container has no IPv6 of its own; CAs prefer the AAAA record, so that it has to be right", addr)
+	default:
+		s.say(LevelWarning, subject, "at %v, %s; many routers do not lead their own public address back in, so that it may be well from outside: is the port open, and forwarded to this machine?", addr, p.text)
+	}
+}
+
+// lock keeps every server on the data folder from ordering for the name until release is called: the
+// answer that it would put is under the same name as ours. The error is [errLocked] if somebody is at it.
+func (s *checkedSite) lock() (release func(), err error) {
+	locks := &store{dir: filepath.Join(s.cfg.Dir, "acme", "locks")}
+	if _, err := os.Stat(locks.dir); !s.shared || errors.Is(err, fs.ErrNotExist) {
+		return func() {}, nil
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, lockPatience)
+	defer cancel()
+	release, err = locks.waitLock(ctx, s.name)
+	if err != nil && ctx.Err() != nil && s.ctx.Err() == nil {
+		err = errLocked
+	}
+	return release, err
+}
+
+// conclude says whether an order would be validated, given the challenges that CAA records allow.
+func (s *checkedSite) conclude(states map[string]portState, allowed []string) {
+	const subject = "challenges"
+	var good, doubtful []string
+	for _, challenge := range allowed {
+		switch states[challenge] {
+		case works:
+			good = append(good, challenge)
+		case inDoubt:
+			doubtful = append(doubtful, challenge)
+		}
+	}
+	switch {
+	case len(good) > 0:
+		s.say(LevelOK, subject, "the CA would get its answer by %s; one is enough", strings.Join(good, " and by "))
+	case len(doubtful) > 0:
+		s.say(LevelWarning, subject, "whether the CA would get its answer by %s cannot be told from inside: while this check runs, or the server, try http://%s/ from another network", strings.Join(doubtful, " or "), s.name)
+	case len(allowed) == 1:
+		s.say(LevelProblem, subject, "the CA would not get its answer by %s, and the CAA record allows nothing else", allowed[0])
+	default:
+		s.say(LevelProblem, subject, "the CA would get its answer neither by %s: see above", strings.Join(allowed, " nor by "))
+	}
+}

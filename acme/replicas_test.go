@@ -1,0 +1,99 @@
+package acme
+
+import (
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"plusminus/acme/pebbletest"
+)
+
+// balance returns a port whose connections go to each of backends in turn, as through a balancer that
+// looks at nothing, and how many there were.
+func balance(t testing.TB, backends []net.Listener) (int, *atomic.Int64) {
+	t.Helper()
+	ln, count := listen(t), new(atomic.Int64)
+	var conns sync.WaitGroup
+	t.Cleanup(func() { ln.Close(); conns.Wait() })
+	conns.Go(func() {
+		for {
+			in, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			backend := backends[int(count.Add(1))%len(backends)].Addr().String()
+			conns.Go(func() {
+				defer in.Close()
+				out, err := net.Dial("tcp", backend)
+				if err != nil {
+					return
+				}
+				defer out.Close()
+				conns.Go(func() { io.Copy(out, in); out.Close() })
+				io.Copy(in, out)
+			})
+		}
+	})
+	return portOf(ln), count
+}
+
+// Ten replicas on one data folder and behind one name that start together place one order, whichever of
+// them the CA's challenge reaches answers it, and all serve what came of it.
+func TestReplicas(t *testing.T) {
+	for _, challenge := range []string{tlsALPN01, http01} {
+		t.Run(challenge, func(t *testing.T) {
+			t.Parallel()
+			var secure, open []net.Listener
+			for range 10 {
+				secure, open = append(secure, listen(t)), append(open, listen(t))
+			}
+			var ports pebbletest.Config
+			var asked *atomic.Int64
+			if challenge == tlsALPN01 {
+				ports.TLSPort, asked = balance(t, secure)
+			} else {
+				ports.HTTPPort, asked = balance(t, open)
+			}
+			ca, cfg := startCA(t, ports, domain)
+			var replicas []*server
+			for i := range secure {
+				replicas = append(replicas, prepare(t, cfg, secure[i], open[i]))
+			}
+			for _, r := range replicas {
+				r.run()
+			}
+			for _, r := range replicas {
+				r.waitReady(t)
+			}
+			want := 1
+			if challenge == http01 {
+				want = 2 // after tls-alpn-01, which nobody answers
+			}
+			if got := ca.Orders(); got != want {
+				t.Errorf("%d orders by ten replicas, want %d", got, want)
+			}
+			if got := asked.Load(); got < 2 { // one after the other
+				t.Errorf("the CA asked %d replicas, want several", got)
+			}
+			for i, r := range replicas {
+				if !r.issuers[0].key.Equal(replicas[0].issuers[0].key) {
+					t.Errorf("replica %d has another account key", i)
+				}
+			}
+
+			// What one is told to renew, all have within seconds.
+			if err := replicas[3].Renew(t.Context(), domain); err != nil {
+				t.Fatal(err)
+			}
+			serial := replicas[3].status(t, domain).Serial
+			for _, r := range replicas {
+				waitFor(t, "adoption", func() bool { return r.status(t, domain).Serial == serial })
+			}
+			if got := ca.Orders(); got != want+1 {
+				t.Errorf("%d orders after a renewal, want one more than %d", got, want)
+			}
+		})
+	}
+}

@@ -1,0 +1,594 @@
+package acme
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"plusminus/acme/pebbletest"
+)
+
+// What goes wrong once in years: clocks, disks, replicas that hang, and CAs that do not come to an end.
+
+// wrongClock has s see a clock that is ahead by what it returns.
+func wrongClock(s *timetable, ahead time.Duration) *atomic.Int64 {
+	v := new(atomic.Int64)
+	v.Store(int64(ahead))
+	s.cfg.now = func() time.Time { return time.Now().Add(time.Duration(v.Load())) }
+	s.cfg.lookInterval = 2 * time.Second
+	return v
+}
+
+// waitEnd waits until an attempt of s has ended, and all is known of it.
+func waitEnd(t *testing.T, s *server) {
+	t.Helper()
+	waitFor(t, "end of an attempt", func() bool {
+		st := s.status(t, domain)
+		return st.LastError != nil || len(st.CAs) > 0 && st.CAs[0].Attempts["ok"] > 0
+	})
+}
+
+// A clock that was two years ahead keeps nobody waiting once it is right, and an operator who asks for a
+// renewal after it was set back gets one.
+func TestClockWasAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var ahead *atomic.Int64
+		orders := 0
+		s := prepareSchedule(t, t.TempDir(), &fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+			if ahead.Load() != 0 {
+				return nil, &failure{step: "clock", reason: "ahead", free: true}
+			}
+			orders++
+			return testPair(t, 90*day), nil
+		}})
+		ahead = wrongClock(s, 2*365*day)
+		s.start(t)
+		sleep(5 * time.Second)
+		ahead.Store(0)
+		sleep(2 * time.Minute)
+		if orders != 1 {
+			t.Fatalf("%d orders two minutes after the clock was set right, want 1", orders)
+		}
+		ahead.Store(int64(-time.Hour)) // less than the certificate's age, or it would not be valid
+		sleep(2 * time.Hour)
+		ahead.Store(int64(-2 * time.Hour))
+		sleep(5 * time.Second)
+		before := s.site.current.Load()
+		ahead.Store(0)
+		if err := s.Renew(t.Context(), "counter.test"); err != nil || s.site.current.Load() == before {
+			t.Errorf("Renew = %v, and the same certificate as before: %v", err, s.site.current.Load() == before)
+		}
+	})
+}
+
+// A machine that starts with its clock behind, as one without a battery does, forgets nothing of what the
+// CA said and counted.
+func TestClockBehindAtStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		asked := 0
+		var ahead *atomic.Int64
+		ca := &fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+			if ahead.Load() != 0 {
+				return nil, &failure{step: "clock", reason: "behind", free: true}
+			}
+			asked++
+			return testPair(t, 90*day), nil
+		}}
+		s := prepareSchedule(t, dir, ca)
+		now := time.Now()
+		pl := &plan{Failures: 5, FailingSince: now, NotBefore: now.Add(day), RetryAfter: now.Add(7 * day),
+			Failed: []time.Time{now, now, now, now, now}, Issued: []time.Time{now, now, now, now, now}}
+		if err := pl.save(s.site.authorities[0].store, "counter.test", now); err != nil {
+			t.Fatal(err)
+		}
+		s = prepareSchedule(t, dir, ca)
+		ahead = wrongClock(s, -20*time.Minute)
+		var err error
+		if s.site.authorities[0].plan, err = loadPlan(s.site.authorities[0].store, "counter.test", s.now()); err != nil {
+			t.Fatal(err)
+		}
+		s.start(t)
+		sleep(10 * time.Second)
+		ahead.Store(0)
+		sleep(7*day - time.Minute)
+		if asked != 0 {
+			t.Errorf("the CA was asked %d times before its Retry-After", asked)
+		}
+		st := s.Status()[0].CAs[0]
+		if want := now.Add(7 * day); !st.RetryAfter.Equal(want) || st.Failures != 5 {
+			t.Errorf("Retry-After %v, %d failures, want %v and 5", st.RetryAfter, st.Failures, want)
+		}
+		sleep(time.Minute)
+		if asked != 1 {
+			t.Errorf("the CA was asked %d times when that was over, want once", asked)
+		}
+	})
+}
+
+// The local CA that a clock of the future made is replaced.
+func TestLocalClock(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		cfg, _ := localConfig(t, dir, "localhost")
+		var ahead atomic.Int64
+		ahead.Store(int64(20 * 365 * day))
+		cfg.now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+		p, err := New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go p.Run(ctx)
+		synctest.Wait()
+		ahead.Store(0)
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		if err := p.Ready(); err != nil {
+			t.Errorf("Ready = %v", err)
+		}
+		if _, err := p.sites[0].current.Load().Leaf.Verify(x509.VerifyOptions{DNSName: "localhost", Roots: trusting(t, dir), CurrentTime: time.Now()}); err != nil {
+			t.Errorf("a client that trusts the root: %v", err)
+		}
+	})
+}
+
+// A file that cannot be read right now is not a damaged one.
+func TestTooManyOpenFiles(t *testing.T) { // not parallel: it concerns the whole process
+	dir := t.TempDir()
+	a, b := prepareSchedule(t, dir, &fakeCA{}), prepareSchedule(t, dir, &fakeCA{})
+	authority := a.site.authorities[0]
+	if err := authority.keep(testPair(t, 90*day)); err != nil {
+		t.Fatal(err)
+	}
+	if err := (&plan{Failures: 3}).save(authority.store, "counter.test", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	var old syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	none := old
+	none.Cur = 0
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &none); err != nil {
+		t.Fatal(err)
+	}
+	err := b.look(b.site)
+	syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old)
+	if !errors.Is(err, syscall.EMFILE) {
+		t.Errorf("look = %v, want EMFILE", err)
+	}
+	if err := b.look(b.site); err != nil || b.site.current.Load() == nil || b.site.authorities[0].plan.Failures != 3 {
+		t.Errorf("look, with files to be had = %v, certificate %v, plan %+v", err, b.site.current.Load(), b.site.authorities[0].plan)
+	}
+	if all := b.log.logged("damaged"); len(all) != 0 {
+		t.Errorf("logged %v", all)
+	}
+}
+
+// A disk that became read-only does not keep a restart from serving what is on it.
+func TestReadOnlyRestart(t *testing.T) {
+	tlsLn := listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+	s := serve(t, cfg, tlsLn, listen(t))
+	waitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil })
+	s.stop()
+	for _, args := range [][]string{{"--bind", cfg.Dir, cfg.Dir}, {"-o", "remount,ro,bind", cfg.Dir}} {
+		if out, err := exec.Command("mount", args...).CombinedOutput(); err != nil {
+			t.Skipf("needs root and mount: %v: %s", err, out)
+		}
+		if args[0] == "--bind" {
+			t.Cleanup(func() { exec.Command("umount", cfg.Dir).Run() })
+		}
+	}
+	if err := os.WriteFile(filepath.Join(cfg.Dir, "x"), nil, 0o600); err == nil {
+		t.Fatal("the folder can be written")
+	}
+	s = serve(t, cfg, listen(t), listen(t))
+	if err := s.Ready(); err != nil {
+		t.Errorf("Ready = %v", err)
+	}
+	s.leaf(t, domain, ca.IssuingRoots)
+	if err := s.Renew(t.Context(), domain); err == nil || !strings.Contains(err.Error(), "read-only file system") {
+		t.Errorf("Renew = %v, want the reason", err)
+	}
+	if got := ca.Orders(); got != 1 {
+		t.Errorf("%d orders, want none that cannot be stored", got)
+	}
+}
+
+// What is told of a full disk is text, whatever the folder is called, and the same each time.
+func TestReasonIsText(t *testing.T) {
+	t.Parallel()
+	ca := pebbletest.Start(t, pebbletest.Config{})
+	cfg := configFor(t, ca, t.TempDir()+"/d\xe9mo", domain)
+	s := serveLater(t, cfg)
+	if err := os.Mkdir(s.issuers[0].store.path(domain+"+probe"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s.run()
+	s.waitFailure(t)
+	first := s.status(t, domain).LastError.Reason
+	s.Renew(t.Context(), domain)
+	if second := s.status(t, domain).LastError.Reason; first != second || !strings.Contains(first, "d\uFFFDmo/acme/") {
+		t.Errorf("reasons %q and %q, want them alike and legible", first, second)
+	}
+}
+
+// Another replica's token counts as soon as it is there.
+func TestTokenOfAnother(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	a, err := openTokens(dir, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := openTokens(dir, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const name = "x.example+token"
+	for i, write := range []func() error{
+		func() error { return a.Put(t.Context(), name, []byte("old")) },
+		func() error { return b.Put(t.Context(), name, []byte("new")) },
+		func() error { return b.Delete(t.Context(), name) },
+	} {
+		if err := write(); err != nil {
+			t.Fatal(err)
+		}
+		got, _ := a.Get(t.Context(), name)
+		if want := []string{"old", "new", ""}[i]; string(got) != want {
+			t.Errorf("step %d: replica a answers %q, want %q", i, got, want)
+		}
+	}
+}
+
+// A balancer's 502 after the CA took the finalize, and a replica of the CA that lags, lose no certificate.
+func TestFinalizeInDoubt(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]func(*pebbletest.CA){
+		"502 after it was taken": func(ca *pebbletest.CA) {
+			ca.Inject(pebbletest.FinalizePath, 1, func(w http.ResponseWriter, r *http.Request) {
+				pebbletest.Forward(httptest.NewRecorder(), r)
+				pebbletest.HTML(502)(w, r)
+			})
+		},
+		"ready after finalize": func(ca *pebbletest.CA) {
+			ca.Inject(pebbletest.FinalizePath, 1, pebbletest.Processing(""))
+			ca.Inject(pebbletest.OrderPath, 1, pebbletest.Forward)
+			ca.Inject(pebbletest.OrderPath, 1, func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", "application/json")
+				w.Write([]byte(`{"status":"ready"}`))
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tlsLn := listen(t)
+			ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+			fault(ca)
+			s := serve(t, cfg, tlsLn, listen(t))
+			waitEnd(t, s)
+			if s.Ready() != nil {
+				if err := s.Renew(t.Context(), domain); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := ca.Orders(); got != 1 {
+				t.Errorf("%d orders, want 1", got)
+			}
+			if got := s.status(t, domain).CAs[0].CertificatesLeft; got != maxIssued-1 {
+				t.Errorf("%d certificates left, want %d", got, maxIssued-1)
+			}
+		})
+	}
+}
+
+// An order that leads nowhere is given up: when an operator asks, at once, and by itself within hours.
+func TestOrderLeadsNowhere(t *testing.T) {
+	t.Parallel()
+	tlsLn := listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+	cfg.lookInterval = 10 * time.Millisecond
+	var later atomic.Int64
+	cfg.now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
+	ca.Inject(pebbletest.FinalizePath, 1, pebbletest.Drop)
+	ca.Inject(pebbletest.OrderPath, 1, pebbletest.Forward)
+	lift := ca.Inject(pebbletest.OrderPath, -1, pebbletest.HTML(404)) // the host of orders has moved
+	defer lift()
+	s := serve(t, cfg, tlsLn, listen(t))
+	s.waitFailure(t)
+	for hour := range 12 {
+		if ca.Orders() == 2 {
+			if hour < 1 {
+				t.Errorf("given up after %d hours", hour)
+			}
+			break
+		}
+		later.Add(int64(time.Hour))
+		ca.ShiftDate(time.Duration(later.Load()))
+		n := s.status(t, domain).CAs[0].Attempts
+		waitFor(t, "another attempt", func() bool { return s.status(t, domain).CAs[0].Attempts["order"] > n["order"] || ca.Orders() == 2 })
+	}
+	if got := ca.Orders(); got != 2 {
+		t.Fatalf("%d orders after half a day, want another one", got)
+	}
+	s.log.one("order given up")
+
+	lift()
+	waitEnd(t, s)
+	if err := s.Renew(t.Context(), domain); err != nil {
+		t.Errorf("Renew = %v", err)
+	}
+}
+
+// A process that is stopped while it finishes an older order has counted the certificate.
+func TestStopDuringFinalize(t *testing.T) {
+	t.Parallel()
+	tlsLn := listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+	ca.Inject(pebbletest.OrderPath, 1, pebbletest.HTML(403)) // the first attempt ends after the validation
+	s := serve(t, cfg, tlsLn, listen(t))
+	s.waitFailure(t)
+	taken := make(chan struct{})
+	ca.Inject(pebbletest.FinalizePath, 1, func(w http.ResponseWriter, r *http.Request) {
+		pebbletest.Forward(httptest.NewRecorder(), r)
+		close(taken)
+		pebbletest.Hang(w, r)
+	})
+	go s.Renew(t.Context(), domain)
+	<-taken
+	s.stop()
+	s = serve(t, cfg, tlsLn, listen(t))
+	waitEnd(t, s)
+	if s.Ready() != nil {
+		if err := s.Renew(t.Context(), domain); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left := s.status(t, domain).CAs[0].CertificatesLeft; ca.Orders() != 1 || left != maxIssued-1 {
+		t.Errorf("%d orders, %d certificates left, want 1 and %d", ca.Orders(), left, maxIssued-1)
+	}
+}
+
+// A refusal that has nothing to do with the certificate to be replaced does not keep later orders from
+// naming it.
+func TestReplacesIsNotToBlame(t *testing.T) {
+	t.Parallel()
+	tlsLn := listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+	s := serve(t, cfg, tlsLn, listen(t))
+	waitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil })
+	ca.Inject(pebbletest.NewOrderPath, 2, pebbletest.Problem(403, "rejectedIdentifier", "a mishap", ""))
+	if err := s.Renew(t.Context(), domain); err == nil {
+		t.Fatal("Renew = nil, want the refusal")
+	}
+	if err := s.Renew(t.Context(), domain); err != nil {
+		t.Fatal(err)
+	}
+	orders := ca.NewOrders()
+	if len(orders) != 4 || orders[1].Replaces == "" || orders[2].Replaces != "" || orders[3].Replaces != orders[1].Replaces {
+		t.Errorf("orders %+v, want the last one to name what it replaces", orders)
+	}
+}
+
+// While one replica asks the CA, the others wait for it, and do not ask the fallback.
+func TestFallbackWaitsForOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var down atomic.Bool
+		down.Store(true)
+		var asked [2]atomic.Int64
+		dir := t.TempDir()
+		cas := []*fakeCA{
+			{obtain: func(*attempt) (*tls.Certificate, error) {
+				asked[0].Add(1)
+				if down.Load() {
+					return nil, &failure{step: "newOrder", reason: "down"}
+				}
+				time.Sleep(5 * time.Second)
+				return testPair(t, 90*day), nil
+			}},
+			{obtain: func(*attempt) (*tls.Certificate, error) { asked[1].Add(1); return testPair(t, 90*day), nil }},
+		}
+		a := schedule(t, dir, cas...)
+		sleep(4 * time.Hour)
+		b := schedule(t, dir, cas...)
+		if asked[1].Load() != 1 {
+			t.Fatalf("the fallback was asked %d times in four hours, want once", asked[1].Load())
+		}
+		down.Store(false)
+		first := asked[0].Load()
+		sleep(70 * day)
+		if asked[0].Load() != first+1 || asked[1].Load() != 1 {
+			t.Errorf("at the renewal the CA was asked %d times, the fallback %d, want once and never", asked[0].Load()-first, asked[1].Load()-1)
+		}
+		for _, s := range []*timetable{a, b} {
+			if got := s.Status()[0].Directory; got != "https://a.example/" {
+				t.Errorf("%s serves", got)
+			}
+		}
+	})
+}
+
+// A CA that failed months ago has hours again at the next renewal before the fallback is asked.
+func TestFallbackIsNotForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		var first, second []time.Duration
+		s := schedule(t, t.TempDir(),
+			&fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+				first = append(first, time.Since(start))
+				if time.Since(start) < 4*time.Hour || len(first) == 5 { // once more at the renewal
+					return nil, &failure{step: "newOrder", reason: "down"}
+				}
+				return testPair(t, 90*day), nil
+			}},
+			&fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+				second = append(second, time.Since(start))
+				return testPair(t, 90*day), nil
+			}})
+		sleep(70 * day)
+		if len(first) != 6 || first[5]-first[4] != time.Minute || len(second) != 1 || s.Status()[0].Directory != "https://a.example/" {
+			t.Errorf("the CA was asked at %v, the fallback at %v, and %s serves", first, second, s.Status()[0].Directory)
+		}
+	})
+}
+
+// What a replica sees of an attempt that another is making is no failure.
+func TestAttemptUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		ca := &fakeCA{obtain: func(a *attempt) (*tls.Certificate, error) {
+			time.Sleep(8 * time.Second)
+			return testPair(t, 90*day), nil
+		}}
+		schedule(t, dir, ca)
+		sleep(time.Second)
+		other := schedule(t, dir, &fakeCA{})
+		sleep(time.Second)
+		if st := other.Status()[0]; st.LastError != nil || st.CAs[0].Failures != 0 || st.NextAction != "obtain" || len(other.log.logged("")) != 0 {
+			t.Errorf("Status = %+v, logged %v, want no failure", st, other.log.logged(""))
+		}
+	})
+}
+
+// A replica that never lets go of the lock is told of.
+func TestLockIsHeld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := prepareSchedule(t, t.TempDir(), &fakeCA{obtain: func(*attempt) (*tls.Certificate, error) { return testPair(t, 90*day), nil }})
+		release, err := s.locks.lock("counter.test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.cfg.lookInterval = 2 * time.Second
+		s.start(t)
+		sleep(10 * time.Minute)
+		if got := s.log.logged(""); len(got) != 0 {
+			t.Errorf("logged %v after ten minutes, which an attempt may take", got)
+		}
+		sleep(time.Hour)
+		if e := s.log.one("another replica does not come to an end"); !strings.Contains(e.attrs["hint"], "counter.test+lock") {
+			t.Errorf("logged %v, want the file", e)
+		}
+		if last := s.Status()[0].LastError; last == nil || last.Step != "lock" {
+			t.Errorf("LastError = %+v, want the lock", last)
+		}
+		release()
+		sleep(2 * time.Second)
+		if st := s.Status()[0]; st.Problem != "" || st.LastError != nil {
+			t.Errorf("Status = %+v after it was let go", st)
+		}
+	})
+}
+
+// A certificate that could be stored at last does not replace the newer one of another replica.
+func TestSaveAgainIsLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		ca := &fakeCA{obtain: func(a *attempt) (*tls.Certificate, error) { return testPair(t, 90*day), nil }}
+		a, b := prepareSchedule(t, dir, ca), prepareSchedule(t, dir, ca)
+		var broken atomic.Bool // a's own way to the folder is; b's is not
+		broken.Store(true)
+		authority := a.site.authorities[0]
+		keep := authority.keep
+		authority.keep = func(c *tls.Certificate) error {
+			if broken.Load() {
+				return syscall.EROFS
+			}
+			return keep(c)
+		}
+		a.start(t)
+		sleep(time.Second)
+		b.start(t)
+		sleep(2 * time.Minute)
+		if err := b.Renew(t.Context(), "counter.test"); err != nil {
+			t.Fatal(err)
+		}
+		newest := b.site.current.Load().Leaf
+		broken.Store(false)
+		sleep(2 * time.Hour)
+		if got, err := b.site.authorities[0].stored(); err != nil || !got.Leaf.Equal(newest) {
+			t.Errorf("stored from %v, %v, want the one from %v", got.Leaf.NotBefore, err, newest.NotBefore)
+		}
+		if got := a.site.current.Load().Leaf; !got.Equal(newest) {
+			t.Errorf("the first replica serves the one from %v, want that from %v", got.NotBefore, newest.NotBefore)
+		}
+	})
+}
+
+// A replica whose clock is a little behind adopts what the others have obtained, and asks for renewal
+// information no oftener than anybody.
+func TestSlowReplica(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		var orders, asked atomic.Int64
+		ca := &fakeCA{obtain: func(a *attempt) (*tls.Certificate, error) { orders.Add(1); return testPair(t, 90*day), nil },
+			renewalInfo: func(id string) (renewalInfo, error) {
+				asked.Add(1)
+				now := time.Now()
+				return renewalInfo{CertID: id, FetchAfter: now.Add(6 * time.Hour), Start: now.Add(59 * day), End: now.Add(60 * day)}, nil
+			}}
+		a, b := prepareSchedule(t, dir, ca), prepareSchedule(t, dir, ca)
+		a.cfg.lookInterval, b.cfg.lookInterval = 2*time.Second, 2*time.Second
+		b.cfg.now = func() time.Time { return time.Now().Add(-30 * time.Second) }
+		a.start(t)
+		b.start(t)
+		sleep(2 * time.Minute)
+		was := asked.Load()
+		if err := a.Renew(t.Context(), "counter.test"); err != nil {
+			t.Fatal(err)
+		}
+		sleep(time.Hour)
+		if x, y := a.site.current.Load().Leaf, b.site.current.Load().Leaf; !x.Equal(y) {
+			t.Errorf("an hour later one serves the certificate from %v, the other that from %v", x.NotBefore, y.NotBefore)
+		}
+		if orders.Load() != 2 || asked.Load()-was > 4 {
+			t.Errorf("%d orders, want 2; asked %d times within an hour, want some, not each minute", orders.Load(), asked.Load()-was)
+		}
+	})
+}
+
+// The long waits are for what a CA counts: one that cannot even consider an order is asked every ten minutes.
+func TestOutageIsFree(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]pebbletest.Fault{"500": pebbletest.Problem(500, "serverInternal", "down", ""), "no answer": pebbletest.Drop} {
+		tlsLn := listen(t)
+		ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+		ca.Inject(pebbletest.NewOrderPath, -1, fault)
+		s := serve(t, cfg, tlsLn, listen(t))
+		s.waitFailure(t)
+		s.stop()
+		if !s.sites[0].authorities[0].plan.Free {
+			t.Errorf("%s: the failure counts", name)
+		}
+	}
+}
+
+// "Retry-After: 0" is no invitation to come back each second.
+func TestRetryAfterZero(t *testing.T) {
+	t.Parallel()
+	for value, want := range map[string]time.Duration{"0": time.Minute, "Mon, 01 Jan 2001 00:00:00 GMT": time.Minute} {
+		ca, cfg := startCA(t, pebbletest.Config{}, domain)
+		ca.Inject(pebbletest.AnyPath, -1, pebbletest.Problem(503, "serverInternal", "busy", value))
+		s := serveLater(t, cfg)
+		s.run()
+		s.waitFailure(t)
+		s.stop()
+		if st := s.status(t, domain); st.NextAttempt.Sub(st.LastError.When) != want || st.CAs[0].Failures != 1 {
+			t.Errorf("Retry-After %q: next attempt after %v, %d failures, want %v and 1", value, st.NextAttempt.Sub(st.LastError.When), st.CAs[0].Failures, want)
+		}
+	}
+}
