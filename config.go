@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"errors"
 	"flag"
@@ -24,17 +25,20 @@ import (
 
 	"plusminus/acme"
 	"plusminus/hub"
+	"plusminus/hub/valkey"
 )
 
 // config is the command line, understood and found possible.
 type config struct {
-	domains []acme.Domain // at least one
-	https   []string      // TLS addresses; none with plain
-	http    string        // plain address; "" is off
-	plain   bool
-	admin   string // "" is off
-	data    string
-	memory  bool // the value lives in memory, or else in a file
+	domains  []acme.Domain // at least one
+	noDomain bool          // none was given: domains is the default
+	https    []string      // TLS addresses; none with plain
+	http     string        // plain address; "" is off
+	plain    bool
+	admin    string // "" is off
+	data     string
+	memory   bool           // the value lives in memory
+	shared   *valkey.Config // or on this server; or else in a file
 
 	cert, key string // both or neither
 
@@ -44,6 +48,11 @@ type config struct {
 	eabKID     string
 	eabKeyFile string
 	profile    string
+	reuseKey   bool
+
+	fallback           string // directory; "" is none
+	fallbackEABKID     string
+	fallbackEABKeyFile string
 
 	origins         []hub.Origin
 	maxClients      int
@@ -54,6 +63,11 @@ type config struct {
 	drain     time.Duration
 	logLevel  slog.Level
 	logFormat string // "auto", "text" or "json"
+}
+
+// keepsFiles reports whether the data folder is needed.
+func (c *config) keepsFiles() bool {
+	return !c.memory && c.shared == nil || !c.plain && c.cert == ""
 }
 
 // A usageError says what is wrong with the command line, and what to do about it.
@@ -68,6 +82,10 @@ with certificates that it obtains and renews itself.
 Usage:
 
   plusminus [flags]               serve
+  plusminus check [flags]         tell what would keep it from getting its certificates
+  plusminus renew [flags]         have a running plusminus renew its certificates now
+  plusminus value get [flags]     print the counter of a plusminus that is stopped
+  plusminus value set N [flags]   set it
   plusminus healthcheck [flags]   exit 0 if a running plusminus is ready, 1 if not
   plusminus version               print the version
 
@@ -101,10 +119,13 @@ func (l *list) Set(s string) error {
 type options struct {
 	domain, https, origin             list
 	http, admin, data, store          string
+	storePassword, storeRoot          string
 	cert, key                         string
 	directory, caRoot, email, profile string
 	eabKID, eabKeyFile                string
-	staging, plain                    bool
+	fallback                          string
+	fallbackEABKID, fallbackEABKey    string
+	staging, plain, reuseKey          bool
 	maxClients, maxClientsPerIP       int
 	actionRate                        float64
 	actionBurst                       int
@@ -122,9 +143,12 @@ func (o *options) flags() *flag.FlagSet {
 	fs.Var(&o.https, "https", "TLS `addresses` to listen on, with commas between\n(default :443, or :8443 when every domain is local)")
 	fs.StringVar(&o.http, "http", "", "plain `address` to listen on, for challenges and redirects, or off\n(default :80, or :8080 when every domain is local)")
 	fs.BoolVar(&o.plain, "plain", false, "no TLS at all: serve on -http, behind a proxy that ends TLS and passes the Host on")
-	fs.StringVar(&o.admin, "admin", "127.0.0.1:9180", "admin `address`, for /livez, /readyz and /status; or off")
+	fs.StringVar(&o.admin, "admin", "127.0.0.1:9180", "admin `address`, for /livez, /readyz, /status, /metrics and\nPOST /renew?domain=; or off")
 	fs.StringVar(&o.data, "data", "data", "`folder` for certificates, account keys and the counter; made with mode 0700")
-	fs.StringVar(&o.store, "store", "file", "where the counter lives: file (in the data folder) or memory (0 at each start)")
+	fs.StringVar(&o.store, "store", "file", "where the counter lives: `file` (in the data folder), memory (0 at each start), or a Valkey\n"+
+		"or Redis server that replicas share: redis://user:password@host:port/db?prefix=name, or\nrediss:// for TLS")
+	fs.StringVar(&o.storePassword, "store-password-file", "", "`file` with the password for -store; read again at each connection")
+	fs.StringVar(&o.storeRoot, "store-ca-root", "", "PEM `file`: trust this root, and no other, for -store rediss://")
 	fs.StringVar(&o.cert, "cert", "", "PEM `file` with a certificate chain to serve in place of ACME; with -key.\nBoth are reloaded when they change")
 	fs.StringVar(&o.key, "key", "", "PEM `file` with the private key of -cert")
 	fs.StringVar(&o.directory, "acme-directory", "", "directory `URL` of the CA (default Let's Encrypt)")
@@ -133,7 +157,11 @@ func (o *options) flags() *flag.FlagSet {
 	fs.StringVar(&o.email, "acme-email", "", "`address` that the CA may write to; Let's Encrypt does not")
 	fs.StringVar(&o.eabKID, "acme-eab-kid", "", "key `id` of an external account binding, if the CA asks for one")
 	fs.StringVar(&o.eabKeyFile, "acme-eab-key-file", "", "`file` with its HMAC key in base64url")
-	fs.StringVar(&o.profile, "acme-profile", "", "certificate `profile` to ask the CA for, such as tlsserver or shortlived")
+	fs.StringVar(&o.profile, "acme-profile", "", "certificate `profile` to ask the CA for, such as tlsserver or shortlived;\nthe CA's default if it has no such profile")
+	fs.BoolVar(&o.reuseKey, "reuse-key", false, "have renewals certify the same key, for those who pin it; or else each has a new one")
+	fs.StringVar(&o.fallback, "acme-fallback", "", "directory `URL` of a second CA, asked when the first has failed for hours")
+	fs.StringVar(&o.fallbackEABKID, "acme-fallback-eab-kid", "", "key `id` of an external account binding with the second CA")
+	fs.StringVar(&o.fallbackEABKey, "acme-fallback-eab-key-file", "", "`file` with its HMAC key in base64url")
 	fs.Var(&o.origin, "origin", "let pages of this `origin` connect, too: https://host, https://host:port, https://host:*\n(any port) or * (any page); repeatable (default the domains)")
 	fs.IntVar(&o.maxClients, "max-clients", 0, "`number` of clients in all; 0 is what the file limit and the memory allow")
 	fs.IntVar(&o.maxClientsPerIP, "max-clients-per-ip", 64, "`number` of clients of one IPv4 address or IPv6 /64; 0 is no limit, as is -plain\n(there all clients have the proxy's address)")
@@ -208,7 +236,8 @@ func (o *options) config() (*config, error) {
 		data: o.data, memory: o.store == "memory",
 		cert: o.cert, key: o.key,
 		directory: o.directory, caRoot: o.caRoot, email: o.email, profile: o.profile,
-		eabKID: o.eabKID, eabKeyFile: o.eabKeyFile,
+		eabKID: o.eabKID, eabKeyFile: o.eabKeyFile, reuseKey: o.reuseKey,
+		fallback: o.fallback, fallbackEABKID: o.fallbackEABKID, fallbackEABKeyFile: o.fallbackEABKey,
 		maxClients: o.maxClients, maxClientsPerIP: o.maxClientsPerIP,
 		actionRate: o.actionRate, actionBurst: o.actionBurst,
 		drain: o.drain, logFormat: o.logFormat,
@@ -226,7 +255,7 @@ func (o *options) config() (*config, error) {
 func (o *options) checkDomains(c *config, p *problems) {
 	names := o.domain
 	if len(names) == 0 {
-		names = list{"localhost"}
+		c.noDomain, names = true, list{"localhost"}
 	}
 	for _, name := range names {
 		d, err := parseDomain(name, o.directory != "")
@@ -282,7 +311,7 @@ func (o *options) checkCertificates(c *config, allLocal bool, p *problems) {
 	if fromFiles && o.plain {
 		p.add("-plain and -cert exclude each other: the proxy in front has the certificate")
 	}
-	for _, name := range []string{"acme-directory", "staging", "acme-profile", "acme-eab-kid"} {
+	for _, name := range []string{"acme-directory", "staging", "acme-profile", "acme-eab-kid", "acme-fallback", "reuse-key"} {
 		if o.set[name] && fromFiles {
 			p.add("-%s and -cert exclude each other: with -cert no CA is asked", name)
 		}
@@ -295,8 +324,12 @@ func (o *options) checkCertificates(c *config, allLocal bool, p *problems) {
 	case o.staging:
 		c.directory = acme.LetsEncryptStaging
 	case o.directory != "":
-		if u, err := url.Parse(o.directory); err != nil || u.Scheme != "https" || u.Host == "" {
-			p.add("-acme-directory: %q is no https:// URL", o.directory)
+		checkDirectory("acme-directory", o.directory, p)
+	}
+	if o.fallback != "" {
+		checkDirectory("acme-fallback", o.fallback, p)
+		if o.fallback == cmp.Or(c.directory, acme.LetsEncrypt) {
+			p.add("-acme-fallback: %s is the first CA already", o.fallback)
 		}
 	}
 	if o.caRoot != "" {
@@ -306,6 +339,19 @@ func (o *options) checkCertificates(c *config, allLocal bool, p *problems) {
 	}
 	if (o.eabKID == "") != (o.eabKeyFile == "") {
 		p.add("-acme-eab-kid and -acme-eab-key-file go together: give both")
+	}
+	if (o.fallbackEABKID == "") != (o.fallbackEABKey == "") {
+		p.add("-acme-fallback-eab-kid and -acme-fallback-eab-key-file go together: give both")
+	}
+	if o.fallbackEABKID != "" && o.fallback == "" {
+		p.add("-acme-fallback-eab-kid needs -acme-fallback: the second CA's directory")
+	}
+}
+
+// checkDirectory checks that the flag of this name is the URL of a directory.
+func checkDirectory(name, value string, p *problems) {
+	if u, err := url.Parse(value); err != nil || u.Scheme != "https" || u.Host == "" {
+		p.add("-%s: %q is no https:// URL", name, value)
 	}
 }
 
@@ -339,9 +385,7 @@ func (o *options) checkClients(c *config, p *problems) {
 }
 
 func (o *options) checkOthers(c *config, p *problems) {
-	if o.store != "file" && o.store != "memory" {
-		p.add("-store: %q is none: use file or memory", o.store)
-	}
+	o.checkStore(c, p)
 	if o.data == "" {
 		p.add("-data: name a folder")
 	}
@@ -353,6 +397,40 @@ func (o *options) checkOthers(c *config, p *problems) {
 	}
 	if !slices.Contains([]string{"auto", "text", "json"}, o.logFormat) {
 		p.add("-log-format: %q is none: use auto, text or json", o.logFormat)
+	}
+}
+
+func (o *options) checkStore(c *config, p *problems) {
+	if strings.Contains(o.store, ":") { // and may hold a password, which is not to be shown
+		shared, err := valkey.ParseURL(o.store)
+		if err != nil {
+			p.add("-store: %w", err)
+			return
+		}
+		c.shared = &shared
+	} else if o.store != "file" && o.store != "memory" {
+		p.add("-store: %q is none: use file, memory, or redis://host:port", o.store)
+		return
+	}
+	if c.shared == nil {
+		if o.storePassword != "" || o.storeRoot != "" {
+			p.add("-store-password-file and -store-ca-root are for -store redis:// and rediss://")
+		}
+		return
+	}
+	if o.storePassword != "" {
+		if c.shared.Password != "" {
+			p.add("-store-password-file: -store has a password already")
+		}
+		if _, err := os.ReadFile(o.storePassword); err != nil {
+			p.add("-store-password-file: %w", err)
+		}
+		c.shared.PasswordFile = o.storePassword
+	}
+	if o.storeRoot != "" {
+		if err := c.shared.TrustRoots(o.storeRoot); err != nil {
+			p.add("-store-ca-root: %w", err)
+		}
 	}
 }
 
@@ -448,8 +526,11 @@ func clientsThatFit() int {
 }
 
 // readEABKey reads the HMAC key of an external account binding, which CAs print in
-// base64url. https://www.rfc-editor.org/rfc/rfc8555#section-7.3.4
+// base64url. No file is no key. https://www.rfc-editor.org/rfc/rfc8555#section-7.3.4
 func readEABKey(file string) ([]byte, error) {
+	if file == "" {
+		return nil, nil
+	}
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err

@@ -112,7 +112,15 @@ func TestUsageErrors(t *testing.T) {
 		{"-action-rate NaN", "-action-rate"},
 		{"-action-rate -1", "-action-rate"},
 		{"-action-burst 0", "-action-burst"},
-		{"-store redis://localhost", "use file or memory"},
+		{"-store disk", "-store: \"disk\" is none: use file, memory, or redis://host:port"},
+		{"-store redis://", "-store: the host is missing"},
+		{"-store http://localhost", "-store: write redis://"},
+		{"-store redis://localhost?db=1", "only one prefix=name"},
+		{"-store redis://u:p@localhost -store-password-file go.mod", "has a password already"},
+		{"-store redis://localhost -store-password-file /nowhere/password", "-store-password-file: open /nowhere/password"},
+		{"-store redis://localhost -store-ca-root go.mod", "-store-ca-root: roots are for TLS: use rediss://"},
+		{"-store rediss://localhost -store-ca-root go.mod", "-store-ca-root: go.mod holds no PEM certificate"},
+		{"-store memory -store-password-file go.mod", "are for -store redis://"},
 		{"-data=", "-data: name a folder"},
 		{"-drain 0s", "-drain"},
 		{"-log-level loud", "-log-level"},
@@ -127,3 +135,20 @@ func TestUsageErrors(t *testing.T) {
 		}
 	}
 }
+
+// No error about -store shows the password in it.
+func TestStorePasswordIsNotShown(t *testing.T) {
+	for _, url := range []string{"redis://u:secret/1@localhost", "redis://u:secret%@localhost", "redis://:secret", "u:secret@localhost", "redis://u:secret@localhost?x=1"} {
+		for _, err := range []error{second(parse("-store " + url)), second(parse("", "PLUSMINUS_STORE="+url))} {
+			if err == nil || strings.Contains(err.Error(), "secret") {
+				t.Errorf("-store %s: %v", url, err)
+			}
+		}
+	}
+	cfg, err := parse("", "PLUSMINUS_STORE=redis://u:secret@localhost/2?prefix=a")
+	if err != nil || cfg.shared.Password != "secret" || cfg.shared.DB != 2 || cfg.shared.Prefix != "a" {
+		t.Errorf("from the environment: %+v, %v", cfg, err)
+	}
+}
+
+func second(_ *config, err error) error { return err }

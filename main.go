@@ -24,7 +24,7 @@ import (
 
 	"plusminus/acme"
 	"plusminus/hub"
-	"plusminus/hub/journal"
+	"plusminus/hub/valkey"
 	"plusminus/static"
 )
 
@@ -34,6 +34,9 @@ var version string
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	// A write over the limit of a file's size (ulimit -f, systemd's LimitFSIZE) is to fail like any
+	// other, and not to end the process.
+	signal.Ignore(syscall.SIGXFSZ)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp):
@@ -41,6 +44,8 @@ func main() {
 	case errors.As(err, new(usageError)):
 		fmt.Fprintf(os.Stderr, "plusminus: %v\nplusminus -h lists the flags\n", err)
 		os.Exit(2)
+	case errors.Is(err, errProblems):
+		os.Exit(1) // they were told
 	default:
 		fmt.Fprintf(os.Stderr, "plusminus: %v\n", err)
 		os.Exit(1)
@@ -60,17 +65,24 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return err
 		}
 		return serve(ctx, cfg, newLogger(cfg, stderr), nil)
-	case "healthcheck":
+	case "healthcheck", "renew":
 		cfg, err := parseConfig(args, os.LookupEnv, stdout)
 		if err != nil {
 			return err
 		}
+		if command == "renew" {
+			return renew(ctx, cfg, stdout)
+		}
 		return healthcheck(ctx, cfg, stdout)
+	case "check":
+		return runCheck(ctx, args, stdout)
+	case "value":
+		return value(args, os.LookupEnv, stdout)
 	case "version":
 		_, err := fmt.Fprintln(stdout, "plusminus", versionString())
 		return err
 	}
-	return usageError{fmt.Errorf("unknown command %q: there are healthcheck and version; without one, plusminus serves", command)}
+	return usageError{fmt.Errorf("unknown command %q: there are check, renew, value, healthcheck and version; without one, plusminus serves", command)}
 }
 
 // serve runs the server until ctx ends, and then stops it. It passes the addresses that
@@ -78,8 +90,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(addresses)) error {
 	log.Info("starting", "version", versionString(), "domains", domainNames(cfg.domains), "data", cfg.data, "max_clients", cfg.maxClients)
 
-	if keepsFiles := !cfg.memory || !cfg.plain && cfg.cert == ""; keepsFiles {
-		if err := makeFolder(cfg.data); err != nil {
+	hangup := make(chan os.Signal, 1) // first of all, since otherwise the signal ends the process
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+
+	if cfg.keepsFiles() {
+		err := makeFolder(cfg.data)
+		if (cfg.memory || cfg.shared != nil) && errors.Is(err, syscall.EROFS) {
+			// A disk that failed and was mounted so again; the certificates on it are as good as ever.
+			log.Error("the data folder is read-only: serving what is in it, but nothing can be renewed", "data", cfg.data)
+		} else if err != nil {
 			return err
 		}
 	}
@@ -90,15 +110,11 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(ad
 			return err
 		}
 	}
-	var store hub.Store = new(hub.Memory)
-	if !cfg.memory {
-		file, err := journal.Open(cfg.data)
-		if err != nil {
-			return err
-		}
-		defer file.Close()
-		store = file
+	store, closeStore, err := openStore(cfg, log)
+	if err != nil {
+		return err
 	}
+	defer closeStore()
 	h, err := hub.New(ctx, hub.Config{
 		Store:           store,
 		Logger:          log,
@@ -124,13 +140,14 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(ad
 	var (
 		srv   = newServer(public, log) // TLS, or everything with -plain
 		plain = newServer(nil, log)    // challenges and redirects
-		admin = newServer(&health{hub: h, certs: certs}, log)
+		admin = newServer(newAdmin(&health{hub: h, certs: certs}), log)
 	)
 	// The servers run until they are shut down; what comes first, the end of ctx or the
 	// failure of one, stops all.
 	g, ctx := errgroup.WithContext(ctx)
 	for _, ln := range lns.https {
-		g.Go(func() error { return serveOn(srv, tls.NewListener(hub.NewListener(ln), certs.TLSConfig())) })
+		secure := tls.NewListener(hub.NewListener(ln), certs.TLSConfig()) // here, since certs has to know before Run
+		g.Go(func() error { return serveOn(srv, secure) })
 	}
 	if lns.http != nil {
 		if cfg.plain {
@@ -146,19 +163,39 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(ad
 	if certs != nil {
 		g.Go(func() error { return certs.Run(ctx) }) // not before the listeners: the CA's challenges arrive on them
 	}
-	g.Go(func() error { keepPace(ctx, func() int { return h.Stats().Users }); return nil })
+	g.Go(func() error { reloadOn(ctx, hangup, certs, log); return nil })
+	g.Go(func() error { keepPace(ctx, func() int { return h.Stats().Clients }); return nil })
 	if listening != nil {
 		listening(addrs)
 	}
 
 	<-ctx.Done()
-	log.Info("stopping", "reason", context.Cause(ctx), "users", h.Stats().Users, "drain", cfg.drain.String())
+	log.Info("stopping", "reason", context.Cause(ctx), "clients", h.Stats().Clients, "drain", cfg.drain.String())
 	began := time.Now()
 	stop(ctx, cfg.drain, h, log, srv, plain)
 	admin.Close() // last, to say until now that we are stopping
 	err = g.Wait()
 	log.Info("stopped", "took", time.Since(began).Round(time.Millisecond).String())
 	return err
+}
+
+// openStore opens what the counter lives in, and returns what closes it.
+func openStore(cfg *config, log *slog.Logger) (store hub.Store, closeStore func() error, err error) {
+	switch {
+	case cfg.memory:
+		return new(hub.Memory), func() error { return nil }, nil
+	case cfg.shared != nil:
+		c := *cfg.shared
+		c.Logger = log
+		log.Info("sharing the counter", "store", c.String())
+		s := valkey.New(c) // a server that is away is waited for: /readyz says so
+		return s, s.Close, nil
+	}
+	file, err := openJournal(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	return file, file.Close, nil
 }
 
 // stop ends the hub and the servers, and gives their clients as long as drain to finish.
@@ -173,6 +210,21 @@ func stop(ctx context.Context, drain time.Duration, h *hub.Hub, log *slog.Logger
 	}
 	if err := g.Wait(); err != nil {
 		log.Warn("some clients were cut off: they did not finish in time", "err", err)
+	}
+}
+
+// reloadOn has certs, unless it is nil, look at its files and ask its CAs at each signal, until ctx ends.
+func reloadOn(ctx context.Context, hangup <-chan os.Signal, certs *acme.Provider, log *slog.Logger) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+			log.Info("SIGHUP: looking at the certificates")
+			if certs != nil {
+				certs.Reload()
+			}
+		}
 	}
 }
 
@@ -213,6 +265,16 @@ func newServer(handler http.Handler, log *slog.Logger) *http.Server {
 }
 
 func newProvider(cfg *config, log *slog.Logger) (*acme.Provider, error) {
+	c, err := acmeConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	c.Logger = log
+	return acme.New(c)
+}
+
+// acmeConfig reads the files that cfg names.
+func acmeConfig(cfg *config) (acme.Config, error) {
 	c := acme.Config{
 		Domains:      cfg.domains,
 		Dir:          cfg.data,
@@ -222,26 +284,29 @@ func newProvider(cfg *config, log *slog.Logger) (*acme.Provider, error) {
 		Email:        cfg.email,
 		EABKeyID:     cfg.eabKID,
 		Profile:      cfg.profile,
-		Logger:       log,
+		ReuseKey:     cfg.reuseKey,
+
+		FallbackURL:      cfg.fallback,
+		FallbackEABKeyID: cfg.fallbackEABKID,
 	}
 	if cfg.caRoot != "" {
 		pem, err := os.ReadFile(cfg.caRoot)
 		if err != nil {
-			return nil, fmt.Errorf("reading -acme-ca-root: %w", err)
+			return c, fmt.Errorf("reading -acme-ca-root: %w", err)
 		}
 		c.RootCAs = x509.NewCertPool()
 		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("reading -acme-ca-root: %s holds no PEM certificate", cfg.caRoot)
+			return c, fmt.Errorf("reading -acme-ca-root: %s holds no PEM certificate", cfg.caRoot)
 		}
 	}
-	if cfg.eabKeyFile != "" {
-		key, err := readEABKey(cfg.eabKeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("reading -acme-eab-key-file: %w", err)
-		}
-		c.EABKey = key
+	var err error
+	if c.EABKey, err = readEABKey(cfg.eabKeyFile); err != nil {
+		return c, fmt.Errorf("reading -acme-eab-key-file: %w", err)
 	}
-	return acme.New(c)
+	if c.FallbackEABKey, err = readEABKey(cfg.fallbackEABKeyFile); err != nil {
+		return c, fmt.Errorf("reading -acme-fallback-eab-key-file: %w", err)
+	}
+	return c, nil
 }
 
 func domainNames(domains []acme.Domain) []string {

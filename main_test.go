@@ -132,7 +132,15 @@ func (s *server) get(url, host string) (*http.Response, string) {
 		s.t.Fatal(err)
 	}
 	req.Host = host
-	resp, err := s.client().Do(req)
+	return s.do(req)
+}
+
+// do sends req and returns the response and its body.
+func (s *server) do(req *http.Request) (*http.Response, string) {
+	s.t.Helper()
+	client := s.client()
+	defer client.CloseIdleConnections()
+	resp, err := client.Do(req)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -361,44 +369,6 @@ func exitStatus(err error) int {
 		return exit.ExitCode()
 	}
 	return -1
-}
-
-func TestAdmin(t *testing.T) {
-	s := start(t)
-	admin := "http://" + s.addrs.Admin
-	for _, tt := range []struct {
-		path   string
-		status int
-		body   string
-	}{
-		{"/livez", 200, "alive\n"},
-		{"/readyz", 200, "ready\n"},
-		{"/nowhere", 404, "there are /livez, /readyz and /status\n"},
-	} {
-		if resp, body := s.get(admin+tt.path, ""); resp.StatusCode != tt.status || body != tt.body {
-			t.Errorf("GET %s = %s %q, want %d %q", tt.path, resp.Status, body, tt.status, tt.body)
-		}
-	}
-	_, body := s.get(admin+"/status", "")
-	var status struct {
-		Ready        bool
-		Certificates []struct{ Domain, Source string }
-		Hub          struct{ Users int }
-	}
-	if err := json.Unmarshal([]byte(body), &status); err != nil || !status.Ready ||
-		len(status.Certificates) != 1 || status.Certificates[0].Domain != "localhost" || status.Certificates[0].Source != "local" {
-		t.Errorf("GET /status = %s, %v, want ready and a local certificate for localhost", body, err)
-	}
-	out, err := command(t, "healthcheck", "-admin", s.addrs.Admin).CombinedOutput()
-	if err != nil || string(out) != "ready\n" {
-		t.Errorf("healthcheck = %q, %v, want ready and exit status 0", out, err)
-	}
-	if err := s.stop(); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := command(t, "healthcheck", "-admin", s.addrs.Admin).CombinedOutput(); exitStatus(err) != 1 {
-		t.Errorf("healthcheck of nobody = %q, %v, want exit status 1", out, err)
-	}
 }
 
 // A certificate that is not there yet is why the server is not ready, and the reason

@@ -79,6 +79,11 @@ func (s *site) state(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	stats := s.hub.Stats()
+	if stats.Unknown {
+		w.Header().Set("Retry-After", "10")
+		http.Error(w, "the counter's store has not been reached yet", http.StatusServiceUnavailable)
+		return
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")

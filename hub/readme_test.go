@@ -18,6 +18,7 @@ func TestReadme(t *testing.T) {
 	for _, want := range []string{
 		fmt.Sprintf("A message over %d bytes", MaxMessage),
 		fmt.Sprintf("more than %d values behind", recentValues),
+		fmt.Sprintf("does not answer for %v seconds, actions are refused", storePatience.Seconds()),
 		fmt.Sprintf("takes nothing for %.0f seconds", stallTimeout.Seconds()),
 		fmt.Sprintf("with more than %d clients less often: %.1f ms for each", usersEvery/usersPace, usersPace.Seconds()*1000),
 	} {
@@ -31,7 +32,7 @@ func TestReadme(t *testing.T) {
 	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|").FindAllStringSubmatch(table, -1) {
 		codes[m[1]] = true
 	}
-	for _, r := range []*refusal{refusedJSON, refusedAction, refusedBinary, refusedRate, refusedRange, refusedStore} {
+	for _, r := range []*refusal{refusedJSON, refusedAction, refusedBinary, refusedRate, refusedRange, refusedStore, undecided} {
 		if !codes[r.code] {
 			t.Errorf("README's table of errors has no %q", r.code)
 		}

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"plusminus/acme"
+)
+
+// A metric is what is told of one thing under one name.
+type metric struct {
+	desc *prometheus.Desc
+	kind prometheus.ValueType
+}
+
+func newMetric(kind prometheus.ValueType, name, help string, labels ...string) metric {
+	return metric{prometheus.NewDesc("plusminus_"+name, help, labels, nil), kind}
+}
+
+// Times are seconds since 1970, as everywhere in Prometheus; a metric is left out while there is no
+// such time.
+var (
+	metricInfo  = newMetric(prometheus.GaugeValue, "build_info", "Always 1.", "version")
+	metricReady = newMetric(prometheus.GaugeValue, "ready", "1 if clients can be served, as /readyz says.")
+
+	metricClients = newMetric(prometheus.GaugeValue, "clients", "Clients that have joined.")
+	metricUsers   = newMetric(prometheus.GaugeValue, "users", "Clients of all replicas that share the store.")
+	metricHubs    = newMetric(prometheus.GaugeValue, "replicas", "Replicas that share the store, this one included.")
+	metricEpoch   = newMetric(prometheus.GaugeValue, "store_epoch", "1, and one more each time that a shared store turned out to have been replaced, flushed or set back.")
+	metricValue   = newMetric(prometheus.GaugeValue, "value", "The counter.")
+	metricBlocked = newMetric(prometheus.GaugeValue, "clients_blocked", "Clients that do not take what they are sent.")
+	metricStalled = newMetric(prometheus.CounterValue, "clients_stalled_total", "Clients disconnected since they took nothing for 10 seconds.")
+	metricSilent  = newMetric(prometheus.CounterValue, "clients_silent_total", "Clients disconnected since they did not answer a ping.")
+	metricRefused = newMetric(prometheus.CounterValue, "messages_refused_total", "Messages of clients that were refused.")
+	metricStore   = newMetric(prometheus.GaugeValue, "store_up", "1 if the counter can be stored.")
+
+	metricValid     = newMetric(prometheus.GaugeValue, "certificate_valid", "1 if visitors are served a certificate that is valid now.", "domain", "source")
+	metricNotBefore = newMetric(prometheus.GaugeValue, "certificate_not_before_timestamp_seconds", "When the certificate that is served becomes valid.", "domain", "source")
+	metricNotAfter  = newMetric(prometheus.GaugeValue, "certificate_not_after_timestamp_seconds", "When the certificate that is served expires.", "domain", "source")
+	metricNext      = newMetric(prometheus.GaugeValue, "certificate_next_attempt_timestamp_seconds", "When a new certificate is asked for next.", "domain", "source")
+	metricWindow    = newMetric(prometheus.GaugeValue, "certificate_renewal_window_start_timestamp_seconds", "From when on the CA wants the certificate renewed (RFC 9773).", "domain", "source")
+	metricWindowEnd = newMetric(prometheus.GaugeValue, "certificate_renewal_window_end_timestamp_seconds", "Until when the CA wants the certificate renewed (RFC 9773).", "domain", "source")
+
+	metricAttempts    = newMetric(prometheus.CounterValue, "acme_attempts_total", "Attempts to get a certificate, by outcome: ok, or the step that failed.", "domain", "ca", "outcome")
+	metricFailures    = newMetric(prometheus.GaugeValue, "acme_failures", "Attempts in a row that gave no certificate.", "domain", "ca")
+	metricBackoff     = newMetric(prometheus.GaugeValue, "acme_backoff_until_timestamp_seconds", "Before when the CA is not asked again.", "domain", "ca")
+	metricValidations = newMetric(prometheus.GaugeValue, "acme_failed_validations_left", "Validations that may still fail within the hour.", "domain", "ca")
+	metricIssuedLeft  = newMetric(prometheus.GaugeValue, "acme_certificates_left", "Certificates that may still be obtained within the week.", "domain", "ca")
+	metricUnsaved     = newMetric(prometheus.GaugeValue, "acme_certificate_unsaved", "1 if the CA's certificate is served but could not be stored.", "domain", "ca")
+	metricSkew        = newMetric(prometheus.GaugeValue, "acme_clock_skew_seconds", "The CA's clock less ours, when it was asked last.", "domain", "ca")
+	metricLastError   = newMetric(prometheus.GaugeValue, "acme_last_error_timestamp_seconds", "When the last attempt failed, and why. Gone after success.", "domain", "ca", "step", "type", "reason", "hint")
+)
+
+// metrics collects what /metrics shows from those who know it, each time somebody looks.
+type metrics struct {
+	health *health
+}
+
+// newMetrics returns the handler of /metrics.
+func newMetrics(h *health) http.Handler {
+	r := prometheus.NewRegistry()
+	r.MustRegister(metrics{h}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
+}
+
+// Describe sends nothing: what is told depends on the domains and on what has happened.
+func (metrics) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements [prometheus.Collector].
+func (m metrics) Collect(out chan<- prometheus.Metric) {
+	tell := func(m metric, value float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(m.desc, m.kind, value, labels...)
+	}
+	tell(metricInfo, 1, versionString())
+	tell(metricReady, flag01(m.health.ready() == nil))
+
+	st := m.health.hub.Stats()
+	tell(metricClients, float64(st.Clients))
+	tell(metricUsers, float64(st.Users))
+	if !st.Unknown {
+		tell(metricValue, float64(st.Value))
+	}
+	if st.Epoch > 0 {
+		tell(metricHubs, float64(st.Hubs))
+		tell(metricEpoch, float64(st.Epoch))
+	}
+	tell(metricBlocked, float64(st.Blocked))
+	tell(metricStalled, float64(st.Stalled))
+	tell(metricSilent, float64(st.Silent))
+	tell(metricRefused, float64(st.Refused))
+	tell(metricStore, flag01(st.Store == ""))
+
+	if m.health.certs == nil {
+		return
+	}
+	for _, st := range m.health.certs.Status() {
+		tellCertificate(tell, st)
+	}
+}
+
+func tellCertificate(tell func(metric, float64, ...string), st acme.Status) {
+	tellTime := func(m metric, t time.Time, labels ...string) {
+		if !t.IsZero() {
+			tell(m, float64(t.UnixMilli())/1000, labels...)
+		}
+	}
+	tell(metricValid, flag01(st.Problem == ""), st.Domain, st.Source)
+	tellTime(metricNotBefore, st.NotBefore, st.Domain, st.Source)
+	tellTime(metricNotAfter, st.NotAfter, st.Domain, st.Source)
+	tellTime(metricNext, st.NextAttempt, st.Domain, st.Source)
+	if st.Renewal != nil {
+		tellTime(metricWindow, st.Renewal.Start, st.Domain, st.Source)
+		tellTime(metricWindowEnd, st.Renewal.End, st.Domain, st.Source)
+	}
+	for _, ca := range st.CAs {
+		for outcome, n := range ca.Attempts {
+			tell(metricAttempts, float64(n), st.Domain, ca.Directory, outcome)
+		}
+		tell(metricFailures, float64(ca.Failures), st.Domain, ca.Directory)
+		tellTime(metricBackoff, ca.BackoffUntil, st.Domain, ca.Directory)
+		tell(metricValidations, float64(ca.ValidationsLeft), st.Domain, ca.Directory)
+		tell(metricIssuedLeft, float64(ca.CertificatesLeft), st.Domain, ca.Directory)
+		tell(metricUnsaved, flag01(ca.Unsaved), st.Domain, ca.Directory)
+		tell(metricSkew, ca.ClockSkew, st.Domain, ca.Directory)
+		if e := ca.LastError; e != nil {
+			tellTime(metricLastError, e.When, st.Domain, ca.Directory, e.Step, e.Type, e.Reason, e.Hint)
+		}
+	}
+}
+
+func flag01(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
