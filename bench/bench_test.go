@@ -187,11 +187,11 @@ func TestEndToEnd(t *testing.T) {
 	if out, err := exec.CommandContext(ctx, "go", "build", "-o", l.self, ".").CombinedOutput(); err != nil {
 		t.Fatalf("building the bench: %v\n%s", err, out)
 	}
-	binary, err := l.buildPlusminus("..")
+	binary, err := l.buildPlusminus(ctx, "..")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range []peer{builtin()[0], plusminusPeer("plusminus", binary)} {
+	for _, p := range []peer{builtin()[0], plusminusPeer("plusminus", binary, "memory")} {
 		t.Run(p.name, func(t *testing.T) { testServer(ctx, t, l, p) })
 	}
 }

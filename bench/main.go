@@ -46,6 +46,8 @@ on another core, and prints a Markdown table: medians, and ratios to the floor, 
 a bare crypto/tls loop. Only loopback is used. It needs Linux, Go and two cores.
 
   go run -C bench . [flags]     from the root of plusminus, whose server it builds
+  bench start [flags]           from process start to the first certificate; see bench start -h
+  bench store [flags]           how many replicas one Redis server carries; see bench store -h
   bench peer [flags] NAME       serve one of the peers: floor, gorilla, coder, gws
 
 With the defaults it takes more than an hour. A few minutes are enough for
@@ -94,6 +96,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) > 0 && args[0] == "peer" {
 		return peerCommand(args[1:], stderr)
 	}
+	if len(args) > 0 && args[0] == "start" {
+		return startCommand(ctx, args[1:], stdout, stderr)
+	}
+	if len(args) > 0 && args[0] == "store" {
+		return storeCommand(ctx, args[1:], stdout, stderr)
+	}
 	b, err := parse(args, stderr)
 	if err != nil {
 		return err
@@ -114,7 +122,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer b.lab.close()
-	peers, err := b.preparePeers()
+	peers, err := b.preparePeers(ctx)
 	if err != nil {
 		return err
 	}
@@ -159,6 +167,9 @@ func usage(err error) error {
 // defaultPeers is in the order of the table.
 var defaultPeers = []string{"floor", "plusminus", "gorilla", "coder", "gws", "node", "python-broadcast", "python"}
 
+// fileStorePeer is plusminus with the counter in a file. It has to be asked for.
+const fileStorePeer = "plusminus-file"
+
 // peerRank is where a peer stands in the table; further builds of plusminus follow it.
 func peerRank(name string) int {
 	if i := slices.Index(defaultPeers, name); i >= 0 {
@@ -179,7 +190,8 @@ func parse(args []string, stderr io.Writer) (*bench, error) {
 		}
 	}
 	var peerList, scenarioList, clientList, arrivalList, extra string
-	fs.StringVar(&peerList, "peers", strings.Join(defaultPeers, ","), "`servers` to measure, with commas between; name=/path/to/binary is another build of plusminus")
+	fs.StringVar(&peerList, "peers", strings.Join(defaultPeers, ","), "`servers` to measure, with commas between; name=/path/to/binary is another build\nof plusminus, and plusminus-file is plusminus with -store file, in TMPDIR")
+	fs.StringVar(&b.results.Base, "base", "floor", "`server` that ratios are to")
 	fs.StringVar(&scenarioList, "scenarios", strings.Join(names, ","), "`scenarios` to run, with commas between")
 	fs.StringVar(&clientList, "clients", "100,1000,10000", "`numbers` of clients of fanout, with commas between")
 	fs.StringVar(&arrivalList, "arrivals", "2000,10000", "`numbers` of clients of arrival; peers that tell everyone of each get 2000 at most")
@@ -286,26 +298,33 @@ func lockMachine() (lock *os.File, alone bool) {
 }
 
 // preparePeers builds plusminus if it is wanted, and leaves out what is not installed.
-func (b *bench) preparePeers() ([]peer, error) {
+func (b *bench) preparePeers(ctx context.Context) ([]peer, error) {
 	var list []peer
+	built := "" // plusminus, once it is
 	for _, name := range b.peers {
 		known := builtin()
 		i := slices.IndexFunc(known, func(p peer) bool { return p.name == name })
 		label, binary, isBuild := strings.Cut(name, "=")
 		switch {
-		case name == "plusminus":
-			b.say("building plusminus")
-			binary, err := b.lab.buildPlusminus(b.source)
-			if err != nil {
-				return nil, err
+		case name == "plusminus", name == fileStorePeer:
+			if built == "" {
+				b.say("building plusminus")
+				var err error
+				if built, err = b.lab.buildPlusminus(ctx, b.source); err != nil {
+					return nil, err
+				}
 			}
-			list = append(list, plusminusPeer(name, binary))
+			store := "memory"
+			if name == fileStorePeer {
+				store = "file"
+			}
+			list = append(list, plusminusPeer(name, built, store))
 		case isBuild:
 			binary, err := exec.LookPath(binary)
 			if err != nil {
 				return nil, usageError{fmt.Errorf("-peers: %w", err)}
 			}
-			list = append(list, plusminusPeer(label, binary))
+			list = append(list, plusminusPeer(label, binary, "memory"))
 		case i < 0:
 			return nil, usageError{fmt.Errorf("-peers: there is no %q", name)}
 		default:

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -17,7 +18,7 @@ type values map[string]float64
 type Sample struct {
 	Scenario string `json:"scenario"`
 	Peer     string `json:"peer"`
-	Clients  int    `json:"clients"`
+	Clients  int    `json:"clients,omitempty"` // 0 in start
 	Run      int    `json:"run"`
 	Values   values `json:"values"`
 	Note     string `json:"note,omitempty"`
@@ -28,6 +29,7 @@ type Results struct {
 	When    time.Time `json:"when"`
 	Machine Machine   `json:"machine"`
 	Command []string  `json:"command"`
+	Base    string    `json:"base"`               // the peer that ratios are to; "" is the floor
 	Left    []string  `json:"left_out,omitempty"` // peers that could not run, and why
 	Samples []Sample  `json:"samples"`
 }
@@ -51,13 +53,13 @@ func medianOf(m map[int]float64) (float64, bool) {
 	return median(xs), len(xs) > 0
 }
 
-// ratio returns the median over the runs of a peer's value against the floor's in the
+// ratio returns the median over the runs of a peer's value against that of base in the
 // same run, so that what slows the machine down for a while slows down both.
-func (r *Results) ratio(scenario, peer string, clients int, key string) (float64, bool) {
-	floor := r.of(scenario, "floor", clients, key)
+func (r *Results) ratio(base, scenario, peer string, clients int, key string) (float64, bool) {
+	baseline := r.of(scenario, base, clients, key)
 	ratios := map[int]float64{}
 	for run, v := range r.of(scenario, peer, clients, key) {
-		if f := floor[run]; f > 0 {
+		if f := baseline[run]; f > 0 {
 			ratios[run] = v / f
 		}
 	}
@@ -127,6 +129,7 @@ func (r *Results) table(w io.Writer, sc scenario) {
 		column
 		isRatio bool
 	}
+	base := cmp.Or(r.Base, "floor")
 	var columns []shown
 	for _, c := range sc.columns {
 		if !slices.ContainsFunc(r.Samples, func(s Sample) bool { _, ok := s.Values[c.key]; return ok && s.Scenario == sc.name }) {
@@ -143,7 +146,7 @@ func (r *Results) table(w io.Writer, sc scenario) {
 	for _, c := range columns {
 		title := c.title
 		if c.isRatio {
-			title = "× floor"
+			title = "× " + base
 		}
 		head, rule = append(head, title), append(rule, "---:")
 	}
@@ -158,7 +161,7 @@ func (r *Results) table(w io.Writer, sc scenario) {
 			for _, c := range columns {
 				format, get := c.format, func() (float64, bool) { return medianOf(r.of(sc.name, p, n, c.key)) }
 				if c.isRatio {
-					format, get = "%.2f", func() (float64, bool) { return r.ratio(sc.name, p, n, c.key) }
+					format, get = "%.2f", func() (float64, bool) { return r.ratio(base, sc.name, p, n, c.key) }
 				}
 				cell := "–"
 				if v, ok := get(); ok {

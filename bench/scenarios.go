@@ -25,7 +25,7 @@ type column struct {
 	key    string
 	title  string
 	format string
-	ratio  bool // followed by its ratio to the floor
+	ratio  bool // followed by its ratio to that of -base
 }
 
 var scenarios = []scenario{

@@ -80,13 +80,13 @@ func announceWord(announce bool) string {
 	return "quiet"
 }
 
-// plusminusPeer is a build of plusminus.
-func plusminusPeer(name, binary string) peer {
+// plusminusPeer is a build of plusminus, with a -store. Each start has a data folder of its own.
+func plusminusPeer(name, binary, store string) peer {
 	return peer{name, false, func(l *lab, _ bool) []string {
 		args := []string{
 			binary, "-domain", "localhost", "-cert", l.cert, "-key", l.key,
 			"-https", "127.0.0.1:0", "-http", "off", "-admin", "off",
-			"-store", "memory", "-data", filepath.Join(l.dir, name+"-data"),
+			"-store", store, "-data", filepath.Join(l.dir, fmt.Sprintf("%s-data-%d", name, time.Now().UnixNano())),
 			"-max-clients-per-ip", "0", "-action-rate", "0", "-log-format", "json",
 		}
 		return append(args, l.extra...)
@@ -183,22 +183,10 @@ func (l *lab) start(ctx context.Context, p peer, announce bool) (*server, error)
 	args := p.command(l, announce)
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir = l.dir
-	// Should we be killed, it must not go on.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	r, w, err := os.Pipe()
+	s, addr, err := launch(p.name, l.serverCPU, cmd)
 	if err != nil {
 		return nil, err
 	}
-	cmd.Stdout, cmd.Stderr = w, w
-	err = startOn(l.serverCPU, cmd)
-	w.Close()
-	if err != nil {
-		r.Close()
-		return nil, fmt.Errorf("starting %s: %w", p.name, err)
-	}
-	s := &server{name: p.name, pid: cmd.Process.Pid, cmd: cmd, gone: make(chan struct{})}
-	addr := make(chan string, 1)
-	go s.readOutput(r, addr)
 	timeout := time.NewTimer(startTimeout)
 	defer timeout.Stop()
 	select {
@@ -217,6 +205,28 @@ func (l *lab) start(ctx context.Context, p peer, announce bool) (*server, error)
 		return nil, err
 	}
 	return s, nil
+}
+
+// launch starts cmd as a server, and does not wait. The address comes once the server says
+// where it listens.
+func launch(name string, cpu int, cmd *exec.Cmd) (*server, <-chan string, error) {
+	// Should we be killed, it must not go on.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	cmd.Stdout, cmd.Stderr = w, w
+	err = startOn(cpu, cmd)
+	w.Close()
+	if err != nil {
+		r.Close()
+		return nil, nil, fmt.Errorf("starting %s: %w", name, err)
+	}
+	s := &server{name: name, pid: cmd.Process.Pid, cmd: cmd, gone: make(chan struct{})}
+	addr := make(chan string, 1)
+	go s.readOutput(r, addr)
+	return s, addr, nil
 }
 
 // readOutput finds the address in what the server prints, and keeps the last lines.
@@ -277,18 +287,35 @@ func (s *server) running() error {
 }
 
 // buildPlusminus builds the server from the folder of its source.
-func (l *lab) buildPlusminus(source string) (string, error) {
+func (l *lab) buildPlusminus(ctx context.Context, source string) (string, error) {
 	binary := filepath.Join(l.dir, "plusminus")
-	cmd := exec.Command("go", "build", "-C", source, "-o", binary, ".")
-	var out strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := startOn(allCPUs, cmd); err != nil {
-		return "", err
-	}
-	if err := cmd.Wait(); err != nil {
-		return "", fmt.Errorf("building plusminus in %s: %w\n%s", source, err, out.String())
+	if err := l.goCommand(ctx, nil, "build", "-C", source, "-o", binary, "."); err != nil {
+		return "", fmt.Errorf("building plusminus in %s: %w", source, err)
 	}
 	return binary, nil
+}
+
+// goCommand runs the go command on all cores, with further environment variables. Its
+// error holds what the command printed.
+func (l *lab) goCommand(ctx context.Context, env []string, args ...string) error {
+	cmd := exec.CommandContext(ctx, "go", args...)
+	// Interrupted, it waits for its compilers, but may leave its work folder behind.
+	cmd.Env = append(append(os.Environ(), "GOTMPDIR="+l.dir), env...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 10 * time.Second
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := startOn(allCPUs, cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return fmt.Errorf("%w\n%s", err, out.String())
+	}
+	return nil
 }
 
 // missing returns why a peer cannot run here, or "".
