@@ -279,6 +279,15 @@ func certain(err error) bool {
 
 var errNoAnswer = fmt.Errorf("no answer within %v", answerTimeout)
 
+// noAnswer is why a call with ctx has timed out: the client has timeouts of its own, and theirs may be
+// the first.
+func noAnswer(ctx context.Context) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	return errNoAnswer
+}
+
 // errNotSent is wrapped around what went wrong before a call.
 var errNotSent = errors.New("not connected")
 
@@ -336,7 +345,7 @@ func (s *Store) call(ctx context.Context, client valkey.Client, script *valkey.L
 	r, err := parseReply(script.Exec(ctx, client, keys, args))
 	if err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {
-			err = context.Cause(ctx)
+			err = noAnswer(ctx)
 			s.mu.Lock()
 			s.overdue = client
 			s.mu.Unlock()
@@ -676,18 +685,26 @@ func orZero(s string) string {
 
 // dial makes a connection and logs in. The client is to be closed even if there is an error.
 func (s *Store) dial() (valkey.Client, error) {
-	password, err := s.cfg.password()
+	return s.cfg.dial("plusminus-"+s.id, func(ctx context.Context, addr string, dialer *net.Dialer, config *tls.Config) (net.Conn, error) {
+		return dialConn(ctx, s.conns, addr, dialer, config)
+	})
+}
+
+// dial makes a connection with dialConn and logs in. name is for CLIENT LIST. The client is to be closed
+// even if there is an error.
+func (c *Config) dial(name string, dialConn func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error)) (valkey.Client, error) {
+	password, err := c.password()
 	if err != nil {
 		return nil, err
 	}
 	return valkey.NewClient(valkey.ClientOption{
-		InitAddress:       []string{s.cfg.Address},
+		InitAddress:       []string{c.Address},
 		ForceSingleClient: true,
-		TLSConfig:         s.cfg.TLS,
-		Username:          s.cfg.Username,
+		TLSConfig:         c.TLS,
+		Username:          c.Username,
 		Password:          password,
-		ClientName:        "plusminus-" + s.id,
-		SelectDB:          s.cfg.DB,
+		ClientName:        name,
+		SelectDB:          c.DB,
 		// What is sent again, and when, is decided here.
 		DisableRetry: true,
 		DisableCache: true,
@@ -700,15 +717,15 @@ func (s *Store) dial() (valkey.Client, error) {
 		// A ping after each second without an answer; the connection ends if none comes.
 		Dialer:           net.Dialer{Timeout: dialTimeout, KeepAlive: time.Second},
 		ConnWriteTimeout: answerTimeout,
-		DialCtxFn:        s.dialConn,
+		DialCtxFn:        dialConn,
 	})
 }
 
-// dialConn makes a connection that ends with s.conns.
-func (s *Store) dialConn(ctx context.Context, addr string, dialer *net.Dialer, config *tls.Config) (net.Conn, error) {
+// dialConn makes a connection that ends with until.
+func dialConn(ctx, until context.Context, addr string, dialer *net.Dialer, config *tls.Config) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	defer context.AfterFunc(s.conns, cancel)()
+	defer context.AfterFunc(until, cancel)()
 	var conn net.Conn
 	var err error
 	if config != nil {
@@ -719,7 +736,7 @@ func (s *Store) dialConn(ctx context.Context, addr string, dialer *net.Dialer, c
 	if err != nil {
 		return nil, err
 	}
-	return &cutConn{conn, context.AfterFunc(s.conns, func() { conn.Close() })}, nil
+	return &cutConn{conn, context.AfterFunc(until, func() { conn.Close() })}, nil
 }
 
 // cutConn is a connection with something to undo when it is closed.
