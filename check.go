@@ -47,10 +47,12 @@ func check(ctx context.Context, cfg *config, stdout io.Writer, dial func(context
 	if cfg.plain {
 		out.say(acme.LevelOK, "certificates", "none with -plain: the proxy in front has them")
 	} else {
+		var closeFiles func()
 		var err error
-		if c.Config, err = acmeConfig(cfg); err != nil {
+		if c.Config, closeFiles, err = acmeConfig(cfg); err != nil {
 			return err
 		}
+		defer closeFiles()
 	}
 	if !cfg.keepsFiles() {
 		c.Dir = ""

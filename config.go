@@ -39,6 +39,7 @@ type config struct {
 	data     string
 	memory   bool           // the value lives in memory
 	shared   *valkey.Config // or on this server; or else in a file
+	sealKeys [][]byte       // certificates are shared through that server, sealed with these; nil keeps them in data
 
 	cert, key string // both or neither
 
@@ -117,20 +118,20 @@ func (l *list) Set(s string) error {
 
 // options are the flags as they were typed.
 type options struct {
-	domain, https, origin             list
-	http, admin, data, store          string
-	storePassword, storeRoot          string
-	cert, key                         string
-	directory, caRoot, email, profile string
-	eabKID, eabKeyFile                string
-	fallback                          string
-	fallbackEABKID, fallbackEABKey    string
-	staging, plain, reuseKey          bool
-	maxClients, maxClientsPerIP       int
-	actionRate                        float64
-	actionBurst                       int
-	drain                             time.Duration
-	logLevel, logFormat               string
+	domain, https, origin              list
+	http, admin, data, store           string
+	storePassword, storeRoot, storeKey string
+	cert, key                          string
+	directory, caRoot, email, profile  string
+	eabKID, eabKeyFile                 string
+	fallback                           string
+	fallbackEABKID, fallbackEABKey     string
+	staging, plain, reuseKey           bool
+	maxClients, maxClientsPerIP        int
+	actionRate                         float64
+	actionBurst                        int
+	drain                              time.Duration
+	logLevel, logFormat                string
 
 	set map[string]bool // the flags that were given, on the command line or in the environment
 }
@@ -149,6 +150,7 @@ func (o *options) flags() *flag.FlagSet {
 		"or Redis server that replicas share: redis://user:password@host:port/db?prefix=name, or\nrediss:// for TLS")
 	fs.StringVar(&o.storePassword, "store-password-file", "", "`file` with the password for -store; read again at each connection")
 	fs.StringVar(&o.storeRoot, "store-ca-root", "", "PEM `file`: trust this root, and no other, for -store rediss://")
+	fs.StringVar(&o.storeKey, "store-key-file", "", "`file` with a key (openssl rand -base64 32): share certificates through -store redis://, too,\nencrypted with it; without it they stay in -data")
 	fs.StringVar(&o.cert, "cert", "", "PEM `file` with a certificate chain to serve in place of ACME; with -key.\nBoth are reloaded when they change")
 	fs.StringVar(&o.key, "key", "", "PEM `file` with the private key of -cert")
 	fs.StringVar(&o.directory, "acme-directory", "", "directory `URL` of the CA (default Let's Encrypt)")
@@ -413,10 +415,13 @@ func (o *options) checkStore(c *config, p *problems) {
 		return
 	}
 	if c.shared == nil {
-		if o.storePassword != "" || o.storeRoot != "" {
-			p.add("-store-password-file and -store-ca-root are for -store redis:// and rediss://")
+		if o.storePassword != "" || o.storeRoot != "" || o.storeKey != "" {
+			p.add("-store-password-file, -store-ca-root and -store-key-file are for -store redis:// and rediss://")
 		}
 		return
+	}
+	if o.storeKey != "" {
+		o.checkStoreKey(c, p)
 	}
 	if o.storePassword != "" {
 		if c.shared.Password != "" {
@@ -431,6 +436,25 @@ func (o *options) checkStore(c *config, p *problems) {
 		if err := c.shared.TrustRoots(o.storeRoot); err != nil {
 			p.add("-store-ca-root: %w", err)
 		}
+	}
+}
+
+func (o *options) checkStoreKey(c *config, p *problems) {
+	ordered := slices.ContainsFunc(c.domains, func(d acme.Domain) bool { return !d.Local })
+	switch {
+	case o.plain:
+		p.add("-store-key-file and -plain exclude each other: the proxy in front has the certificate")
+	case o.cert != "":
+		p.add("-store-key-file and -cert exclude each other: with -cert the certificate is in your files")
+	case !ordered && len(c.domains) > 0:
+		p.add("-store-key-file does nothing here, since every domain is local, and each replica has a CA of its own for those")
+	}
+	text, err := os.ReadFile(o.storeKey)
+	if err == nil {
+		c.sealKeys, err = acme.ParseSealKeys(text)
+	}
+	if err != nil {
+		p.add("-store-key-file: %w", err)
 	}
 }
 

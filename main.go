@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -105,10 +106,12 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(ad
 	}
 	var certs *acme.Provider // nil without TLS
 	if !cfg.plain {
+		var closeFiles func()
 		var err error
-		if certs, err = newProvider(cfg, log); err != nil {
+		if certs, closeFiles, err = newProvider(cfg, log); err != nil {
 			return err
 		}
+		defer closeFiles()
 	}
 	store, closeStore, err := openStore(cfg, log)
 	if err != nil {
@@ -264,17 +267,38 @@ func newServer(handler http.Handler, log *slog.Logger) *http.Server {
 	}
 }
 
-func newProvider(cfg *config, log *slog.Logger) (*acme.Provider, error) {
-	c, err := acmeConfig(cfg)
+// newProvider returns what hands out certificates, and what closes the things that it uses, once its
+// Run has returned.
+func newProvider(cfg *config, log *slog.Logger) (certs *acme.Provider, closeFiles func(), err error) {
+	c, closeFiles, err := acmeConfig(cfg)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	c.Logger = log
-	return acme.New(c)
+	switch {
+	case c.Shared != nil:
+		log.Info("sharing certificates", "store", c.Shared.String())
+	case cfg.shared != nil && cfg.cert == "" && slices.ContainsFunc(cfg.domains, func(d acme.Domain) bool { return !d.Local }):
+		log.Info("certificates stay in the data folder: with -store-key-file they are shared through the store, too", "data", cfg.data)
+	}
+	if certs, err = acme.New(c); err != nil {
+		closeFiles()
+	}
+	return certs, closeFiles, err
 }
 
-// acmeConfig reads the files that cfg names.
-func acmeConfig(cfg *config) (acme.Config, error) {
+// acmeConfig reads the files that cfg names. The second result closes what replicas share.
+func acmeConfig(cfg *config) (c acme.Config, closeFiles func(), err error) {
+	c, err = readACMEConfig(cfg)
+	if err != nil || cfg.sealKeys == nil {
+		return c, func() {}, err
+	}
+	files := valkey.NewFiles(*cfg.shared)
+	c.Shared, c.SealKeys = files, cfg.sealKeys
+	return c, func() { files.Close() }, nil
+}
+
+func readACMEConfig(cfg *config) (acme.Config, error) {
 	c := acme.Config{
 		Domains:      cfg.domains,
 		Dir:          cfg.data,

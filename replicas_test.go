@@ -4,12 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/coder/websocket"
 
+	"plusminus/acme"
+	"plusminus/acme/pebbletest"
 	"plusminus/hub/valkey/redistest"
 )
 
@@ -164,5 +168,42 @@ func TestReplicas(t *testing.T) {
 	b.await(5*time.Second, "state 0")
 	if _, body := first.get("http://"+first.addrs.Admin+"/metrics", ""); !strings.Contains(body, "\nplusminus_store_epoch 2\n") || !strings.Contains(body, "\nplusminus_replicas 2\n") {
 		t.Errorf("/metrics does not tell the epoch and the replicas: %s", body)
+	}
+}
+
+// Replicas of the whole program that have only a server in common share a certificate, too.
+func TestReplicasShareCertificates(t *testing.T) {
+	srv := redistest.Start(t)
+	f := newForwarder(t)
+	ca := pebbletest.Start(t, pebbletest.Config{TLSPort: f.port})
+	dir := t.TempDir()
+	root, key := filepath.Join(dir, "root.pem"), filepath.Join(dir, "key")
+	for file, text := range map[string][]byte{root: ca.DirectoryRootPEM, key: []byte("CkkN8xkWzhTLuIqhWkF9fVZ7tq5bHX4kQnpj3mUz0vI=\n")} {
+		if err := os.WriteFile(file, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	replica := func() *server {
+		s := start(t, "-data", t.TempDir(), "-domain", "counter.test", "-acme-directory", ca.DirectoryURL, "-acme-ca-root", root,
+			"-store", "redis://"+srv.Addr, "-store-key-file", key)
+		s.roots = ca.IssuingRoots
+		return s
+	}
+	first := replica()
+	second := replica() // at the same time
+	f.to(second.addrs.HTTPS[0])
+	serials := map[string]bool{}
+	for _, s := range []*server{first, second, replica()} {
+		s.waitReady()
+		s.join("wss://counter.test/").CloseNow()
+		_, body := s.get("http://"+s.addrs.Admin+"/status", "")
+		var status struct{ Certificates []acme.Status }
+		if err := json.Unmarshal([]byte(body), &status); err != nil || len(status.Certificates) != 1 {
+			t.Fatalf("GET /status = %s, %v", body, err)
+		}
+		serials[status.Certificates[0].Serial] = true
+	}
+	if len(serials) != 1 || ca.Orders() != 1 {
+		t.Errorf("%d orders and serials %v of three replicas, want one", ca.Orders(), serials)
 	}
 }

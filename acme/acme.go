@@ -132,6 +132,16 @@ type Config struct {
 	FallbackEABKeyID string
 	FallbackEABKey   []byte
 
+	// Shared is what replicas on several machines share in place of Dir: certificates, account keys,
+	// plans, answers to challenges, and locks. All of it but the locks' names is sealed with SealKeys. Dir keeps
+	// copies of certificates and account keys, and the local CA. Nil shares no more than Dir.
+	Shared Shared
+
+	// SealKeys are of [SealKeySize] bytes each. The first one seals; all open, so that a key can be
+	// replaced: add the new one behind the old one everywhere, then put it first, then drop the old one
+	// once all certificates have been renewed. See [ParseSealKeys].
+	SealKeys [][]byte
+
 	// Logger gets what an operator should know; nil discards it.
 	Logger *slog.Logger
 
@@ -153,7 +163,7 @@ type Provider struct {
 	byName    map[string]*site // the same
 	responder *autocert.Manager
 	tokens    *tokens   // what responder answers with
-	locks     *store    // one for each domain; nil without ACME domains
+	locks     store     // one for each domain; nil without ACME domains
 	issuers   []*issuer // the CA and, if there is one, the fallback; none without ACME domains
 	local     *localCA  // nil without local domains
 	files     *files    // nil without CertFile
@@ -187,6 +197,7 @@ type site struct {
 	busyUntil  time.Time  // another replica held the lock
 	busySince  time.Time  // the same, without a break
 	hung       *LastError // for so long that it must hang
+	away       *LastError // what is shared could not be used when it was needed last
 
 	// Safe from any goroutine.
 	current atomic.Pointer[certificate] // nil until there is one
@@ -357,9 +368,16 @@ func (p *Provider) addACME(s *site, dir string) error {
 			plan:        new(plan),
 			attempts:    make(map[string]int),
 		})
+		if is.copies != nil {
+			a := s.authorities[len(s.authorities)-1]
+			a.restore, a.copies = is.restore, is.copies
+		}
 	}
-	if err := p.look(s); err != nil {
+	if err := p.look(s); err != nil && !errors.Is(err, errAway) {
 		return fmt.Errorf("acme: %w", err) // not to order what is there
+	}
+	for _, a := range s.authorities {
+		p.useCopy(s, a)
 	}
 	for _, a := range s.authorities {
 		a.plan.restarted()
@@ -371,21 +389,28 @@ func (p *Provider) addACME(s *site, dir string) error {
 func (p *Provider) openIssuers(dir string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
 	defer cancel()
-	tokens, err := openTokens(filepath.Join(dir, "tokens"), p.now())
-	if err != nil {
-		return fmt.Errorf("acme: tokens: %w", err)
+	var seal *sealer
+	var err error
+	cfg := p.cfg
+	if cfg.Shared == nil {
+		if p.tokens, err = openTokens(filepath.Join(dir, "tokens"), p.now()); err != nil {
+			return fmt.Errorf("acme: tokens: %w", err)
+		}
+	} else {
+		if seal, err = newSealer(cfg.SealKeys); err != nil {
+			return err
+		}
+		p.tokens = &tokens{shared: cfg.Shared, seal: seal}
 	}
-	p.tokens = tokens
-	if p.locks, err = openStore(filepath.Join(dir, "locks"), p.cfg.now, p.log); err != nil {
+	if p.locks, _, err = openStore(&cfg, seal, dir, "locks"); err != nil {
 		return err
 	}
-	cfg := p.cfg
 	urls := []string{cfg.DirectoryURL}
 	if cfg.FallbackURL != "" {
 		urls = append(urls, cfg.FallbackURL)
 	}
 	for _, u := range urls {
-		is, err := newIssuer(ctx, &cfg, u, filepath.Join(dir, directoryName(u)), tokens)
+		is, err := newIssuer(ctx, &cfg, seal, u, dir, directoryName(u), p.tokens)
 		if err != nil {
 			return err
 		}

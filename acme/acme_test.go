@@ -498,11 +498,11 @@ func TestDamagedFiles(t *testing.T) {
 	first := serve(t, cfg, tlsLn, plainLn)
 	first.waitReady(t)
 	first.stop()
-	good, err := os.ReadFile(filepath.Join(first.issuers[0].store.dir, domain))
+	good, err := os.ReadFile(filepath.Join(first.issuers[0].store.(*folder).dir, domain))
 	if err != nil {
 		t.Fatal(err)
 	}
-	goodKey, err := os.ReadFile(filepath.Join(first.issuers[0].store.dir, accountKeyName))
+	goodKey, err := os.ReadFile(filepath.Join(first.issuers[0].store.(*folder).dir, accountKeyName))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -566,13 +566,13 @@ func TestDamagedFiles(t *testing.T) {
 	}
 
 	// And it does get a new one.
-	if err := os.WriteFile(filepath.Join(first.issuers[0].store.dir, domain), good[:leafEnd], 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(first.issuers[0].store.(*folder).dir, domain), good[:leafEnd], 0o600); err != nil {
 		t.Fatal(err)
 	}
 	ln := listen(t)
 	ca2 := pebbletest.Start(t, pebbletest.Config{TLSPort: portOf(ln)})
 	cfg2 := configFor(t, ca2, cfg.Dir, domain)
-	if err := os.Rename(first.issuers[0].store.dir, filepath.Join(cfg.Dir, "acme", directoryName(ca2.DirectoryURL))); err != nil {
+	if err := os.Rename(first.issuers[0].store.(*folder).dir, filepath.Join(cfg.Dir, "acme", directoryName(ca2.DirectoryURL))); err != nil {
 		t.Fatal(err)
 	}
 	second := serve(t, cfg2, ln, listen(t))
@@ -853,7 +853,7 @@ func TestUnwritableFolder(t *testing.T) {
 	ca, cfg := startCA(t, pebbletest.Config{}, domain)
 	s := serveLater(t, cfg)
 	// A file in its place rather than a read-only folder, since tests may run as root.
-	dir := s.issuers[0].store.dir
+	dir := s.issuers[0].store.(*folder).dir
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package acme
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -158,7 +159,8 @@ type checker struct {
 	cfg    CheckConfig
 	dns    *resolver
 	tokens *tokens      // what the answers to our probes are put into
-	shared bool         // tokens is a folder, and a server that runs on it answers, too
+	shared bool         // tokens are in a folder or shared otherwise, and a server that looks there answers, too
+	seal   *sealer      // nil without Config.Shared, or if that is not to be had
 	cas    []*checkedCA // the CA and, if there is one, the fallback; none without ACME domains
 	inside bool         // the CA has a private address: it reaches those of its network
 	own    []netip.Addr // the addresses of this machine's interfaces
@@ -179,6 +181,9 @@ func (c *checker) checkDomains(ctx context.Context) {
 	}
 	isLocal := func(d Domain) bool { return d.Local || isIP(d.Name) }
 	if slices.ContainsFunc(c.cfg.Domains, func(d Domain) bool { return !isLocal(d) }) {
+		if c.cfg.Shared != nil {
+			c.checkShared(ctx)
+		}
 		c.checkCAs(ctx)
 		if ctx.Err() != nil {
 			return
@@ -221,12 +226,65 @@ func (c *checker) checkDomains(ctx context.Context) {
 	}
 }
 
+// store returns what the server has under the given name. It makes nothing.
+func (c *checker) store(name string) store {
+	if c.seal != nil {
+		return &sharedStore{shared: c.cfg.Shared, seal: c.seal, prefix: "acme/" + name + "/", now: c.cfg.now, log: c.cfg.Logger}
+	}
+	return &folder{dir: filepath.Join(c.cfg.Dir, "acme", name), now: c.cfg.now, log: c.cfg.Logger}
+}
+
+// checkShared checks that what replicas share can be read and written, and is sealed with a key that we
+// have. If not, the check goes on as if nothing were shared.
+func (c *checker) checkShared(ctx context.Context) {
+	const subject = "shared store"
+	seal, err := newSealer(c.cfg.SealKeys)
+	if err == nil {
+		err = c.tryShared(ctx, seal)
+	}
+	switch {
+	case errors.Is(err, errOtherKey):
+		c.say(LevelProblem, subject, "%v: all replicas need the same key", err)
+	case err != nil:
+		c.say(LevelProblem, subject, "%v", err)
+	default:
+		c.seal = seal
+		c.say(LevelOK, subject, "%s can be written: certificates are shared through it, sealed", c.cfg.Shared)
+	}
+}
+
+// tryShared writes, reads and takes away what nobody else looks at, and then reads what others wrote.
+func (c *checker) tryShared(ctx context.Context, seal *sealer) error {
+	name := "acme/check/" + rand.Text()
+	sealed, err := seal.seal(name, make([]byte, 8<<10))
+	if err != nil {
+		return err
+	}
+	if err := c.cfg.Shared.Put(ctx, name, "", sealed, time.Minute); err != nil {
+		return err
+	}
+	if sealed, _, err = c.cfg.Shared.Get(ctx, name); err == nil {
+		_, err = seal.open(name, sealed)
+	}
+	if err := errors.Join(err, c.cfg.Shared.Delete(ctx, name)); err != nil {
+		return err
+	}
+	account := "acme/" + directoryName(c.cfg.DirectoryURL) + "/" + accountKeyName
+	if sealed, _, err = c.cfg.Shared.Get(ctx, account); err == nil {
+		_, err = seal.open(account, sealed)
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errDamaged) { // as at first; the server copes
+		return nil
+	}
+	return err
+}
+
 // A checkedCA is one CA as Check sees it.
 type checkedCA struct {
 	url       string
 	fallback  bool
 	eab       bool // we have an external account binding for it
-	store     *store
+	store     store
 	base      *http.Transport
 	remote    atomic.Pointer[string] // the address that was connected to last
 	directory xacme.Directory
@@ -248,7 +306,7 @@ func (c *checker) checkCAs(ctx context.Context) {
 			}
 			return conn, err
 		}
-		ca.store = &store{dir: filepath.Join(c.cfg.Dir, "acme", directoryName(url)), now: c.cfg.now, log: c.cfg.Logger}
+		ca.store = c.store(directoryName(url))
 		c.cas = append(c.cas, ca)
 	}
 	add(c.cfg.DirectoryURL, false, c.cfg.EABKeyID != "")
@@ -350,7 +408,7 @@ func (c *checker) tell(ca *checkedCA) {
 	}
 	switch {
 	case ca.account != "":
-		c.say(LevelOK, "account", "the CA knows this data folder's account, %s", ca.account)
+		c.say(LevelOK, "account", "the CA knows our account, %s", ca.account)
 	case ca.accountErr != nil:
 		c.say(LevelWarning, "account", "there is an account key, but whether the CA knows it could not be learnt: %s", newProblem("", ca.accountErr))
 	case ca.directory.ExternalAccountRequired && !ca.eab:
@@ -383,6 +441,12 @@ func list[S ~string](items []S) string {
 // looks for them if one has ever run, or else in memory.
 func (c *checker) openTokens() {
 	c.tokens = new(tokens)
+	if c.cfg.Shared != nil {
+		if c.seal != nil {
+			c.tokens, c.shared = &tokens{shared: c.cfg.Shared, seal: c.seal}, true
+		}
+		return
+	}
 	dir := filepath.Join(c.cfg.Dir, "acme", "tokens")
 	if info, err := os.Stat(dir); c.noDir || err != nil || !info.IsDir() {
 		return

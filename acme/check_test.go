@@ -637,7 +637,7 @@ func TestCheckBesideServer(t *testing.T) {
 	w.routes["127.0.0.1:80"], w.routes["127.0.0.1:443"] = plainLn.Addr().String(), tlsLn.Addr().String()
 	w.cfg.HTTP, w.cfg.TLS = Port{Running: "127.0.0.1:80"}, Port{Running: "127.0.0.1:443"}
 	waitFor(t, "end of the order", func() bool { // ready is said before the certificate is stored
-		release, err := (&store{dir: filepath.Join(w.cfg.Dir, "acme", "locks")}).lock(checked)
+		release, err := (&folder{dir: filepath.Join(w.cfg.Dir, "acme", "locks")}).lock(checked)
 		if err != nil {
 			return false
 		}
@@ -646,8 +646,8 @@ func TestCheckBesideServer(t *testing.T) {
 		return err == nil
 	})
 	before := filesIn(t, w.cfg.Dir)
-	runs := []string{"ok certificate: there is one, valid until", "ok account: the CA knows this data folder's account",
-		"ok port 80: the plusminus that runs on this data folder answers", "ok port 443: the plusminus that runs on this data folder answers",
+	runs := []string{"ok certificate: there is one, valid until", "ok account: the CA knows our account",
+		"ok port 80: the plusminus that runs here answers", "ok port 443: the plusminus that runs here answers",
 		"ok port 80: at " + publicV4, "ok port 443: at " + publicV4, "ok challenges: by http-01 and by tls-alpn-01"}
 	w.want(w.check(), runs...)
 	if after := filesIn(t, w.cfg.Dir); fmt.Sprint(after) != fmt.Sprint(before) {
@@ -659,7 +659,7 @@ func TestCheckBesideServer(t *testing.T) {
 		lines := w.check()
 		account := ""
 		for _, line := range lines {
-			if _, uri, ok := strings.Cut(line, "data folder's account, "); ok {
+			if _, uri, ok := strings.Cut(line, "our account, "); ok {
 				account = uri
 			}
 		}
@@ -679,7 +679,7 @@ func TestCheckBesideServer(t *testing.T) {
 
 	t.Run("an order is under way", func(t *testing.T) {
 		w := w.in(t)
-		release, err := (&store{dir: filepath.Join(w.cfg.Dir, "acme", "locks")}).waitLock(t.Context(), checked)
+		release, err := waitLock(t.Context(), &folder{dir: filepath.Join(w.cfg.Dir, "acme", "locks")}, checked)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -716,7 +716,7 @@ func TestCheckBesideServer(t *testing.T) {
 	t.Run("damaged and failed before", func(t *testing.T) {
 		w := w.in(t)
 		s.stop()
-		st := &store{dir: filepath.Join(w.cfg.Dir, "acme", directoryName(w.cfg.DirectoryURL)), now: time.Now}
+		st := &folder{dir: filepath.Join(w.cfg.Dir, "acme", directoryName(w.cfg.DirectoryURL)), now: time.Now}
 		w.write(st.path(checked), "rubbish")
 		now := time.Now()
 		pl := &plan{Failures: 3, NotBefore: now.Add(time.Hour), LastError: &LastError{When: now, Reason: "it was\nrefused", Hint: "look there"}}

@@ -43,6 +43,15 @@
 // probes, or has a server that runs on the same data folder answer them, through the tokens. It holds
 // the domain's lock while it probes port 443, since there the answer to an order has the same name.
 //
+// # What replicas share
+//
+// Replicas on one data folder share what is in it. Those on several machines share the same things by the
+// same names through a [Shared], whose locks are leases: so what is written under a lock is refused from
+// who has lost it. All of it is sealed (sealer), since the server that holds it is not asked to keep
+// secrets. Each replica has a copy of what it takes to serve in its own folder; one that starts while the
+// shared store is away serves that, and one whose store has lost everything gives it back. Without the
+// store there is no lock, and no order.
+//
 // # Files
 //
 //	<Dir>/acme/tokens/                    answers to challenges, while they are asked

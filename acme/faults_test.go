@@ -411,7 +411,7 @@ func TestFallback(t *testing.T) {
 	if e := s.log.one("another CA than before"); !strings.Contains(e.attrs["err"], "our HSM is on fire") {
 		t.Errorf("logged %v, want why it is not the CA's", e)
 	}
-	if a, b := s.issuers[0].store.dir, s.issuers[1].store.dir; a == b {
+	if a, b := s.issuers[0].store.(*folder).dir, s.issuers[1].store.(*folder).dir; a == b {
 		t.Errorf("both CAs keep their state in %s", a)
 	}
 	if s.issuers[0].key.Equal(s.issuers[1].key) {

@@ -15,8 +15,10 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	xacme "golang.org/x/crypto/acme"
@@ -51,8 +53,8 @@ type issuer struct {
 	profile   string
 	email     string
 	eab       *xacme.ExternalAccountBinding // nil if the CA needs none
-	key       *ecdsa.PrivateKey             // the account's
-	store     *store
+	store     store
+	copies    *folder // what is used if store has no account key; nil if store is a folder itself
 	tokens    *tokens
 	conns     *http.Transport
 	base      *bounded // over conns
@@ -61,25 +63,26 @@ type issuer struct {
 
 	// Safe from any goroutine.
 	accounts chan struct{} // holds one element while a newAccount request is under way; never closed
+
+	mu sync.Mutex
+	// Guarded by mu.
+	key *ecdsa.PrivateKey // the account's; nil until it could be read
 }
 
-// newIssuer opens dir, the folder of the directory's state, and loads the account key or makes one.
-func newIssuer(ctx context.Context, cfg *Config, directory, dir string, tokens *tokens) (*issuer, error) {
-	store, err := openStore(dir, cfg.now, cfg.Logger)
+// newIssuer opens the directory's state, which has the given name in the folder dir, and loads the account
+// key or makes one. If what is shared is away now, that is done when the key is needed.
+func newIssuer(ctx context.Context, cfg *Config, seal *sealer, directory, dir, name string, tokens *tokens) (*issuer, error) {
+	store, copies, err := openStore(cfg, seal, dir, name)
 	if err != nil {
 		return nil, err
-	}
-	key, err := loadAccountKey(ctx, store)
-	if err != nil {
-		return nil, fmt.Errorf("acme: account key: %w", err)
 	}
 	conns := newTransport(cfg.RootCAs)
 	is := &issuer{
 		directory: directory,
 		profile:   cfg.Profile,
 		email:     cfg.Email,
-		key:       key,
 		store:     store,
+		copies:    copies,
 		tokens:    tokens,
 		conns:     conns,
 		base:      &bounded{conns, cfg.requestTimeout},
@@ -90,7 +93,65 @@ func newIssuer(ctx context.Context, cfg *Config, directory, dir string, tokens *
 	if cfg.EABKeyID != "" {
 		is.eab = &xacme.ExternalAccountBinding{KID: cfg.EABKeyID, Key: cfg.EABKey}
 	}
+	if _, err := is.accountKey(ctx); err != nil && !errors.Is(err, errAway) {
+		return nil, fmt.Errorf("acme: account key: %w", err)
+	}
 	return is, nil
+}
+
+// openStore opens the folder called name in dir or, if cfg has replicas share things otherwise, what has
+// the same name there; then copies is the folder.
+func openStore(cfg *Config, seal *sealer, dir, name string) (st store, copies *folder, err error) {
+	f, err := openFolder(filepath.Join(dir, name), cfg.now, cfg.Logger)
+	switch {
+	case cfg.Shared == nil:
+		return f, nil, err
+	case err != nil:
+		cfg.Logger.Warn("no copies in the data folder: a start while the shared store is away would find nothing to serve", "err", err)
+		f = &folder{dir: filepath.Join(dir, name), now: cfg.now, log: cfg.Logger}
+	}
+	return &sharedStore{shared: cfg.Shared, seal: seal, prefix: "acme/" + name + "/", copies: f, now: cfg.now, log: cfg.Logger}, f, nil
+}
+
+// accountKey returns the account key, which it reads or makes unless that is done.
+func (is *issuer) accountKey(ctx context.Context) (*ecdsa.PrivateKey, error) {
+	is.mu.Lock()
+	defer is.mu.Unlock()
+	if is.key != nil {
+		return is.key, nil
+	}
+	return is.loadKeyLocked(ctx)
+}
+
+func (is *issuer) loadKeyLocked(ctx context.Context) (*ecdsa.PrivateKey, error) {
+	key, err := loadAccountKey(ctx, is.store, is.knownKeyLocked, is.log)
+	if err == nil {
+		is.key = key
+	}
+	return key, err
+}
+
+// knownKeyLocked returns the account key as far as it is known without the store, or nil.
+func (is *issuer) knownKeyLocked() *ecdsa.PrivateKey {
+	if is.key != nil || is.copies == nil {
+		return is.key
+	}
+	key, _ := load(is.copies, accountKeyName, parseKey)
+	return key
+}
+
+// restore stores the account key again if it is gone, or takes over the one that another replica has
+// stored since.
+func (is *issuer) restore() error {
+	if v, err := is.store.version(accountKeyName); err != nil || v != "" {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
+	defer cancel()
+	is.mu.Lock()
+	defer is.mu.Unlock()
+	_, err := is.loadKeyLocked(ctx)
+	return err
 }
 
 // newTransport returns what carries requests to a CA. roots is whom to trust; nil is the system's roots.
@@ -101,8 +162,9 @@ func newTransport(roots *x509.CertPool) *http.Transport {
 }
 
 // loadAccountKey returns the account key, or its copy, or a new one. Losing it would cost the limits
-// that the CA keeps by account, and the right to name a certificate as replaced.
-func loadAccountKey(ctx context.Context, st *store) (*ecdsa.PrivateKey, error) {
+// that the CA keeps by account, and the right to name a certificate as replaced. What known returns, unless it
+// is nil, is taken before a new one is made.
+func loadAccountKey(ctx context.Context, st store, known func() *ecdsa.PrivateKey, log *slog.Logger) (*ecdsa.PrivateKey, error) {
 	read := func() (key, saved *ecdsa.PrivateKey, err error) {
 		key, err = load(st, accountKeyName, parseKey)
 		saved, errSaved := load(st, accountKeyBackup, parseKey)
@@ -116,7 +178,7 @@ func loadAccountKey(ctx context.Context, st *store) (*ecdsa.PrivateKey, error) {
 	if key, saved, err := read(); err == nil && key != nil && saved != nil && key.Equal(saved) {
 		return key, nil // without a lock, for which the disk would have to be writable
 	}
-	release, err := st.waitLock(ctx, accountKeyName) // replicas that start together share one account
+	release, err := waitLock(ctx, st, accountKeyName) // replicas that start together share one account
 	if err != nil {
 		return nil, err
 	}
@@ -130,8 +192,11 @@ func loadAccountKey(ctx context.Context, st *store) (*ecdsa.PrivateKey, error) {
 		return key, nil
 	case !ok && okSaved:
 		key = saved
-		st.log.Warn("account key restored from its copy", "file", st.path(accountKeyName))
+		log.Warn("account key restored from its copy", "file", st.path(accountKeyName))
 	case !ok:
+		if key = known(); key != nil {
+			break
+		}
 		if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 			return nil, err
 		}
@@ -143,7 +208,7 @@ func loadAccountKey(ctx context.Context, st *store) (*ecdsa.PrivateKey, error) {
 	for _, name := range []string{accountKeyName, accountKeyBackup} {
 		if err := st.write(name, data); err != nil {
 			if ok || okSaved { // the disk is in trouble, but we have what we need
-				st.log.Warn("account key not copied", "file", st.path(name), "err", err)
+				log.Warn("account key not copied", "file", st.path(name), "err", err)
 				break
 			}
 			return nil, err
@@ -165,8 +230,10 @@ func directoryName(directoryURL string) string {
 
 // stored returns the certificate that is stored for name; it may have expired. The error is
 // [fs.ErrNotExist] if there is none of use, as [load] says.
-func (is *issuer) stored(name string) (*tls.Certificate, error) {
-	return load(is.store, name, func(data []byte) (*tls.Certificate, error) {
+func (is *issuer) stored(name string) (*tls.Certificate, error) { return storedIn(is.store, name) }
+
+func storedIn(st store, name string) (*tls.Certificate, error) {
+	return load(st, name, func(data []byte) (*tls.Certificate, error) {
 		cert, err := tls.X509KeyPair(data, data)
 		if err != nil {
 			return nil, err
@@ -192,7 +259,7 @@ func (is *issuer) keep(name string, cert *tls.Certificate) error {
 // directory says and whether the account exists.
 func (is *issuer) client(t *transport) *xacme.Client {
 	return &xacme.Client{
-		Key:          is.key,
+		Key:          t.key,
 		DirectoryURL: is.directory,
 		HTTPClient:   &http.Client{Transport: t},
 		UserAgent:    "plusminus",
@@ -255,7 +322,11 @@ func (is *issuer) obtain(ctx context.Context, a *attempt) (*tls.Certificate, err
 // run makes the attempt. If it fails, step says in what: a resource of RFC 8555 section 7.1, or a
 // challenge type.
 func (is *issuer) run(ctx context.Context, a *attempt) (cert *tls.Certificate, step string, err error) {
-	a.transport = &transport{base: is.base, key: is.key, now: is.now, replaces: a.replaces}
+	account, err := is.accountKey(ctx)
+	if err != nil {
+		return nil, "store", &storeError{err}
+	}
+	a.transport = &transport{base: is.base, key: account, now: is.now, replaces: a.replaces}
 	a.client = is.client(a.transport)
 	if a.directory, err = a.client.Discover(ctx); err != nil {
 		return nil, "directory", err

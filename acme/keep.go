@@ -1,6 +1,7 @@
 package acme
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/tls"
@@ -33,11 +34,13 @@ const (
 type authority struct {
 	// Immutable after New.
 	directory   string // URL
-	store       *store
+	store       store
 	stored      func() (*tls.Certificate, error)
 	keep        func(*tls.Certificate) error
 	obtain      func(context.Context, *attempt) (*tls.Certificate, error)
 	renewalInfo func(ctx context.Context, certID string) (renewalInfo, error)
+	restore     func() error // the account key, if the store has lost it; nil where the store is a folder of ours
+	copies      *folder      // of certificates; nil the same
 
 	// Owned by keep, and by New before.
 	plan      *plan
@@ -48,7 +51,8 @@ type authority struct {
 	fetchedID string           // the certificate that it was asked about last
 	fetchedAt time.Time        // when that was
 	unsaved   *tls.Certificate // is served, but could not be stored
-	saveAt    time.Time        // when to try that again
+	lost      bool             // the store no longer has what it had
+	saveAt    time.Time        // when to try again to store what is unsaved or lost
 	skew      time.Duration    // its clock less ours, when it was asked last
 	attempts  map[string]int   // by outcome: "ok", or the step that failed
 }
@@ -111,7 +115,7 @@ func (p *Provider) announce(s *site) {
 // complain logs why files cannot be read, once until they can be.
 func (p *Provider) complain(s *site, err error) {
 	if err != nil && !s.unreadable {
-		p.log.Warn("files of the data folder cannot be read: going on with what is known", "domain", s.name, "err", err)
+		p.log.Warn("what is stored cannot be read: going on with what is known", "domain", s.name, "err", err)
 	}
 	s.unreadable = err != nil
 }
@@ -196,15 +200,19 @@ func (p *Provider) look(s *site) error {
 	s.busyUntil = earliest(s.busyUntil, now.Add(busyWait)) // or a clock that was ahead keeps us waiting
 	var errs []error
 	for _, a := range s.authorities {
-		if v := a.store.version(s.name + planSuffix); v != a.planSeen {
-			plan, err := loadPlan(a.store, s.name, now)
-			if err == nil {
+		v, err := a.store.version(s.name + planSuffix)
+		gone := a.restore != nil && v == "" && a.planSeen != ""
+		switch {
+		case err != nil, gone, v == a.planSeen:
+			a.lost = a.lost || err == nil && gone
+			a.plan.follow(now, jump)
+		default:
+			var plan *plan
+			if plan, err = loadPlan(a.store, s.name, now); err == nil {
 				a.plan, a.planSeen = plan, v
 			}
-			errs = append(errs, err)
-		} else {
-			a.plan.follow(now, jump)
 		}
+		errs = append(errs, err)
 		a.saveAt, a.fetchedAt = earliest(a.saveAt, now.Add(saveWait)), earliest(a.fetchedAt, now)
 		errs = append(errs, p.adopt(s, a))
 	}
@@ -213,8 +221,12 @@ func (p *Provider) look(s *site) error {
 
 // adopt takes over a's stored certificate if it is another one than before and better than what s serves.
 func (p *Provider) adopt(s *site, a *authority) error {
-	v := a.store.version(s.name)
-	if v == a.certSeen {
+	v, err := a.store.version(s.name)
+	if err != nil || v == a.certSeen {
+		return err
+	}
+	if a.restore != nil && v == "" {
+		a.lost = true
 		return nil
 	}
 	cert, err := a.stored()
@@ -271,6 +283,8 @@ func (p *Provider) next(s *site) (time.Time, func(context.Context)) {
 		switch {
 		case a.unsaved != nil:
 			offer(latest(a.saveAt, s.busyUntil), func(context.Context) { p.saveAgain(s, a) })
+		case a.lost:
+			offer(latest(a.saveAt, s.busyUntil), func(context.Context) { p.restore(s, a) })
 		case a.plan.Interrupted && a.plan.Order != nil:
 			offer(latest(now, a.plan.RetryAfter, s.busyUntil), func(ctx context.Context) { p.attempt(ctx, s, a, resuming) })
 		}
@@ -358,12 +372,26 @@ func (p *Provider) busy(s *site) {
 // writing.
 func (p *Provider) lock(s *site) (release func(), err error) {
 	release, err = p.locks.lock(s.name)
-	if errors.Is(err, errLocked) {
+	switch {
+	case errors.Is(err, errLocked):
 		p.busy(s)
-	} else {
-		s.busySince, s.hung = time.Time{}, nil
+	case errors.Is(err, errAway):
+		p.away(s, err)
+	default:
+		s.busySince, s.hung, s.away = time.Time{}, nil, nil
 	}
 	return release, err
+}
+
+// away notes that what is shared cannot be used now. That is no attempt, and is tried again soon: no CA has
+// been asked, and it is known when all is well again.
+func (p *Provider) away(s *site, err error) {
+	now := p.now()
+	s.busyUntil = now.Add(busyWait)
+	s.away = &LastError{When: now, Step: "store", Reason: err.Error(), Hint: "all goes on by itself when -store answers"}
+	if errors.Is(err, errOtherKey) {
+		s.away.Hint = "all replicas need the same -store-key-file"
+	}
 }
 
 // attempt asks a for a certificate for s, if that is still called for once we hold the lock. It returns
@@ -382,6 +410,10 @@ func (p *Provider) attempt(ctx context.Context, s *site, a *authority, why reaso
 	if err == nil {
 		defer release()
 		err = p.look(s) // what the others did while we waited
+	}
+	if errors.Is(err, errAway) {
+		p.away(s, err)
+		return err
 	}
 	if err != nil {
 		return p.failed(s, a, a.plan, a.plan.clone(), why, newFailure(nil, "store", &storeError{err}, p.now()))
@@ -406,7 +438,7 @@ func (p *Provider) attempt(ctx context.Context, s *site, a *authority, why reaso
 	before, plan := a.plan, a.plan.clone()
 	save := func() error {
 		err := plan.save(a.store, s.name, p.now())
-		a.planSeen = a.store.version(s.name + planSuffix)
+		a.planSeen = seen(a.store, s.name+planSuffix)
 		return err
 	}
 	t := &attempt{
@@ -420,7 +452,7 @@ func (p *Provider) attempt(ctx context.Context, s *site, a *authority, why reaso
 		save:       save,
 	}
 	// A certificate that cannot be kept is ordered again at each restart, until the CA has had enough.
-	err = a.store.probe(s.name)
+	err = tryWrite(a.store, s.name)
 	if err == nil && why != resuming {
 		plan.begin(p.now(), len(t.challenges), p.cfg.random())
 		err = save()
@@ -485,7 +517,7 @@ func (p *Provider) succeeded(s *site, a *authority, before *plan, t *attempt, ce
 	plan.succeeded(before, t.validations, t.challenge, p.now())
 	p.install(s, cert, a)
 	err := a.keep(cert)
-	a.certSeen = a.store.version(s.name)
+	a.certSeen = seen(a.store, s.name)
 	a.unsaved = nil
 	if err != nil {
 		a.unsaved, a.saveAt = cert, p.now().Add(saveWait)
@@ -523,14 +555,14 @@ func (p *Provider) saveAgain(s *site, a *authority) {
 	stored, err := a.stored()
 	if err == nil && stored.Leaf.NotBefore.After(a.unsaved.Leaf.NotBefore) {
 		a.unsaved = nil // another replica has obtained a newer one since; look adopts it
-		a.certSeen = version{}
+		a.certSeen = ""
 		p.log.Info("certificate not stored: there is a newer one by now", "domain", s.name)
 		return
 	}
 	if err := a.keep(a.unsaved); err != nil {
 		return
 	}
-	a.certSeen = a.store.version(s.name)
+	a.certSeen = seen(a.store, s.name)
 	a.unsaved = nil
 	a.plan.Order, a.plan.Interrupted = nil, false
 	p.savePlan(s, a)
@@ -541,7 +573,40 @@ func (p *Provider) savePlan(s *site, a *authority) {
 	if err := a.plan.save(a.store, s.name, p.now()); err != nil {
 		p.log.Warn("plan not stored", "domain", s.name, "err", err)
 	}
-	a.planSeen = a.store.version(s.name + planSuffix)
+	a.planSeen = seen(a.store, s.name+planSuffix)
+}
+
+// restore stores what the store has lost: it was replaced or flushed, or was away when we started with our
+// copy.
+func (p *Provider) restore(s *site, a *authority) {
+	release, err := p.lock(s)
+	if err != nil {
+		return // lock says when to try again
+	}
+	defer release()
+	a.saveAt = p.now().Add(saveWait)
+	if p.look(s) != nil {
+		return
+	}
+	err = a.restore()
+	if err == nil && a.planSeen != "" && seen(a.store, s.name+planSuffix) == "" {
+		p.savePlan(s, a)
+	}
+	c := s.current.Load()
+	lacks := err == nil && c != nil && c.from == a && seen(a.store, s.name) == ""
+	if lacks {
+		err = a.keep(&c.Certificate)
+	}
+	if err != nil {
+		p.log.Warn("the shared store has lost what it had, and cannot be given it back: trying again every minute",
+			"domain", s.name, "ca", a.directory, "err", err)
+		return
+	}
+	a.certSeen = seen(a.store, s.name)
+	a.lost, a.saveAt = false, time.Time{}
+	if lacks {
+		p.log.Warn("the shared store did not have the certificate that is served: stored again", "domain", s.name, "ca", a.directory)
+	}
 }
 
 // failed records and tells why an attempt gave no certificate. plan is what is remembered from now on,
@@ -673,7 +738,7 @@ func (p *Provider) publish(s *site) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.next, s.known, s.window, s.lastError = next, known, window, s.hung
+	s.next, s.known, s.window, s.lastError = next, known, window, cmp.Or(s.hung, s.away)
 	for _, st := range known {
 		if s.lastError == nil && st.LastError != nil {
 			s.lastError = st.LastError

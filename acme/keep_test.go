@@ -33,7 +33,7 @@ func (ca *fakeCA) with(f func()) {
 // authority returns ca as one site sees it, with its state in the folder dir.
 func (ca *fakeCA) authority(t testing.TB, dir, directory string, log *slog.Logger) *authority {
 	t.Helper()
-	st, err := openStore(dir, time.Now, log)
+	st, err := openFolder(dir, time.Now, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +94,7 @@ func prepareSchedule(t *testing.T, dir string, cas ...*fakeCA) *timetable {
 		st.authorities = append(st.authorities, ca.authority(t, dir+"/"+name, "https://"+name+".example/", p.log))
 	}
 	var err error
-	if p.locks, err = openStore(dir+"/locks", time.Now, p.log); err != nil {
+	if p.locks, err = openFolder(dir+"/locks", time.Now, p.log); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.look(st); err != nil {

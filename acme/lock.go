@@ -18,13 +18,12 @@ const lockSuffix = "+lock"
 // lockPoll is how often a lock that is taken is tried again by who waits for it.
 const lockPoll = 50 * time.Millisecond
 
-// lock takes the lock called name, and returns what lets it go, or [errLocked] at once if it is taken.
-// It keeps out other replicas, on this machine or on others that share the folder, and other calls in
-// this process. The kernel lets it go when the process ends, however that happens.
+// lock keeps out other replicas, on this machine or on others that share the folder. The kernel lets it
+// go when the process ends, however that happens.
 //
 // It is flock(2), which Linux carries over NFS, too. A network file system that ignores it, or that
 // refuses it, is no place for replicas; an error says so rather than two orders.
-func (st *store) lock(name string) (release func(), err error) {
+func (st *folder) lock(name string) (release func(), err error) {
 	f, err := os.OpenFile(st.path(name+lockSuffix), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
@@ -44,8 +43,8 @@ func (st *store) lock(name string) (release func(), err error) {
 	}
 }
 
-// waitLock is lock, but waits until the lock is free or ctx is done.
-func (st *store) waitLock(ctx context.Context, name string) (release func(), err error) {
+// waitLock takes st's lock called name, but waits until it is free or ctx is done.
+func waitLock(ctx context.Context, st store, name string) (release func(), err error) {
 	for {
 		release, err := st.lock(name)
 		if !errors.Is(err, errLocked) {
@@ -53,7 +52,7 @@ func (st *store) waitLock(ctx context.Context, name string) (release func(), err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("waiting for the lock %s in %s: %w", name, st.dir, ctx.Err())
+			return nil, fmt.Errorf("waiting for the lock of %s: %w", st.path(name), ctx.Err())
 		case <-time.After(lockPoll):
 		}
 	}

@@ -70,7 +70,7 @@ const planSuffix = "+plan"
 
 // loadPlan returns the plan for name. A missing one is empty; one that is damaged is so too, and has
 // been set aside. The error says that it cannot be read now.
-func loadPlan(st *store, name string, now time.Time) (*plan, error) {
+func loadPlan(st store, name string, now time.Time) (*plan, error) {
 	pl, err := load(st, name+planSuffix, func(data []byte) (*plan, error) { return parsePlan(data, now) })
 	if errors.Is(err, fs.ErrNotExist) {
 		return new(plan), nil
@@ -134,7 +134,7 @@ func (pl *plan) follow(now time.Time, jump time.Duration) {
 }
 
 // save writes the plan down, and returns once it is safe.
-func (pl *plan) save(st *store, name string, now time.Time) error {
+func (pl *plan) save(st store, name string, now time.Time) error {
 	pl.Saved = now
 	pl.Failed = recent(pl.Failed, failedWindow, now)
 	pl.Issued = recent(pl.Issued, issuedWindow, now)

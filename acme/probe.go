@@ -19,7 +19,6 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -374,7 +373,7 @@ func (s *checkedSite) probePort(a *attempt, challenge string, addrs []netip.Addr
 	}
 	switch {
 	case len(port.Listeners) > 0 || s.shared:
-	case s.noDir:
+	case s.noDir || s.cfg.Shared != nil:
 		s.say(LevelWarning, subject, "could not be probed: %s is in use, and nothing can be put where a plusminus looks for answers", port.Running)
 		return inDoubt
 	default:
@@ -434,7 +433,7 @@ func (s *checkedSite) probePort(a *attempt, challenge string, addrs []netip.Addr
 		local = p.outcome
 		switch local {
 		case answered:
-			s.say(LevelOK, subject, "the plusminus that runs on this data folder answers")
+			s.say(LevelOK, subject, "the plusminus that runs here answers")
 		case foreign:
 			s.say(LevelProblem, subject, "another program has %s on this machine, so that plusminus cannot start: %s", port.Running, p.text)
 		case stranger:
@@ -509,13 +508,18 @@ func (s *checkedSite) tellProbe(subject string, addr netip.Addr, p probe) {
 // lock keeps every server on the data folder from ordering for the name until release is called: the
 // answer that it would put is under the same name as ours. The error is [errLocked] if somebody is at it.
 func (s *checkedSite) lock() (release func(), err error) {
-	locks := &store{dir: filepath.Join(s.cfg.Dir, "acme", "locks")}
-	if _, err := os.Stat(locks.dir); !s.shared || errors.Is(err, fs.ErrNotExist) {
+	if !s.shared {
 		return func() {}, nil
+	}
+	locks := s.store("locks")
+	if f, ok := locks.(*folder); ok {
+		if _, err := os.Stat(f.dir); errors.Is(err, fs.ErrNotExist) {
+			return func() {}, nil
+		}
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, lockPatience)
 	defer cancel()
-	release, err = locks.waitLock(ctx, s.name)
+	release, err = waitLock(ctx, locks, s.name)
 	if err != nil && ctx.Err() != nil && s.ctx.Err() == nil {
 		err = errLocked
 	}

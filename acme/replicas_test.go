@@ -42,9 +42,15 @@ func balance(t testing.TB, backends []net.Listener) (int, *atomic.Int64) {
 // Ten replicas on one data folder and behind one name that start together place one order, whichever of
 // them the CA's challenge reaches answers it, and all serve what came of it.
 func TestReplicas(t *testing.T) {
+	testReplicas(t, func(*testing.T) func(*Config) { return func(*Config) {} })
+}
+
+// testReplicas does that; what its argument returns changes the configuration of each replica.
+func testReplicas(t *testing.T, share func(*testing.T) func(*Config)) {
 	for _, challenge := range []string{tlsALPN01, http01} {
 		t.Run(challenge, func(t *testing.T) {
 			t.Parallel()
+			change := share(t)
 			var secure, open []net.Listener
 			for range 10 {
 				secure, open = append(secure, listen(t)), append(open, listen(t))
@@ -59,6 +65,8 @@ func TestReplicas(t *testing.T) {
 			ca, cfg := startCA(t, ports, domain)
 			var replicas []*server
 			for i := range secure {
+				cfg := cfg
+				change(&cfg)
 				replicas = append(replicas, prepare(t, cfg, secure[i], open[i]))
 			}
 			for _, r := range replicas {

@@ -20,11 +20,50 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// A store is a folder of small files that must survive a crash, each of which begins with the
-// checksum of the rest. Without it a bit that flips in the account key would go unnoticed and silently
-// make another account, and a chain that is cut off between two certificates would be served.
-type store struct {
-	// Immutable after openStore.
+// A store keeps small files that must survive a crash: a [folder], or a [sharedStore].
+type store interface {
+	// read returns what was last written under name. The error is [fs.ErrNotExist] if nothing was, and
+	// [errDamaged] if it is not what was written.
+	read(name string) ([]byte, error)
+
+	// write stores data under name, whole or not at all, and returns once it is safe.
+	write(name string, data []byte) error
+
+	remove(name string) error
+
+	// setAside renames what is no good for the given reason, so that it is out of the way but can
+	// still be looked at.
+	setAside(name string, reason error)
+
+	// version tells one content from the next without reading it. It is empty if there is none. The
+	// error says that this cannot be told now.
+	version(name string) (version, error)
+
+	// lock takes the lock called name, and returns what lets it go, or [errLocked] at once if it is
+	// taken, by another replica or by another call in this process.
+	lock(name string) (release func(), err error)
+
+	// path says where name is, to people.
+	path(name string) string
+}
+
+// A version tells one content from the next.
+type version string
+
+// seen returns the version of name, or none if that cannot be told.
+func seen(st store, name string) version {
+	v, err := st.version(name)
+	if err != nil {
+		return ""
+	}
+	return v
+}
+
+// A folder is a [store] in a folder. Each file begins with the checksum of the rest. Without it a bit that
+// flips in the account key would go unnoticed and silently make another account, and a chain that is cut
+// off between two certificates would be served.
+type folder struct {
+	// Immutable after openFolder.
 	dir string
 	now func() time.Time
 	log *slog.Logger
@@ -33,19 +72,17 @@ type store struct {
 // errDamaged is returned for a file that is not what was written.
 var errDamaged = errors.New("checksum does not match")
 
-// openStore makes dir if it is missing.
-func openStore(dir string, now func() time.Time, log *slog.Logger) (*store, error) {
+// openFolder makes dir if it is missing.
+func openFolder(dir string, now func() time.Time, log *slog.Logger) (*folder, error) {
 	if err := makeFolder(dir); err != nil {
 		return nil, err
 	}
-	return &store{dir: dir, now: now, log: log}, nil
+	return &folder{dir: dir, now: now, log: log}, nil
 }
 
-func (st *store) path(name string) string { return filepath.Join(st.dir, name) }
+func (st *folder) path(name string) string { return filepath.Join(st.dir, name) }
 
-// read returns what was last written under name. The error is [fs.ErrNotExist] if nothing was, and
-// [errDamaged] if it is not what was written.
-func (st *store) read(name string) ([]byte, error) {
+func (st *folder) read(name string) ([]byte, error) {
 	data, err := os.ReadFile(st.path(name))
 	if err != nil {
 		return nil, err
@@ -57,8 +94,7 @@ func (st *store) read(name string) ([]byte, error) {
 	return data, nil
 }
 
-// write stores data under name, whole or not at all, and returns once it is safe on the disk.
-func (st *store) write(name string, data []byte) error {
+func (st *folder) write(name string, data []byte) error {
 	return writeFile(st.path(name), append(append(checksum(data), '\n'), data...))
 }
 
@@ -68,20 +104,39 @@ func checksum(data []byte) []byte {
 	return []byte("sha256 " + hex.EncodeToString(sum[:]))
 }
 
-// probe writes and removes a file about the size of the one that name is going to be, and returns what
+func (st *folder) remove(name string) error { return os.Remove(st.path(name)) }
+
+func (st *folder) setAside(name string, reason error) {
+	setAside(st.path(name), reason, st.now(), st.log)
+}
+
+// version goes by what a file has that no other has: one that is replaced has another inode.
+func (st *folder) version(name string) (version, error) {
+	info, err := os.Stat(st.path(name))
+	if err != nil {
+		return "", nil // reading it will tell
+	}
+	inode := uint64(0)
+	if sys, ok := info.Sys().(*syscall.Stat_t); ok {
+		inode = sys.Ino
+	}
+	return version(fmt.Sprintf("%d/%d/%d", inode, info.Size(), info.ModTime().UnixNano())), nil
+}
+
+// tryWrite writes and removes a file about the size of the one that name is going to be, and returns what
 // goes wrong.
-func (st *store) probe(name string) error {
+func tryWrite(st store, name string) error {
 	name += "+probe" // no domain has a plus in it
 	if err := st.write(name, make([]byte, 8<<10)); err != nil {
 		return err
 	}
-	return os.Remove(st.path(name))
+	return st.remove(name)
 }
 
 // load reads name and hands it to parse. The error is [fs.ErrNotExist] if there is nothing of use: one
 // that is damaged, or that parse refuses, is set aside with a warning. Any other error says that the
 // file cannot be read now, which may pass: too many open files, a network file system.
-func load[T any](st *store, name string, parse func([]byte) (T, error)) (T, error) {
+func load[T any](st store, name string, parse func([]byte) (T, error)) (T, error) {
 	data, err := st.read(name)
 	if err == nil {
 		var v T
@@ -92,7 +147,7 @@ func load[T any](st *store, name string, parse func([]byte) (T, error)) (T, erro
 		var zero T
 		return zero, err
 	}
-	setAside(st.path(name), err, st.now(), st.log)
+	st.setAside(name, err)
 	var zero T
 	return zero, fmt.Errorf("%w: it was damaged", fs.ErrNotExist)
 }
@@ -106,27 +161,6 @@ func setAside(path string, reason error, now time.Time, log *slog.Logger) {
 		return
 	}
 	log.Warn("damaged file set aside", "file", path, "now", aside, "err", reason)
-}
-
-// version tells one content of a file from the next without reading it: a file that is replaced has
-// another inode, and one that is not there has the zero version.
-type version struct {
-	inode uint64
-	size  int64
-	mtime time.Time
-}
-
-// version returns the version of what is stored under name.
-func (st *store) version(name string) version {
-	info, err := os.Stat(st.path(name))
-	if err != nil {
-		return version{}
-	}
-	v := version{size: info.Size(), mtime: info.ModTime()}
-	if sys, ok := info.Sys().(*syscall.Stat_t); ok {
-		v.inode = sys.Ino
-	}
-	return v
 }
 
 // encodePair returns key and then chain, in PEM.

@@ -546,6 +546,22 @@ func TestLogin(t *testing.T) {
 	await(t, "another one hears", time.Second, func() bool { return other.news().Snapshot.Value == 2 })
 	m.Close()
 	await(t, "it has stopped", time.Second, func() bool { return other.news().Others == 0 })
+	files := NewFiles(cfg)
+	defer files.Close()
+	release := lock(t, files, "x")
+	for _, life := range []time.Duration{0, time.Minute} {
+		if err := files.Put(t.Context(), "one", "x", []byte("1"), life); err != nil {
+			t.Error(err)
+		}
+	}
+	if data, _, err := files.Get(t.Context(), "one"); err != nil || string(data) != "1" {
+		t.Errorf("Get = %q, %v, want 1", data, err)
+	}
+	if err := files.Delete(t.Context(), "one"); err != nil {
+		t.Error(err)
+	}
+	release()
+	lock(t, files, "x")() // it was free again
 	if strings.Contains(m.logs.String(), "s3cret") || strings.Contains(fmt.Sprint(m.cfg), "s3cret") {
 		t.Error("the password is shown")
 	}

@@ -1,0 +1,281 @@
+package acme
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"plusminus/acme/pebbletest"
+	"plusminus/hub/valkey"
+	"plusminus/hub/valkey/redistest"
+)
+
+// shareThrough has cfg share through srv, with a folder of its own that holds nothing.
+func shareThrough(t *testing.T, srv *redistest.Server, cfg *Config) {
+	t.Helper()
+	files := valkey.NewFiles(valkey.Config{Address: srv.Addr})
+	t.Cleanup(func() { files.Close() })
+	cfg.Dir = t.TempDir()
+	cfg.Shared, cfg.SealKeys = files, [][]byte{testSealKey(1)}
+	cfg.lookInterval = 100 * time.Millisecond
+}
+
+// sharedKey is the server's key for what the CA's state has under name.
+func sharedKey(ca *pebbletest.CA, name string) string {
+	return "{plusminus}:file:acme/" + directoryName(ca.DirectoryURL) + "/" + name
+}
+
+// What TestReplicas shows is so for replicas with nothing in common but a server, too; and that server
+// is told no secret.
+func TestReplicasShared(t *testing.T) {
+	testReplicas(t, func(t *testing.T) func(*Config) {
+		srv := redistest.Start(t)
+		t.Cleanup(func() {
+			names := strings.Fields(srv.Do("EVAL", "return table.concat(redis.call('KEYS', '*'), ' ')", "0"))
+			if len(names) < 4 { // certificate, plan, account key and its copy
+				t.Errorf("the server has only %q", names)
+			}
+			for _, name := range names {
+				if !strings.Contains(name, ":file:") {
+					continue
+				}
+				if data := srv.Do("HGET", name, "data"); !strings.HasPrefix(data, sealMagic) || strings.Contains(data, "PRIVATE") {
+					t.Errorf("%s is not sealed", name)
+				}
+			}
+		})
+		return func(cfg *Config) { shareThrough(t, srv, cfg) }
+	})
+}
+
+// A replica that starts while the shared store is away serves its copy, or waits without an order; all is
+// well by itself once the store is back, and a store that has lost everything is given it back.
+func TestSharedAway(t *testing.T) {
+	t.Parallel()
+	srv := redistest.Start(t)
+	tlsLn, plainLn := listen(t), listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+	shareThrough(t, srv, &cfg)
+
+	srv.Kill()
+	first := serve(t, cfg, tlsLn, plainLn)
+	waitFor(t, "reason", func() bool { return first.status(t, domain).LastError != nil })
+	if st := first.status(t, domain); st.LastError.Step != "store" || !strings.Contains(st.LastError.Reason, "refused") {
+		t.Errorf("LastError = %+v, want that the store refuses", st.LastError)
+	} else if st.CAs[0].Failures != 0 {
+		t.Errorf("%d failures of a CA that was not asked", st.CAs[0].Failures)
+	}
+	if got := ca.Orders(); got != 0 {
+		t.Fatalf("%d orders without a lock", got)
+	}
+	srv.Restart()
+	first.waitReady(t)
+	waitFor(t, "end of the attempt", func() bool { return first.status(t, domain).LastError == nil })
+	if got := ca.Orders(); got != 1 {
+		t.Fatalf("%d orders, want 1", got)
+	}
+	serial := first.status(t, domain).Serial
+	waitFor(t, "certificate in the store", func() bool { return srv.Do("EXISTS", sharedKey(ca, domain)) == "1" })
+
+	// It goes on without the store, and starts without it.
+	srv.Kill()
+	waitFor(t, "complaint", func() bool { return len(first.log.logged("what is stored cannot be read")) > 0 })
+	first.leaf(t, domain, ca.IssuingRoots)
+	first.stop()
+	second := serveLater(t, cfg)
+	if st := second.status(t, domain); st.Serial != serial || st.Problem != "" {
+		t.Errorf("serial %s (%s) from the copy, want %s", st.Serial, st.Problem, serial)
+	}
+	second.run()
+
+	// What comes back is another server, and empty.
+	srv.Restart()
+	srv.Do("FLUSHALL")
+	for _, name := range []string{domain, accountKeyName, accountKeyBackup} {
+		waitFor(t, name+" in the store again", func() bool { return srv.Do("EXISTS", sharedKey(ca, name)) == "1" })
+	}
+	// And once more under one that runs: its plan has to be there again, too.
+	waitFor(t, "renewal information", func() bool { return srv.Do("EXISTS", sharedKey(ca, domain+planSuffix)) == "1" })
+	srv.Do("FLUSHALL")
+	for _, name := range []string{domain, domain + planSuffix, accountKeyName} {
+		waitFor(t, name+" in the store once more", func() bool { return srv.Do("EXISTS", sharedKey(ca, name)) == "1" })
+	}
+	// A new replica finds all there is.
+	other := cfg
+	shareThrough(t, srv, &other)
+	third := serveLater(t, other)
+	third.run()
+	third.waitReady(t)
+	if st := third.status(t, domain); st.Serial != serial {
+		t.Errorf("a new replica serves serial %s, want %s", st.Serial, serial)
+	}
+	if !third.issuers[0].key.Equal(first.issuers[0].key) {
+		t.Error("a new replica has another account key")
+	}
+	if got := ca.Orders(); got != 1 {
+		t.Errorf("%d orders in all, want 1", got)
+	}
+}
+
+// Replicas that begin to share do not order what one of them has.
+func TestSharedAfterFolder(t *testing.T) {
+	t.Parallel()
+	srv := redistest.Start(t)
+	tlsLn, plainLn := listen(t), listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+	alone := serve(t, cfg, tlsLn, plainLn)
+	alone.waitReady(t)
+	alone.stop()
+	dir := cfg.Dir
+	shareThrough(t, srv, &cfg)
+	cfg.Dir = dir
+	first := serveLater(t, cfg)
+	first.run()
+	waitFor(t, "certificate in the store", func() bool { return srv.Do("EXISTS", sharedKey(ca, domain)) == "1" })
+	other := cfg
+	shareThrough(t, srv, &other)
+	second := serveLater(t, other)
+	second.run()
+	second.waitReady(t)
+	for _, s := range []*server{first, second} {
+		if got, want := s.status(t, domain).Serial, alone.status(t, domain).Serial; got != want {
+			t.Errorf("serial %s, want %s, which one replica had", got, want)
+		}
+		if !s.issuers[0].key.Equal(alone.issuers[0].key) {
+			t.Error("the account is not the one that there was")
+		}
+	}
+	if got := ca.Orders(); got != 1 {
+		t.Errorf("%d orders, want 1", got)
+	}
+}
+
+// A replica with another key leaves alone what it cannot read, orders nothing, and says what is wrong.
+func TestSharedOtherKey(t *testing.T) {
+	t.Parallel()
+	srv := redistest.Start(t)
+	tlsLn, plainLn := listen(t), listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+	shareThrough(t, srv, &cfg)
+	right := serve(t, cfg, tlsLn, plainLn)
+	right.waitReady(t)
+	waitFor(t, "certificate in the store", func() bool { return srv.Do("EXISTS", sharedKey(ca, domain)) == "1" })
+	right.stop()
+	state := func() string {
+		return srv.Do("EVAL", "local a = redis.call('KEYS', '*:file:*'); table.sort(a); for i, k in ipairs(a) do a[i] = k .. redis.call('HGET', k, 'version') end; return table.concat(a, ' ')", "0")
+	}
+	before := state()
+
+	other := cfg
+	shareThrough(t, srv, &other)
+	other.SealKeys = [][]byte{testSealKey(2)}
+	wrong := serveLater(t, other)
+	wrong.run()
+	waitFor(t, "reason", func() bool { return wrong.status(t, domain).LastError != nil })
+	if e := wrong.status(t, domain).LastError; !strings.Contains(e.Hint, "-store-key-file") {
+		t.Errorf("LastError = %+v, want a hint at the key", e)
+	}
+	if err := wrong.Ready(); err == nil || !strings.Contains(err.Error(), "sealed with a key") {
+		t.Errorf("Ready = %v, want that the key is another one", err)
+	}
+	wrong.stop()
+	if after := state(); after != before {
+		t.Errorf("what was shared has changed from %s to %s", before, after)
+	}
+	if got := ca.Orders(); got != 1 {
+		t.Errorf("%d orders, want 1", got)
+	}
+
+	// With the old key behind it, it is a step of replacing the key.
+	other.SealKeys = append(other.SealKeys, testSealKey(1))
+	both := serveLater(t, other)
+	both.run()
+	both.waitReady(t)
+	for _, name := range []string{accountKeyName, accountKeyBackup} {
+		sealed := srv.Do("HGET", sharedKey(ca, name), "data")
+		if _, err := newTestSealer(t, 2).open("acme/"+directoryName(ca.DirectoryURL)+"/"+name, []byte(sealed)); err != nil {
+			t.Errorf("%s, which is written once, opens with the new key: %v", name, err)
+		}
+	}
+}
+
+// What is damaged in the store is set aside and stored again by who has it, without an order.
+func TestSharedDamaged(t *testing.T) {
+	t.Parallel()
+	srv := redistest.Start(t)
+	tlsLn, plainLn := listen(t), listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+	shareThrough(t, srv, &cfg)
+	s := serve(t, cfg, tlsLn, plainLn)
+	s.waitReady(t)
+	waitFor(t, "certificate in the store", func() bool { return srv.Do("EXISTS", sharedKey(ca, domain)) == "1" })
+	waitFor(t, "end of the attempt", func() bool { return s.status(t, domain).NextAction == "renew" })
+	good := srv.Do("HGET", sharedKey(ca, domain), "data")
+	srv.Do("HSET", sharedKey(ca, domain), "version", "another", "data", good[:len(good)-1]+"x")
+	waitFor(t, "warning", func() bool { return len(s.log.logged("stored again")) > 0 })
+	aside := srv.Do("EVAL", "return table.concat(redis.call('KEYS', '*damaged*'), ' ')", "0")
+	if !strings.HasPrefix(aside, sharedKey(ca, domain)+".damaged-") || strings.Contains(aside, " ") {
+		t.Errorf("set aside is %q", aside)
+	} else if ttl := srv.Do("TTL", aside); ttl == "-1" {
+		t.Error("what is set aside stays for good")
+	}
+	if got := ca.Orders(); got != 1 {
+		t.Errorf("%d orders, want 1", got)
+	}
+}
+
+// A data folder that cannot be written costs the copy, and not the certificate.
+func TestSharedWithoutCopies(t *testing.T) {
+	t.Parallel()
+	srv := redistest.Start(t)
+	tlsLn, plainLn := listen(t), listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+	shareThrough(t, srv, &cfg)
+	if err := os.WriteFile(filepath.Join(cfg.Dir, "acme"), nil, 0o600); err != nil { // where the folder would be
+		t.Fatal(err)
+	}
+	s := serve(t, cfg, tlsLn, plainLn)
+	s.waitReady(t)
+	waitFor(t, "certificate in the store", func() bool { return srv.Do("EXISTS", sharedKey(ca, domain)) == "1" })
+	if len(s.log.logged("no cop")) == 0 {
+		t.Error("nothing says that there are no copies")
+	}
+	if got := ca.Orders(); got != 1 {
+		t.Errorf("%d orders, want 1", got)
+	}
+}
+
+// A check says whether what is shared can be used, and has a server on it answer in the check's place.
+func TestCheckShared(t *testing.T) {
+	srv := redistest.Start(t)
+	tlsLn, plainLn := listen(t), listen(t)
+	w := newWorld(t, pebbletest.Config{TLSPort: portOf(tlsLn), HTTPPort: portOf(plainLn)})
+	shareThrough(t, srv, &w.cfg.Config)
+	if err := os.Chmod(w.cfg.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w.want(w.check(), "ok shared store: redis://"+srv.Addr+"/0?prefix=plusminus can be written", "ok challenges: by http-01 and by tls-alpn-01")
+
+	s := serve(t, w.cfg.Config, tlsLn, plainLn)
+	s.waitReady(t)
+	waitFor(t, "certificate in the store", func() bool { return srv.Do("EXISTS", sharedKey(w.ca, checked)) == "1" })
+	for _, ln := range append(w.cfg.HTTP.Listeners, w.cfg.TLS.Listeners...) {
+		ln.Close()
+	}
+	w.routes[publicV4+":80"], w.routes[publicV4+":443"] = plainLn.Addr().String(), tlsLn.Addr().String()
+	w.routes["127.0.0.1:80"], w.routes["127.0.0.1:443"] = plainLn.Addr().String(), tlsLn.Addr().String()
+	w.cfg.HTTP, w.cfg.TLS = Port{Running: "127.0.0.1:80"}, Port{Running: "127.0.0.1:443"}
+	w.want(w.check(), "ok certificate: there is one, valid until", "ok account: the CA knows",
+		"ok port 80: the plusminus that runs here answers", "ok port 443: the plusminus that runs here answers")
+
+	w.cfg.SealKeys = [][]byte{testSealKey(2)}
+	unknown := []string{"warning port 80: nothing can be put where", "warning port 443: nothing can be put where", "warning challenges: cannot be told"}
+	w.want(w.check(), append(unknown, "problem shared store: all replicas need the same key")...)
+	srv.Kill()
+	w.want(w.check(), append(unknown, "problem shared store: refused")...)
+	if entries, err := os.ReadDir(w.cfg.Dir); err != nil || len(entries) != 1 { // the server's copies
+		t.Errorf("left behind: %v, %v", entries, err)
+	}
+}
