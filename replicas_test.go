@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -178,7 +179,7 @@ func TestReplicasShareCertificates(t *testing.T) {
 	ca := pebbletest.Start(t, pebbletest.Config{TLSPort: f.port})
 	dir := t.TempDir()
 	root, key := filepath.Join(dir, "root.pem"), filepath.Join(dir, "key")
-	for file, text := range map[string][]byte{root: ca.DirectoryRootPEM, key: []byte("CkkN8xkWzhTLuIqhWkF9fVZ7tq5bHX4kQnpj3mUz0vI=\n")} {
+	for file, text := range map[string][]byte{root: ca.DirectoryRootPEM, key: []byte(base64.StdEncoding.EncodeToString(make([]byte, acme.SealKeySize)))} {
 		if err := os.WriteFile(file, text, 0o600); err != nil {
 			t.Fatal(err)
 		}

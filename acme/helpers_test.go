@@ -171,6 +171,11 @@ func prepare(t testing.TB, cfg Config, tlsLn, plainLn net.Listener) *server {
 		secure.Close()
 		open.Close()
 		wg.Wait()
+		if t.Failed() {
+			for _, e := range s.log.logged("") {
+				t.Log(e)
+			}
+		}
 	})
 	s.run = func() {
 		ctx, cancel := context.WithCancel(t.Context())
