@@ -436,11 +436,7 @@ func (p *Provider) attempt(ctx context.Context, s *site, a *authority, why reaso
 	}
 
 	before, plan := a.plan, a.plan.clone()
-	save := func() error {
-		err := plan.save(a.store, s.name, p.now())
-		a.planSeen = seen(a.store, s.name+planSuffix)
-		return err
-	}
+	save := func() error { return p.writePlan(s, a, plan) }
 	t := &attempt{
 		name:       s.name,
 		challenges: plan.challenges(p.challengeTypes(), p.now()),
@@ -570,10 +566,17 @@ func (p *Provider) saveAgain(s *site, a *authority) {
 }
 
 func (p *Provider) savePlan(s *site, a *authority) {
-	if err := a.plan.save(a.store, s.name, p.now()); err != nil {
+	if err := p.writePlan(s, a, a.plan); err != nil {
 		p.log.Warn("plan not stored", "domain", s.name, "err", err)
 	}
+}
+
+// writePlan stores pl, which is a's or is going to be.
+func (p *Provider) writePlan(s *site, a *authority, pl *plan) error {
+	err := pl.save(a.store, s.name, p.now())
 	a.planSeen = seen(a.store, s.name+planSuffix)
+	a.lost = a.lost || err != nil && a.restore != nil // the lock may have been lost with all the rest
+	return err
 }
 
 // restore stores what the store has lost: it was replaced or flushed, or was away when we started with our
@@ -589,8 +592,8 @@ func (p *Provider) restore(s *site, a *authority) {
 		return
 	}
 	err = a.restore()
-	if err == nil && a.planSeen != "" && seen(a.store, s.name+planSuffix) == "" {
-		p.savePlan(s, a)
+	if err == nil && seen(a.store, s.name+planSuffix) == "" {
+		err = p.writePlan(s, a, a.plan)
 	}
 	c := s.current.Load()
 	lacks := err == nil && c != nil && c.from == a && seen(a.store, s.name) == ""
