@@ -95,9 +95,11 @@ func (c *client) readLoop() (err error) {
 			return err
 		}
 		delta, refused, err := readAction(typ, r)
-		switch {
-		case err != nil:
+		if err != nil {
 			return err
+		}
+		c.shard.counts.received.Add(1)
+		switch {
 		case refused != nil:
 			c.refuse(refused)
 			if !refused.rubbish() {
@@ -173,14 +175,14 @@ func readAction(typ websocket.MessageType, r io.Reader) (int8, *refusal, error) 
 // refuse tells the client why its message changed nothing. Safe from any goroutine, but
 // the shard's.
 func (c *client) refuse(r *refusal) {
-	if r != undecided {
-		c.hub.refusals.Add(1)
-	}
+	c.shard.counts.refuse(r)
 	if c.wire.sock.blocked() {
 		return // it does not read; what it would not get cannot be missed
 	}
 	if _, err := c.wire.send(r.frame, false); err != nil {
 		c.wire.sock.abort() // readLoop finds out
+	} else {
+		c.shard.counts.errors.Add(1)
 	}
 	if c.wire.sock.blocked() {
 		c.noteBlocked()

@@ -67,7 +67,6 @@ type Hub struct {
 	nextShard atomic.Uint32
 	away      atomic.Bool   // the store does not answer: actions are refused
 	blocked   atomic.Int64  // clients that are blocked
-	refusals  atomic.Uint64 // messages that were refused
 	stalled   atomic.Uint64 // clients disconnected since they took nothing
 	silent    atomic.Uint64 // clients disconnected since they did not answer a ping
 
@@ -79,6 +78,12 @@ type Hub struct {
 	newsErr   error         // why a shared store cannot be used, as it says itself
 	unknown   bool          // no value has been known yet
 	admitted  addressCounts // clients, from before their opening handshake to the end of their goroutine
+
+	// Guarded by mu. For Counts.
+	joined               uint64
+	counted              uint64
+	applies              Durations
+	applyErrors, outages uint64
 }
 
 // recentValues is how many of the newest values are kept. A client that is at most so
@@ -299,7 +304,7 @@ func (h *Hub) loop(snap Snapshot) {
 			// have done what it was given, or do it yet.
 			if inFlight.claimed.CompareAndSwap(false, true) {
 				h.away.Store(true)
-				h.noteStore(errNoAnswer)
+				h.noteNoAnswer()
 				tellAll(inFlight.actions, undecided)
 				waiting.refuse()
 			}
@@ -403,8 +408,9 @@ func (b *batch) add(a action, value int64, inFlight *batch) {
 func (h *Hub) commitLoop(ctx context.Context) {
 	defer h.running.Done()
 	for b := range h.commits {
+		began := time.Now()
 		snap, err := h.store.Apply(ctx, b.delta)
-		h.noteStore(err)
+		h.noteApply(len(b.deltas), time.Since(began), err)
 		if b.claimed.CompareAndSwap(false, true) {
 			b.tell(err)
 		}
@@ -439,13 +445,26 @@ func tellAll(actions []action, r *refusal) {
 	}
 }
 
-// noteStore remembers what became of the last commit.
-func (h *Hub) noteStore(err error) {
-	if errors.Is(err, ErrRange) {
+// noteApply remembers what became of the last commit, which was of n actions.
+func (h *Hub) noteApply(n int, took time.Duration, err error) {
+	outOfRange := errors.Is(err, ErrRange)
+	if outOfRange {
 		err = nil // an answer like any other
 	}
-	h.noteHealth(func() { h.storeErr = err })
+	h.noteHealth(func() {
+		h.storeErr = err
+		h.applies.observe(took)
+		switch {
+		case err != nil:
+			h.applyErrors++
+		case !outOfRange:
+			h.counted += uint64(n)
+		}
+	})
 }
+
+// noteNoAnswer remembers that the last commit takes too long.
+func (h *Hub) noteNoAnswer() { h.noteHealth(func() { h.storeErr = errNoAnswer }) }
 
 // noteNews remembers what a shared store says of itself.
 func (h *Hub) noteNews(err error) { h.noteHealth(func() { h.newsErr = err }) }
@@ -456,6 +475,9 @@ func (h *Hub) noteHealth(set func()) {
 	was := h.healthLocked()
 	set()
 	err := h.healthLocked()
+	if err != nil && was == nil {
+		h.outages++
+	}
 	h.mu.Unlock()
 	switch {
 	case err != nil && was == nil:
@@ -574,6 +596,7 @@ func (h *Hub) countUsers(n int) {
 	h.mu.Lock()
 	h.published.users += n
 	h.published.usersSeq++
+	h.joined += uint64(max(n, 0))
 	h.mu.Unlock()
 	wake(h.presence)
 }
@@ -586,7 +609,9 @@ type Stats struct {
 	Version uint64 `json:"version"`           // of the store
 	Users   int    `json:"users"`             // clients of all hubs that share the store
 	Clients int    `json:"clients"`           // clients that have joined this one
+	Max     int    `json:"max,omitempty"`     // how many there may be; 0 is no cap
 	Hubs    int    `json:"hubs,omitempty"`    // that share the store, this one included
+	Behind  int    `json:"behind"`            // of Clients, how many have not been sent Value yet
 	Blocked int64  `json:"blocked"`           // of Clients, how many do not take what they are sent
 	Refused uint64 `json:"refused"`           // messages refused since the start
 	Stalled uint64 `json:"stalled"`           // clients disconnected since they took nothing for 10 seconds
@@ -605,9 +630,11 @@ func (h *Hub) Stats() Stats {
 		Version: h.published.version,
 		Users:   h.published.users,
 		Clients: h.published.clients(),
+		Max:     h.cfg.MaxClients,
 		Hubs:    h.published.hubs,
+		Behind:  h.behind(h.published.stateSeq),
 		Blocked: h.blocked.Load(),
-		Refused: h.refusals.Load(),
+		Refused: h.refused(),
 		Stalled: h.stalled.Load(),
 		Silent:  h.silent.Load(),
 	}

@@ -76,13 +76,20 @@ func (c *client) readKnown() error {
 // go on: 0 if what comes then is for the library.
 func (c *client) takeKnown(p []byte) (n, need int) {
 	run := action{from: c}
+	actions := uint64(0)
 	for {
 		size, delta := knownFrame(p[n:])
 		if size == 0 || n+size > len(p) {
+			if actions > 0 {
+				c.shard.counts.received.Add(actions)
+			}
 			c.act(run)
 			return n, size
 		}
 		n += size
+		if delta != 0 {
+			actions++
+		}
 		switch {
 		case delta == 0:
 			// A pong. That it came is all that it says, and Read has noted that.

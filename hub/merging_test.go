@@ -49,6 +49,7 @@ func mergingContract(t *testing.T, seed uint64) (merged int) {
 		clients[i] = newSeries(h)
 	}
 	all := append([]*series{observer}, clients...)
+	first := len(clients)
 	sent := 0
 	for range 300 {
 		i := rng.IntN(len(clients))
@@ -84,6 +85,10 @@ func mergingContract(t *testing.T, seed uint64) (merged int) {
 			t.Errorf("the observer received %d and then %d", history[i-1], history[i])
 		}
 	}
+	counts := h.Counts()
+	if n := uint64(sent); counts.Counted != n || counts.Received != n || counts.Joined != uint64(len(all)) {
+		t.Errorf("counted %d, received %d, joined %d, want %d, %d and %d", counts.Counted, counts.Received, counts.Joined, n, n, len(all))
+	}
 	newest := h.Stats().Value
 	for i, c := range all {
 		values := c.values()
@@ -104,6 +109,20 @@ func mergingContract(t *testing.T, seed uint64) (merged int) {
 		if c.open() && (len(values) == 0 || values[len(values)-1] != newest) {
 			t.Errorf("connection %d received %v, which does not end in %d", i, values, newest)
 		}
+	}
+	// Whoever was there all the time has received each value, or had it merged. Of the others it
+	// cannot be told from outside when they came.
+	missed := 0
+	for _, c := range all[:1+first] {
+		if c.open() {
+			missed += len(history) - len(c.values())
+		}
+	}
+	if counts.Merged < uint64(missed) {
+		t.Errorf("at least %d values were merged, and the hub has counted %d", missed, counts.Merged)
+	}
+	if got := h.Stats().Behind; got != 0 {
+		t.Errorf("%d clients are behind, want none", got)
 	}
 	for _, c := range clients {
 		if !c.open() {

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/coder/websocket"
@@ -28,6 +29,13 @@ type shard struct {
 	slot     int
 	draining bool
 	aborting bool
+	tally    tally
+
+	mu     sync.Mutex
+	handed tally // tally as of the last turn. Guarded by mu.
+
+	_      [64]byte    // so that what clients count is in no cache line that run uses
+	counts atomicTally // safe from any goroutine
 }
 
 // membership is a client's join or leave. Both go through one channel, so that they
@@ -60,12 +68,30 @@ const (
 )
 
 func newShard(h *Hub) *shard {
-	return &shard{
+	s := &shard{
 		hub:     h,
 		wake:    make(chan struct{}, 1),
 		members: make(chan membership, 128),
 		stuck:   make(chan *client, 128),
 	}
+	s.tally.swept = h.published.stateSeq // nobody is behind
+	s.handOver()
+	return s
+}
+
+// handOver lets others see what was counted.
+func (s *shard) handOver() {
+	s.tally.clients = len(s.clients)
+	s.mu.Lock()
+	s.handed = s.tally
+	s.mu.Unlock()
+}
+
+// told returns what was counted up to the last turn of run. Safe from any goroutine.
+func (s *shard) told() tally {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.handed
 }
 
 func (s *shard) run() {
@@ -93,9 +119,11 @@ func (s *shard) run() {
 		case <-wake:
 			began := time.Now()
 			s.sweep()
+			took := time.Since(began)
+			s.tally.sweeps.observe(took)
 			if len(s.wake) > 0 { // the state changes faster than all can be told
 				wake = nil
-				pause.Reset(min(time.Since(began), longestPause))
+				pause.Reset(min(took, longestPause))
 			}
 		case <-pause.C:
 			wake = s.wake
@@ -126,6 +154,7 @@ func (s *shard) run() {
 				flush.Stop()
 			}
 		}
+		s.handOver()
 	}
 }
 
@@ -147,6 +176,8 @@ func (s *shard) join(c *client) {
 	s.scratch = appendUsers(s.scratch[:0], now.users)
 	s.scratch = appendState(s.scratch, now.value())
 	c.users, c.usersSeq, c.stateSeq = now.users, now.usersSeq, now.stateSeq
+	s.tally.users++
+	s.tally.states++
 	s.write(c, s.scratch)
 }
 
@@ -167,6 +198,18 @@ func (s *shard) sweep() {
 	s.encode(s.hub.snapshot())
 	for _, c := range s.clients {
 		s.deliver(c)
+	}
+	s.tally.swept = s.now.stateSeq
+	s.countBehind()
+}
+
+// countBehind counts those that a sweep could not bring up to its state. They are blocked.
+func (s *shard) countBehind() {
+	s.tally.behind = 0
+	for _, c := range s.blocked {
+		if c.index >= 0 && !c.closing && c.stateSeq < s.now.stateSeq {
+			s.tally.behind++
+		}
 	}
 }
 
@@ -195,17 +238,20 @@ func (s *shard) deliver(c *client) {
 	var frames []byte
 	if stateDue {
 		// Each value that it has not seen if they are few, or else the newest alone.
-		first := recentValues - 1
-		if n := s.now.stateSeq - c.stateSeq; n <= recentValues {
-			first = recentValues - int(n)
+		n := s.now.stateSeq - c.stateSeq
+		if n > recentValues {
+			s.tally.merged += n - 1
+			n = 1
 		}
-		frames = s.states[s.offsets[first]:]
+		frames = s.states[s.offsets[recentValues-n]:]
 		c.stateSeq = s.now.stateSeq
+		s.tally.states += n
 	}
 	if usersDue {
 		s.scratch = append(append(s.scratch[:0], s.users...), frames...)
 		frames = s.scratch
 		c.users = s.now.announced
+		s.tally.users++
 	}
 	c.usersSeq = max(c.usersSeq, s.now.announcedSeq)
 	s.write(c, frames)
@@ -261,6 +307,7 @@ func (s *shard) flushBlocked() {
 		}
 	}
 	clear(blocked[len(s.blocked):])
+	s.countBehind()
 }
 
 // schedule has turnWheel look at c in the given number of seconds, which is above 0 and

@@ -1,0 +1,183 @@
+package hub
+
+import (
+	"errors"
+	"maps"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// kinds counts what p has received since the last call, by type.
+func (p *peer) kinds() map[string]uint64 {
+	n := make(map[string]uint64)
+	for _, m := range p.take() {
+		kind, _, _ := strings.Cut(m, " ")
+		n[kind]++
+	}
+	return n
+}
+
+// Each message is counted once, on its way in and on its way out.
+func TestCountsOfMessages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHub(t, Config{ActionRate: 1, ActionBurst: 4})
+		defer h.stop()
+		a, b := h.join(), h.join()
+		for range 5 {
+			a.send(plus) // the fifth is one too many
+		}
+		b.send(`{"action":"minus","by":"the library's way in"}`)
+		b.send(`{"action":"times"}`)
+		b.send("x")
+		b.send("x")
+		if err := b.ws.Write(t.Context(), websocket.MessageBinary, []byte(plus)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		got := a.kinds()
+		for kind, n := range b.kinds() {
+			got[kind] += n
+		}
+		c := h.Counts()
+		if sent := map[string]uint64{"users": c.SentUsers, "state": c.SentStates, "error": c.SentErrors}; !maps.Equal(sent, got) {
+			t.Errorf("sent %v, and clients received %v", sent, got)
+		}
+		if c.Joined != 2 || c.Received != 10 || c.Counted != 5 || c.Undecided != 0 || c.Merged != 0 {
+			t.Errorf("joined %d, received %d, counted %d, undecided %d, merged %d, want 2, 10, 5, 0 and 0", c.Joined, c.Received, c.Counted, c.Undecided, c.Merged)
+		}
+		want := map[string]uint64{"bad_message": 2, "unknown_action": 1, "binary_message": 1, "rate_limited": 1, "out_of_range": 0, "store_unavailable": 0}
+		if !maps.Equal(c.Refused, want) {
+			t.Errorf("refused %v, want %v", c.Refused, want)
+		}
+		if got := h.Stats().Refused; got != 5 {
+			t.Errorf("Stats has %d refused, want 5", got)
+		}
+		if c.Sweeps.Count() < 5 || c.Applies.Count() != 5 {
+			t.Errorf("%d sweeps and %d calls of the store for 5 changes, one at a time", c.Sweeps.Count(), c.Applies.Count())
+		}
+	})
+}
+
+// A blocked client is behind from the first value that it is not sent until it takes the newest,
+// and what it then has not been sent was merged.
+func TestCountsOfMerging(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHub(t, Config{Shards: 1, MaxClients: 3})
+		defer h.stop()
+		a := h.join()
+		ws, _ := h.dial()
+		synctest.Wait()
+		for h.Stats().Blocked == 0 {
+			a.send(plus)
+		}
+		if st := h.Stats(); st.Behind != 0 || st.Max != 3 {
+			t.Errorf("%d behind of at most %d, want 0 of 3: what is kept for a client was sent", st.Behind, st.Max)
+		}
+		const more = 100
+		a.send(plus)
+		if got := h.Stats().Behind; got != 1 {
+			t.Errorf("%d behind, want 1", got)
+		}
+		for range more - 1 {
+			a.send(plus)
+		}
+		p := &peer{t: t, ws: ws}
+		go p.read()
+		time.Sleep(2 * flushEvery)
+		c := h.Counts()
+		if got := h.Stats().Behind; got != 0 || c.Merged != more-1 {
+			t.Errorf("%d behind and %d values merged, want 0 and %d", got, c.Merged, more-1)
+		}
+		if got := a.kinds()["state"] + p.kinds()["state"]; c.SentStates != got {
+			t.Errorf("%d values sent, and clients received %d", c.SentStates, got)
+		}
+	})
+}
+
+// While a sweep is on, all of its shard's clients are behind.
+func TestBehindDuringSweep(t *testing.T) {
+	s, _ := newSinkShard(t, 3)
+	h := s.hub
+	h.shards = []*shard{s}
+	s.handOver()
+	if got := h.behind(h.published.stateSeq); got != 0 {
+		t.Errorf("%d behind before the change, want 0", got)
+	}
+	h.published.push(Snapshot{Version: 1, Value: 1}, []int8{+1})
+	if got := h.behind(h.published.stateSeq); got != 3 {
+		t.Errorf("%d behind before the sweep, want 3", got)
+	}
+	s.sweep()
+	s.handOver()
+	if got := h.behind(h.published.stateSeq); got != 0 {
+		t.Errorf("%d behind after the sweep, want 0", got)
+	}
+}
+
+func TestCountsOfStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &stuckStore{}
+		h := newFakeHub(t, Config{Store: store})
+		defer h.stop()
+		a := h.join()
+		a.send(plus)
+		c := h.Counts()
+		if c.Counted != 1 || c.Applies.Count() != 1 || c.ApplyErrors != 0 || c.Outages != 0 {
+			t.Errorf("after one action: %+v", c)
+		}
+		store.stuck = make(chan error)
+		a.send(plus)
+		time.Sleep(storePatience)
+		a.send(minus)
+		c = h.Counts()
+		if c.Counted != 1 || c.Undecided != 1 || c.Outages != 1 || c.ApplyErrors != 0 || c.Refused["store_unavailable"] != 1 {
+			t.Errorf("while the store does not answer: %+v", c)
+		}
+		store.stuck <- errors.New("disk full")
+		synctest.Wait()
+		c = h.Counts()
+		if c.Counted != 1 || c.ApplyErrors != 1 || c.Outages != 1 || c.Refused["store_unavailable"] != 2 || c.Applies.Sum != storePatience {
+			t.Errorf("after it has failed: %+v", c)
+		}
+		close(store.stuck)
+		time.Sleep(storeRetry)
+		a.send(plus)
+		c = h.Counts()
+		if c.Counted != 2 || c.Outages != 1 || c.ApplyErrors != 1 {
+			t.Errorf("after it has come back: %+v", c)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		store := new(Memory)
+		if _, err := store.Apply(t.Context(), MaxValue); err != nil {
+			t.Fatal(err)
+		}
+		h := newFakeHub(t, Config{Store: store})
+		defer h.stop()
+		h.join().send(plus)
+		if c := h.Counts(); c.Counted != 0 || c.Refused["out_of_range"] != 1 || c.ApplyErrors != 0 || c.Outages != 0 {
+			t.Errorf("at the limit: %+v, want one out_of_range and no failure of the store", c)
+		}
+	})
+}
+
+func TestDurations(t *testing.T) {
+	var d Durations
+	least, most := DurationBounds[0], DurationBounds[len(DurationBounds)-1]
+	for _, took := range []time.Duration{0, least, least + 1, most, most + 1} {
+		d.observe(took)
+	}
+	n := len(d.Counts)
+	if d.Counts[0] != 2 || d.Counts[1] != 1 || d.Counts[n-2] != 1 || d.Counts[n-1] != 1 || d.Count() != 5 || d.Sum != 2*least+2*most+2 {
+		t.Errorf("%+v, want 2 and 1 in the first two, and 1 and 1 in the last two", d)
+	}
+	for i := 1; i < len(DurationBounds); i++ {
+		if DurationBounds[i] <= DurationBounds[i-1] {
+			t.Errorf("bound %v follows %v", DurationBounds[i], DurationBounds[i-1])
+		}
+	}
+}
