@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"plusminus/acme"
+	"plusminus/hub"
 )
 
 // A metric is what is told of one thing under one name.
@@ -21,22 +22,43 @@ func newMetric(kind prometheus.ValueType, name, help string, labels ...string) m
 	return metric{prometheus.NewDesc("plusminus_"+name, help, labels, nil), kind}
 }
 
-// Times are seconds since 1970, as everywhere in Prometheus; a metric is left out while there is no
-// such time.
+// A histogram is a metric of durations.
+type histogram struct{ desc *prometheus.Desc }
+
+func newHistogram(name, help string) histogram {
+	return histogram{prometheus.NewDesc("plusminus_"+name, help, nil, nil)}
+}
+
+// All of them, which README's tables explain. Times are seconds since 1970, as everywhere in
+// Prometheus; a metric is left out while there is no such time.
 var (
 	metricInfo  = newMetric(prometheus.GaugeValue, "build_info", "Always 1.", "version")
 	metricReady = newMetric(prometheus.GaugeValue, "ready", "1 if clients can be served, as /readyz says.")
 
 	metricClients = newMetric(prometheus.GaugeValue, "clients", "Clients that have joined.")
-	metricUsers   = newMetric(prometheus.GaugeValue, "users", "Clients of all replicas that share the store.")
-	metricHubs    = newMetric(prometheus.GaugeValue, "replicas", "Replicas that share the store, this one included.")
-	metricEpoch   = newMetric(prometheus.GaugeValue, "store_epoch", "1, and one more each time that a shared store turned out to have been replaced, flushed or set back.")
-	metricValue   = newMetric(prometheus.GaugeValue, "value", "The counter.")
+	metricMax     = newMetric(prometheus.GaugeValue, "clients_max", "How many clients there may be.")
+	metricJoined  = newMetric(prometheus.CounterValue, "clients_joined_total", "Clients that have joined since the start.")
+	metricBehind  = newMetric(prometheus.GaugeValue, "clients_behind", "Clients that have not been sent the newest value; those that a sweep has not come to are among them.")
 	metricBlocked = newMetric(prometheus.GaugeValue, "clients_blocked", "Clients that do not take what they are sent.")
 	metricStalled = newMetric(prometheus.CounterValue, "clients_stalled_total", "Clients disconnected since they took nothing for 10 seconds.")
 	metricSilent  = newMetric(prometheus.CounterValue, "clients_silent_total", "Clients disconnected since they did not answer a ping.")
-	metricRefused = newMetric(prometheus.CounterValue, "messages_refused_total", "Messages of clients that were refused.")
-	metricStore   = newMetric(prometheus.GaugeValue, "store_up", "1 if the counter can be stored.")
+	metricUsers   = newMetric(prometheus.GaugeValue, "users", "Clients of all replicas that share the store.")
+	metricHubs    = newMetric(prometheus.GaugeValue, "replicas", "Replicas that share the store, this one included.")
+
+	metricReceived  = newMetric(prometheus.CounterValue, "messages_received_total", "Messages of clients.")
+	metricSent      = newMetric(prometheus.CounterValue, "messages_sent_total", "Messages to clients, by type.", "type")
+	metricRefused   = newMetric(prometheus.CounterValue, "messages_refused_total", "Messages of clients that were refused, by the code of the error.", "code")
+	metricActions   = newMetric(prometheus.CounterValue, "actions_total", "Actions by outcome: counted, or the code of the error.", "outcome")
+	metricUndecided = newMetric(prometheus.CounterValue, "actions_undecided_total", "Actions that the store had not answered in time; when it has, actions_total has their outcome.")
+	metricMerged    = newMetric(prometheus.CounterValue, "changes_merged_total", "Values that a client was not sent because a newer one was, summed over clients.")
+	metricSweeps    = newHistogram("sweep_duration_seconds", "How long sweeps took. One writes the newest state to all clients of a shard that are behind.")
+
+	metricValue       = newMetric(prometheus.GaugeValue, "value", "The counter.")
+	metricStore       = newMetric(prometheus.GaugeValue, "store_up", "1 if the counter can be stored.")
+	metricOutages     = newMetric(prometheus.CounterValue, "store_outages_total", "How often the store has become unusable: it failed, did not answer in time, or was out of reach.")
+	metricApplies     = newHistogram("store_apply_duration_seconds", "How long the store took for a batch of actions.")
+	metricApplyErrors = newMetric(prometheus.CounterValue, "store_errors_total", "Batches that the store failed to take.")
+	metricEpoch       = newMetric(prometheus.GaugeValue, "store_epoch", "1, and one more each time that a shared store turned out to have been replaced, flushed or set back.")
 
 	metricValid     = newMetric(prometheus.GaugeValue, "certificate_valid", "1 if visitors are served a certificate that is valid now.", "domain", "source")
 	metricNotBefore = newMetric(prometheus.GaugeValue, "certificate_not_before_timestamp_seconds", "When the certificate that is served becomes valid.", "domain", "source")
@@ -78,8 +100,28 @@ func (m metrics) Collect(out chan<- prometheus.Metric) {
 	tell(metricInfo, 1, versionString())
 	tell(metricReady, flag01(m.health.ready() == nil))
 
-	st := m.health.hub.Stats()
+	tellStats(tell, m.health.hub.Stats())
+	counts := m.health.hub.Counts()
+	tellCounts(tell, counts)
+	out <- constHistogram(metricSweeps, &counts.Sweeps)
+	out <- constHistogram(metricApplies, &counts.Applies)
+	if m.health.certs == nil {
+		return
+	}
+	for _, st := range m.health.certs.Status() {
+		tellCertificate(tell, st)
+	}
+}
+
+func tellStats(tell func(metric, float64, ...string), st hub.Stats) {
 	tell(metricClients, float64(st.Clients))
+	if st.Max > 0 {
+		tell(metricMax, float64(st.Max))
+	}
+	tell(metricBehind, float64(st.Behind))
+	tell(metricBlocked, float64(st.Blocked))
+	tell(metricStalled, float64(st.Stalled))
+	tell(metricSilent, float64(st.Silent))
 	tell(metricUsers, float64(st.Users))
 	if !st.Unknown {
 		tell(metricValue, float64(st.Value))
@@ -88,18 +130,35 @@ func (m metrics) Collect(out chan<- prometheus.Metric) {
 		tell(metricHubs, float64(st.Hubs))
 		tell(metricEpoch, float64(st.Epoch))
 	}
-	tell(metricBlocked, float64(st.Blocked))
-	tell(metricStalled, float64(st.Stalled))
-	tell(metricSilent, float64(st.Silent))
-	tell(metricRefused, float64(st.Refused))
 	tell(metricStore, flag01(st.Store == ""))
+}
 
-	if m.health.certs == nil {
-		return
+func tellCounts(tell func(metric, float64, ...string), c hub.Counts) {
+	tell(metricJoined, float64(c.Joined))
+	tell(metricReceived, float64(c.Received))
+	tell(metricSent, float64(c.SentUsers), "users")
+	tell(metricSent, float64(c.SentStates), "state")
+	tell(metricSent, float64(c.SentErrors), "error")
+	for code, n := range c.Refused {
+		tell(metricRefused, float64(n), code)
 	}
-	for _, st := range m.health.certs.Status() {
-		tellCertificate(tell, st)
+	for outcome, n := range c.Actions {
+		tell(metricActions, float64(n), outcome)
 	}
+	tell(metricUndecided, float64(c.Undecided))
+	tell(metricMerged, float64(c.Merged))
+	tell(metricOutages, float64(c.Outages))
+	tell(metricApplyErrors, float64(c.ApplyErrors))
+}
+
+func constHistogram(h histogram, d *hub.Durations) prometheus.Metric {
+	buckets := make(map[float64]uint64)
+	n := uint64(0)
+	for i, bound := range hub.DurationBounds {
+		n += d.Counts[i]
+		buckets[bound.Seconds()] = n
+	}
+	return prometheus.MustNewConstHistogram(h.desc, d.Count(), d.Sum.Seconds(), buckets)
 }
 
 func tellCertificate(tell func(metric, float64, ...string), st acme.Status) {

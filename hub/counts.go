@@ -50,11 +50,11 @@ type Counts struct {
 	// client. What a client did not see since it had left, or not come yet, is not among them.
 	Merged uint64
 
-	// Counted is how many actions have changed the value. Refused is how many messages were
-	// refused, actions or not, by the code that the sender was told. Undecided is how many
-	// actions the store had not answered in time; they are among the others when it has.
-	Counted   uint64
+	// Refused is how many messages were refused, actions or not, by the code that the sender was
+	// told. Actions has the actions by outcome: that code, or "counted". Undecided is how many
+	// the store had not answered in time; when it has, Actions has them, too.
 	Refused   map[string]uint64
+	Actions   map[string]uint64
 	Undecided uint64
 
 	Sweeps Durations // one is over the clients of one shard
@@ -69,10 +69,11 @@ type Counts struct {
 
 // Counts returns what has happened until now. A sweep that is on is not among it.
 func (h *Hub) Counts() Counts {
-	c := Counts{Refused: make(map[string]uint64)}
+	c := Counts{Refused: make(map[string]uint64), Actions: make(map[string]uint64)}
 	h.mu.Lock()
 	c.Joined = h.joined
-	c.Counted, c.Applies, c.ApplyErrors, c.Outages = h.counted, h.applies, h.applyErrors, h.outages
+	c.Actions["counted"] = h.counted
+	c.Applies, c.ApplyErrors, c.Outages = h.applies, h.applyErrors, h.outages
 	h.mu.Unlock()
 	for _, s := range h.shards {
 		t := s.told()
@@ -83,10 +84,14 @@ func (h *Hub) Counts() Counts {
 		c.Received += s.counts.received.Load()
 		c.SentErrors += s.counts.errors.Load()
 		for i, r := range refusals {
-			if n := s.counts.refused[i].Load(); r == undecided {
+			n := s.counts.refused[i].Load()
+			if r == undecided {
 				c.Undecided += n
-			} else {
-				c.Refused[r.code] += n
+				continue
+			}
+			c.Refused[r.code] += n
+			if !r.rubbish() {
+				c.Actions[r.code] += n
 			}
 		}
 	}

@@ -46,12 +46,16 @@ func TestCountsOfMessages(t *testing.T) {
 		if sent := map[string]uint64{"users": c.SentUsers, "state": c.SentStates, "error": c.SentErrors}; !maps.Equal(sent, got) {
 			t.Errorf("sent %v, and clients received %v", sent, got)
 		}
-		if c.Joined != 2 || c.Received != 10 || c.Counted != 5 || c.Undecided != 0 || c.Merged != 0 {
-			t.Errorf("joined %d, received %d, counted %d, undecided %d, merged %d, want 2, 10, 5, 0 and 0", c.Joined, c.Received, c.Counted, c.Undecided, c.Merged)
+		if c.Joined != 2 || c.Received != 10 || c.Actions["counted"] != 5 || c.Undecided != 0 || c.Merged != 0 {
+			t.Errorf("joined %d, received %d, counted %d, undecided %d, merged %d, want 2, 10, 5, 0 and 0", c.Joined, c.Received, c.Actions["counted"], c.Undecided, c.Merged)
 		}
-		want := map[string]uint64{"bad_message": 2, "unknown_action": 1, "binary_message": 1, "rate_limited": 1, "out_of_range": 0, "store_unavailable": 0}
-		if !maps.Equal(c.Refused, want) {
-			t.Errorf("refused %v, want %v", c.Refused, want)
+		refused := map[string]uint64{"bad_message": 2, "unknown_action": 1, "binary_message": 1, "rate_limited": 1, "out_of_range": 0, "store_unavailable": 0}
+		if !maps.Equal(c.Refused, refused) {
+			t.Errorf("refused %v, want %v", c.Refused, refused)
+		}
+		actions := map[string]uint64{"counted": 5, "rate_limited": 1, "out_of_range": 0, "store_unavailable": 0}
+		if !maps.Equal(c.Actions, actions) {
+			t.Errorf("actions %v, want %v", c.Actions, actions)
 		}
 		if got := h.Stats().Refused; got != 5 {
 			t.Errorf("Stats has %d refused, want 5", got)
@@ -126,7 +130,7 @@ func TestCountsOfStore(t *testing.T) {
 		a := h.join()
 		a.send(plus)
 		c := h.Counts()
-		if c.Counted != 1 || c.Applies.Count() != 1 || c.ApplyErrors != 0 || c.Outages != 0 {
+		if c.Actions["counted"] != 1 || c.Applies.Count() != 1 || c.ApplyErrors != 0 || c.Outages != 0 {
 			t.Errorf("after one action: %+v", c)
 		}
 		store.stuck = make(chan error)
@@ -134,20 +138,20 @@ func TestCountsOfStore(t *testing.T) {
 		time.Sleep(storePatience)
 		a.send(minus)
 		c = h.Counts()
-		if c.Counted != 1 || c.Undecided != 1 || c.Outages != 1 || c.ApplyErrors != 0 || c.Refused["store_unavailable"] != 1 {
+		if c.Actions["counted"] != 1 || c.Undecided != 1 || c.Outages != 1 || c.ApplyErrors != 0 || c.Refused["store_unavailable"] != 1 {
 			t.Errorf("while the store does not answer: %+v", c)
 		}
 		store.stuck <- errors.New("disk full")
 		synctest.Wait()
 		c = h.Counts()
-		if c.Counted != 1 || c.ApplyErrors != 1 || c.Outages != 1 || c.Refused["store_unavailable"] != 2 || c.Applies.Sum != storePatience {
+		if c.Actions["counted"] != 1 || c.ApplyErrors != 1 || c.Outages != 1 || c.Refused["store_unavailable"] != 2 || c.Applies.Sum != storePatience {
 			t.Errorf("after it has failed: %+v", c)
 		}
 		close(store.stuck)
 		time.Sleep(storeRetry)
 		a.send(plus)
 		c = h.Counts()
-		if c.Counted != 2 || c.Outages != 1 || c.ApplyErrors != 1 {
+		if c.Actions["counted"] != 2 || c.Outages != 1 || c.ApplyErrors != 1 {
 			t.Errorf("after it has come back: %+v", c)
 		}
 	})
@@ -159,7 +163,7 @@ func TestCountsOfStore(t *testing.T) {
 		h := newFakeHub(t, Config{Store: store})
 		defer h.stop()
 		h.join().send(plus)
-		if c := h.Counts(); c.Counted != 0 || c.Refused["out_of_range"] != 1 || c.ApplyErrors != 0 || c.Outages != 0 {
+		if c := h.Counts(); c.Actions["counted"] != 0 || c.Refused["out_of_range"] != 1 || c.ApplyErrors != 0 || c.Outages != 0 {
 			t.Errorf("at the limit: %+v, want one out_of_range and no failure of the store", c)
 		}
 	})

@@ -86,8 +86,8 @@ func mergingContract(t *testing.T, seed uint64) (merged int) {
 		}
 	}
 	counts := h.Counts()
-	if n := uint64(sent); counts.Counted != n || counts.Received != n || counts.Joined != uint64(len(all)) {
-		t.Errorf("counted %d, received %d, joined %d, want %d, %d and %d", counts.Counted, counts.Received, counts.Joined, n, n, len(all))
+	if n := uint64(sent); counts.Actions["counted"] != n || counts.Received != n || counts.Joined != uint64(len(all)) {
+		t.Errorf("counted %d, received %d, joined %d, want %d, %d and %d", counts.Actions["counted"], counts.Received, counts.Joined, n, n, len(all))
 	}
 	newest := h.Stats().Value
 	for i, c := range all {
