@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"plusminus/acme"
@@ -20,8 +21,9 @@ import (
 
 // health knows how the server is.
 type health struct {
-	hub   *hub.Hub
-	certs *acme.Provider // nil without TLS of our own
+	hub      *hub.Hub
+	certs    *acme.Provider // nil without TLS of our own
+	stopping atomic.Bool    // the process is about to end
 }
 
 // newAdmin returns what answers on the admin listener, which is for operators and their tools.
@@ -53,6 +55,9 @@ func (h *health) readyz(w http.ResponseWriter, r *http.Request) {
 
 // ready returns nil if clients can be served, or else all that is in the way.
 func (h *health) ready() error {
+	if h.stopping.Load() {
+		return errors.New("stopping")
+	}
 	err := h.hub.Ready()
 	if h.certs != nil {
 		err = errors.Join(err, h.certs.Ready())

@@ -169,7 +169,7 @@ func (o *options) flags() *flag.FlagSet {
 	fs.IntVar(&o.maxClientsPerIP, "max-clients-per-ip", 64, "`number` of clients of one IPv4 address or IPv6 /64; 0 is no limit, as is -plain\n(there all clients have the proxy's address)")
 	fs.Float64Var(&o.actionRate, "action-rate", 20, "`actions` a second that a client may send in the long run; 0 is no limit")
 	fs.IntVar(&o.actionBurst, "action-burst", 40, "`actions` that a client may send at once")
-	fs.DurationVar(&o.drain, "drain", 10*time.Second, "how long a stop may take to say goodbye to clients")
+	fs.DurationVar(&o.drain, "drain", 10*time.Second, "how long a stop may take to hand clients over: they are told to come back (1012),\na few at a time")
 	fs.StringVar(&o.logLevel, "log-level", "info", "`least` level to log: debug, info, warn or error")
 	fs.StringVar(&o.logFormat, "log-format", "auto", "text, json, or auto: text on a terminal, json elsewhere")
 	return fs

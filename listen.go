@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -21,23 +22,33 @@ type listeners struct {
 	http, admin net.Listener // nil is off
 }
 
-// listenAll opens all listeners of cfg, or none.
+// listenAll opens all listeners of cfg, or none. Those that the process was started with
+// take the place of the addresses of the flag of their name.
 func listenAll(ctx context.Context, cfg *config) (*listeners, error) {
-	lns := new(listeners)
+	passed, err := passedListeners(cfg)
+	if err != nil {
+		return nil, err
+	}
+	lns := &listeners{https: passed["https"]}
 	var errs []error
 	open := func(flagName, addr string) net.Listener {
 		// The hub pings its clients, and net/http bounds everything else: TCP has no need to
 		// probe each idle connection every 15 seconds.
 		lc := net.ListenConfig{KeepAlive: -1}
+		if lns := passed[flagName]; len(lns) > 0 {
+			return lns[0]
+		}
 		ln, err := lc.Listen(ctx, "tcp", addr)
 		if err != nil {
 			errs = append(errs, listenError(flagName, err))
 		}
 		return ln
 	}
-	for _, addr := range cfg.https {
-		if ln := open("https", addr); ln != nil {
-			lns.https = append(lns.https, ln)
+	if len(lns.https) == 0 {
+		for _, addr := range cfg.https {
+			if ln := open("https", addr); ln != nil {
+				lns.https = append(lns.https, ln)
+			}
 		}
 	}
 	if cfg.http != "" {
@@ -66,7 +77,15 @@ func listenError(flagName string, err error) error {
 }
 
 func (l *listeners) close() {
-	for _, ln := range append(l.https, l.http, l.admin) {
+	l.closePublic()
+	closeAll(l.admin)
+}
+
+// closePublic closes those that visitors reach.
+func (l *listeners) closePublic() { closeAll(append(slices.Clip(l.https), l.http)...) }
+
+func closeAll(lns ...net.Listener) {
+	for _, ln := range lns {
 		if ln != nil {
 			_ = ln.Close() // closed already, if a server has run on it
 		}

@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
 	"plusminus/acme"
@@ -140,24 +141,27 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(ad
 	log.Info("listening", "url", pageURL(cfg, addrs), "https", addrs.HTTPS, "http", addrs.HTTP, "admin", addrs.Admin)
 
 	public := &site{domains: cfg.domains, certs: certs, hub: h, page: static.Handler()}
+	health := &health{hub: h, certs: certs}
+	busy := new(busy)
 	var (
 		srv   = newServer(public, log) // TLS, or everything with -plain
 		plain = newServer(nil, log)    // challenges and redirects
-		admin = newServer(newAdmin(&health{hub: h, certs: certs}), log)
+		admin = newServer(newAdmin(health), log)
 	)
+	srv.ConnState, plain.ConnState = busy.connState, busy.connState
 	// The servers run until they are shut down; what comes first, the end of ctx or the
 	// failure of one, stops all.
 	g, ctx := errgroup.WithContext(ctx)
 	for _, ln := range lns.https {
 		secure := tls.NewListener(hub.NewListener(ln), certs.TLSConfig()) // here, since certs has to know before Run
-		g.Go(func() error { return serveOn(srv, secure) })
+		g.Go(func() error { return busy.serve(srv, secure) })
 	}
 	if lns.http != nil {
 		if cfg.plain {
-			g.Go(func() error { return serveOn(srv, hub.NewListener(lns.http)) })
+			g.Go(func() error { return busy.serve(srv, hub.NewListener(lns.http)) })
 		} else {
 			plain.Handler = certs.HTTPHandler(&redirect{site: public, port: httpsPort(addrs.HTTPS)})
-			g.Go(func() error { return serveOn(plain, lns.http) })
+			g.Go(func() error { return busy.serve(plain, lns.http) })
 		}
 	}
 	if lns.admin != nil {
@@ -171,11 +175,14 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(ad
 	if listening != nil {
 		listening(addrs)
 	}
+	notify(log, daemon.SdNotifyReady)
 
 	<-ctx.Done()
+	health.stopping.Store(true)
+	notify(log, daemon.SdNotifyStopping)
 	log.Info("stopping", "reason", context.Cause(ctx), "clients", h.Stats().Clients, "drain", cfg.drain.String())
 	began := time.Now()
-	stop(ctx, cfg.drain, h, log, srv, plain)
+	stop(ctx, cfg.drain, lns, busy, h, log, srv, plain)
 	admin.Close() // last, to say until now that we are stopping
 	err = g.Wait()
 	log.Info("stopped", "took", time.Since(began).Round(time.Millisecond).String())
@@ -199,21 +206,6 @@ func openStore(cfg *config, log *slog.Logger) (store hub.Store, closeStore func(
 		return nil, nil, err
 	}
 	return file, file.Close, nil
-}
-
-// stop ends the hub and the servers, and gives their clients as long as drain to finish.
-func stop(ctx context.Context, drain time.Duration, h *hub.Hub, log *slog.Logger, servers ...*http.Server) {
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
-	defer cancel()
-	// Shutdown of net/http does not know WebSockets, and the hub knows nothing else.
-	var g errgroup.Group
-	g.Go(func() error { return h.Shutdown(grace) })
-	for _, srv := range servers {
-		g.Go(func() error { return errors.Join(srv.Shutdown(grace), srv.Close()) })
-	}
-	if err := g.Wait(); err != nil {
-		log.Warn("some clients were cut off: they did not finish in time", "err", err)
-	}
 }
 
 // reloadOn has certs, unless it is nil, look at its files and ask its CAs at each signal, until ctx ends.
@@ -245,7 +237,7 @@ func makeFolder(dir string) error {
 }
 
 func serveOn(srv *http.Server, ln net.Listener) error {
-	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("serving on %s: %w", ln.Addr(), err)
 	}
 	return nil

@@ -385,7 +385,7 @@ func TestNotReady(t *testing.T) {
 	}
 }
 
-// The process as its supervisor sees it: SIGTERM, 1001 to clients, exit status 0.
+// The process as its supervisor sees it: SIGTERM, 1012 to clients, exit status 0.
 func TestProcess(t *testing.T) {
 	cmd := command(t, "-https", "127.0.0.1:0", "-http", "off", "-admin", "off", "-log-format", "json")
 	stderr, err := cmd.StderrPipe()
@@ -420,8 +420,8 @@ func TestProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _, err = ws.Read(t.Context())
-	if got := websocket.CloseStatus(err); got != websocket.StatusGoingAway {
-		t.Errorf("the connection ended with %v, want status code 1001", err)
+	if got := websocket.CloseStatus(err); got != websocket.StatusServiceRestart {
+		t.Errorf("the connection ended with %v, want status code 1012", err)
 	}
 	rest, err := io.ReadAll(io.MultiReader(log.Buffered(), stderr))
 	if err != nil {

@@ -12,8 +12,11 @@ import (
 // The WebSocket library closes by itself with 1002 (protocol error) and with 1009
 // (a message over [MaxMessage]).
 const (
-	// "1001 indicates that an endpoint is 'going away', such as a server going down".
-	codeStopping   = websocket.StatusGoingAway
+	// "1012 indicates that the service is restarted. A client may reconnect, and if it chooses
+	// to do, should reconnect using a randomized delay of 5 - 30s."
+	// https://www.ietf.org/mail-archive/web/hybi/current/msg09649.html
+	// To go for good looks the same from outside: who comes back finds another replica or nobody.
+	codeStopping   = websocket.StatusServiceRestart
 	reasonStopping = "the server is stopping"
 
 	// "1007 indicates that an endpoint is terminating the connection because it has
@@ -34,8 +37,7 @@ const (
 	maxRubbish = 16
 
 	// closeTimeout bounds the closing handshake, so that a peer that does not answer
-	// our close frame is disconnected all the same. It is below the 10 seconds that
-	// Docker and most supervisors give a process to stop.
+	// our close frame is disconnected all the same.
 	closeTimeout = 5 * time.Second
 
 	// stallTimeout is how long a blocked client may make no progress at all.

@@ -45,6 +45,11 @@
 // has not been given is refused, the senders of the batch are told that its fate is open,
 // and each readLoop refuses what comes, until the store has answered.
 //
+// # The end
+//
+// [Hub.Shutdown] has the shards close their clients in slices: each shard has one timer, and
+// no client has any. Those whose turn has not come are served meanwhile.
+//
 // # Several hubs on one value
 //
 // A store may be shared ([Shared]): then its news come to loop beside the actions, and

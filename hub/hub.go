@@ -55,12 +55,14 @@ type Hub struct {
 	presence  chan struct{} // serve -> loop: the number of clients changed; 1, a token is enough
 	commits   chan *batch   // loop -> commitLoop; one batch is on its way at most; closed by loop
 	committed chan result   // commitLoop -> loop; 1, so that commitLoop can end after loop; never closed
-	draining  chan struct{} // closed by Shutdown: clients are being closed
+	draining  chan struct{} // closed by Shutdown, when drain is set: clients are being closed
 	aborting  chan struct{} // closed by Shutdown: clients are disconnected
 	done      chan struct{} // closed by Shutdown when no client is left
 
 	clients sync.WaitGroup // the clients' goroutines
 	running sync.WaitGroup // all others
+
+	drain drain // immutable once draining is closed, and not to be read before
 
 	giveUp context.CancelCauseFunc // ends the context of the store's calls
 
@@ -657,14 +659,17 @@ func (h *Hub) Ready() error {
 	return nil
 }
 
-// Shutdown ends the hub: new clients are refused with 503, the others are closed with
-// status code 1001 and have 5 seconds to answer, then all that the store has been given
-// is done, or given up if it does not answer for another 1.5 seconds. When ctx ends before,
-// those that have not answered are disconnected and Shutdown returns ctx's error, with all
-// goroutines ended none the less. It must be called once.
+// Shutdown ends the hub: new clients are refused with 503, and the others closed with status
+// code 1012, so that they go elsewhere or come back. A few are closed at once, more of them
+// one each 2 ms, or so much faster that seven tenths of what ctx leaves are enough; meanwhile
+// those that are left are served. Each has two tenths, or 5 seconds, for its answer. Then all
+// that the store has been given is done, or given up if it does not answer for another 1.5
+// seconds. When ctx ends before, those that have not answered are disconnected and Shutdown
+// returns ctx's error, with all goroutines ended none the less. It must be called once.
 func (h *Hub) Shutdown(ctx context.Context) error {
 	h.mu.Lock()
 	h.stopping = true
+	h.drain = planDrain(ctx, h.published.clients())
 	h.mu.Unlock()
 	close(h.draining)
 

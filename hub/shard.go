@@ -4,8 +4,6 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
-
-	"github.com/coder/websocket"
 )
 
 // shard owns some of the clients and is the only one that sends them users and state.
@@ -29,6 +27,7 @@ type shard struct {
 	slot     int
 	draining bool
 	aborting bool
+	drain    shardDrain
 	tally    tally
 
 	mu     sync.Mutex
@@ -104,6 +103,8 @@ func (s *shard) run() {
 	pause := time.NewTimer(0)
 	defer pause.Stop()
 	pause.Stop() // runs between two sweeps
+	s.drain.next = newStoppedTimer()
+	defer s.drain.next.Stop()
 
 	wake := s.wake // nil between two sweeps
 	for {
@@ -140,7 +141,9 @@ func (s *shard) run() {
 		case <-flush.C:
 			s.flushBlocked()
 		case <-drain:
-			s.drain()
+			s.beginDrain()
+		case <-s.drain.next.C:
+			s.drainSlice()
 		case <-abort:
 			s.abort()
 		case <-s.hub.done:
@@ -167,7 +170,7 @@ func (s *shard) join(c *client) {
 		c.wire.sock.abort()
 		return
 	case s.draining:
-		s.closeClient(c, codeStopping, reasonStopping)
+		s.closeClient(c)
 		return
 	}
 	s.schedule(c, pingEvery+rand.IntN(pingJitter+1))
@@ -357,21 +360,13 @@ func (s *shard) turnWheel() {
 	}
 }
 
-// drain closes every client, those that join later included.
-func (s *shard) drain() {
-	s.draining = true
-	for _, c := range s.clients {
-		s.closeClient(c, codeStopping, reasonStopping)
-	}
-}
-
-// closeClient starts the closing handshake. serve ends it when the peer's close frame
-// comes, or at the read deadline.
-func (s *shard) closeClient(c *client, code websocket.StatusCode, reason string) {
+// closeClient starts the closing handshake of a client of a hub that is shut down. serve
+// ends it when the peer's close frame comes, or at the read deadline.
+func (s *shard) closeClient(c *client) {
 	c.closing = true
 	// It can fail only on a closed connection, as can the write.
-	_ = c.wire.SetReadDeadline(time.Now().Add(closeTimeout))
-	_, _ = c.wire.send(appendClose(nil, code, reason), true)
+	_ = c.wire.SetReadDeadline(time.Now().Add(s.hub.drain.answer))
+	_, _ = c.wire.send(appendClose(nil, codeStopping, reasonStopping), true)
 	if c.wire.sock.blocked() {
 		s.noteBlocked(c)
 	}
