@@ -501,8 +501,9 @@ func (is *issuer) order(ctx context.Context, a *attempt) (*xacme.Order, *ecdsa.P
 		options = nil
 		order, err = a.client.AuthorizeOrder(ctx, xacme.DomainIDs(a.name))
 	}
-	if err != nil && final(err) && a.transport.replaces != "" {
-		// It may have been replaced already, or be another account's, or another CA's.
+	if a.transport.replaces != "" && blamesReplaces(err) {
+		// It may have been replaced already, or be another account's, or another CA's; or the CA stumbles
+		// over it each time. The certificate matters more than what naming the old one saves.
 		why := err
 		a.transport.replaces = ""
 		order, err = a.client.AuthorizeOrder(ctx, xacme.DomainIDs(a.name), options...)
@@ -520,6 +521,14 @@ func (is *issuer) order(ctx context.Context, a *attempt) (*xacme.Order, *ecdsa.P
 		return nil, nil, &storeError{err}
 	}
 	return order, key, nil
+}
+
+// blamesReplaces reports whether an order that was answered with err may do better without naming the
+// certificate that it replaces. That holds for all that the CA itself says, but that there are too many
+// orders; trouble of its own, which was there again when the client repeated the order, included.
+func blamesReplaces(err error) bool {
+	var refused *xacme.Error
+	return errors.As(err, &refused) && refused.ProblemType != "" && refused.StatusCode != http.StatusTooManyRequests
 }
 
 // withoutProfile says that the CA's default is ordered in place of the profile that is wanted. A

@@ -385,6 +385,29 @@ func TestReplacesIsNotToBlame(t *testing.T) {
 	}
 }
 
+// A CA that fails over the certificate to be replaced each time, as plain Pebble 2.10.1 does with 1 of 256,
+// gives the next one all the same.
+func TestReplacesFailsTheCA(t *testing.T) {
+	t.Parallel()
+	tlsLn := listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+	s := serve(t, cfg, tlsLn, listen(t))
+	waitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil })
+	serial := s.status(t, domain).Serial
+	const tries = 4 // by the client, which repeats what meets a 500
+	ca.Inject(pebbletest.NewOrderPath, tries, pebbletest.Problem(500, "serverInternal", "could not find an order for the given certificate", ""))
+	if err := s.Renew(t.Context(), domain); err != nil {
+		t.Fatal(err)
+	}
+	orders := ca.NewOrders()
+	if n := len(orders); n != 1+tries+1 || orders[n-2].Replaces == "" || orders[n-1].Replaces != "" {
+		t.Errorf("orders %+v, want the last one to name nothing", orders)
+	}
+	if got := s.status(t, domain).Serial; got == serial {
+		t.Error("the certificate is the old one")
+	}
+}
+
 // While one replica asks the CA, the others wait for it, and do not ask the fallback.
 func TestFallbackWaitsForOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -136,6 +136,8 @@ type CA struct {
 	// latter without a lock.
 	renewal sync.RWMutex
 
+	orders sync.Mutex // held by remember
+
 	mu sync.Mutex
 	// Guarded by mu.
 	requests    []Request
@@ -233,6 +235,9 @@ func (c *CA) ShiftDate(d time.Duration) {
 func (c *CA) serve(w http.ResponseWriter, r *http.Request) {
 	// Until the body is read, net/http does not notice that the client has gone.
 	body, err := io.ReadAll(r.Body)
+	if r.URL.Path == NewOrderPath {
+		c.remember(body)
+	}
 	f, shift := c.arrived(r, body)
 	if err != nil {
 		panic(http.ErrAbortHandler)

@@ -2,6 +2,7 @@ package pebbletest
 
 import (
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"iter"
 	"net/http"
@@ -39,14 +40,52 @@ type Identifier struct {
 	Value string `json:"value"`
 }
 
-// arrived notes r and returns what is to answer it, and how wrong the clock is to be.
-func (c *CA) arrived(r *http.Request, body []byte) (http.HandlerFunc, time.Duration) {
+// remember makes good what Pebble 2.10.1 gets wrong with 1 of 256 certificates, so that no test fails so
+// often: an order that names one as replaced is answered with 500. Pebble looks for the serial number with
+// the zero byte that DER puts before a first bit that is set, and has stored it without.
+func (c *CA) remember(body []byte) {
+	_, serial, _ := strings.Cut(newOrder(payloadOf(body)).Replaces, ".")
+	der, err := base64.RawURLEncoding.DecodeString(serial)
+	if err != nil || len(der) < 2 || der[0] != 0 {
+		return
+	}
+	c.orders.Lock()
+	defer c.orders.Unlock()
+	if _, err := c.store.GetOrderByIssuedSerial(hex.EncodeToString(der)); err == nil {
+		return
+	}
+	order, err := c.store.GetOrderByIssuedSerial(hex.EncodeToString(der[1:]))
+	if err != nil {
+		return
+	}
+	order.RLock()
+	defer order.RUnlock()
+	if err := c.store.AddOrderByIssuedSerial(&core.Order{
+		ID: order.ID, AccountID: order.AccountID, Order: order.Order, IsReplaced: order.IsReplaced,
+		CertificateObject: &core.Certificate{ID: hex.EncodeToString(der)},
+	}); err != nil {
+		c.t.Errorf("an order that Pebble forgot: %v", err)
+	}
+}
+
+// payloadOf returns the payload of a JWS, or nothing.
+func payloadOf(body []byte) []byte {
 	var jws struct{ Payload string }
 	json.Unmarshal(body, &jws)
 	payload, _ := base64.RawURLEncoding.DecodeString(jws.Payload)
+	return payload
+}
+
+func newOrder(payload []byte) (o NewOrder) {
+	json.Unmarshal(payload, &o)
+	return o
+}
+
+// arrived notes r and returns what is to answer it, and how wrong the clock is to be.
+func (c *CA) arrived(r *http.Request, body []byte) (http.HandlerFunc, time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.requests = append(c.requests, Request{r.Method, r.URL.Path, time.Now(), payload})
+	c.requests = append(c.requests, Request{r.Method, r.URL.Path, time.Now(), payloadOf(body)})
 	return c.handlerLocked(r.URL.Path), c.dateShift
 }
 
@@ -78,9 +117,7 @@ func (c *CA) NewOrders() []NewOrder {
 	var orders []NewOrder
 	for _, r := range c.Requests() {
 		if r.Path == NewOrderPath {
-			var o NewOrder
-			json.Unmarshal(r.Payload, &o)
-			orders = append(orders, o)
+			orders = append(orders, newOrder(r.Payload))
 		}
 	}
 	return orders
