@@ -23,7 +23,8 @@ import (
 type health struct {
 	hub      *hub.Hub
 	certs    *acme.Provider // nil without TLS of our own
-	stopping atomic.Bool    // the process is about to end
+	proxied  *proxyRefusals
+	stopping atomic.Bool // the process is about to end
 }
 
 // newAdmin returns what answers on the admin listener, which is for operators and their tools.

@@ -92,6 +92,16 @@ func closeAll(lns ...net.Listener) {
 	}
 }
 
+// believe has those that visitors reach believe PROXY protocol headers from some networks.
+func (l *listeners) believe(from networks, refused func(reason string, attrs ...any)) {
+	for i, ln := range l.https {
+		l.https[i] = newProxyListener(ln, from, refused)
+	}
+	if l.http != nil {
+		l.http = newProxyListener(l.http, from, refused)
+	}
+}
+
 func (l *listeners) addresses() addresses {
 	var a addresses
 	for _, ln := range l.https {

@@ -141,7 +141,11 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(ad
 	log.Info("listening", "url", pageURL(cfg, addrs), "https", addrs.HTTPS, "http", addrs.HTTP, "admin", addrs.Admin)
 
 	public := &site{domains: cfg.domains, certs: certs, hub: h, page: static.Handler()}
-	health := &health{hub: h, certs: certs}
+	proxied := newProxyRefusals(log)
+	if len(cfg.proxyProtocol) > 0 {
+		lns.believe(cfg.proxyProtocol, proxied.refused)
+	}
+	health := &health{hub: h, certs: certs, proxied: proxied}
 	busy := new(busy)
 	var (
 		srv   = newServer(public, log) // TLS, or everything with -plain

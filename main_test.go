@@ -49,6 +49,9 @@ type server struct {
 	addrs addresses
 	roots *x509.CertPool // whom its visitors trust
 	stop  func() error   // ends it and returns what serve returned; more calls do nothing
+
+	// How its visitors connect; nil is directly.
+	connect func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
 // start runs plusminus with args on free ports of loopback until the test ends.
@@ -114,6 +117,9 @@ func (s *server) client() *http.Client {
 					addr = s.addrs.HTTPS[0]
 				case port == "80":
 					addr = s.addrs.HTTP
+				}
+				if s.connect != nil {
+					return s.connect(ctx, network, addr)
 				}
 				return new(net.Dialer).DialContext(ctx, network, addr)
 			},

@@ -60,6 +60,8 @@ var (
 	metricApplyErrors = newMetric(prometheus.CounterValue, "store_errors_total", "Batches that the store failed to take.")
 	metricEpoch       = newMetric(prometheus.GaugeValue, "store_epoch", "1, and one more each time that a shared store turned out to have been replaced, flushed or set back.")
 
+	metricProxied = newMetric(prometheus.CounterValue, "proxy_protocol_refused_total", "Connections closed for their PROXY protocol header, or for the want of one.", "reason")
+
 	metricValid     = newMetric(prometheus.GaugeValue, "certificate_valid", "1 if visitors are served a certificate that is valid now.", "domain", "source")
 	metricNotBefore = newMetric(prometheus.GaugeValue, "certificate_not_before_timestamp_seconds", "When the certificate that is served becomes valid.", "domain", "source")
 	metricNotAfter  = newMetric(prometheus.GaugeValue, "certificate_not_after_timestamp_seconds", "When the certificate that is served expires.", "domain", "source")
@@ -105,6 +107,10 @@ func (m metrics) Collect(out chan<- prometheus.Metric) {
 	tellCounts(tell, counts)
 	out <- constHistogram(metricSweeps, &counts.Sweeps)
 	out <- constHistogram(metricApplies, &counts.Applies)
+	for reason, of := range m.health.proxied.of {
+		tell(metricProxied, float64(of.n.Load()), reason)
+	}
+
 	if m.health.certs == nil {
 		return
 	}

@@ -17,7 +17,8 @@ import (
 //	ln, err := net.Listen("tcp", ":443")
 //	srv.Serve(tls.NewListener(hub.NewListener(ln), config))
 //
-// Until a connection joins a hub it behaves as ln made it.
+// The connections of ln are TCP connections, or have their SyscallConn, SetWriteBuffer and
+// SetLinger. Until one joins a hub it behaves as ln made it.
 func NewListener(ln net.Listener) net.Listener {
 	return listener{ln}
 }
@@ -111,7 +112,7 @@ func (c *conn) neverWait() {
 	defer c.mu.Unlock()
 	c.async = true
 	c.writeFunc = c.writeFD
-	if tcp, ok := c.Conn.(*net.TCPConn); ok {
+	if tcp, ok := c.Conn.(interface{ SetWriteBuffer(int) error }); ok {
 		// Without it the client is blocked later, that is all.
 		_ = tcp.SetWriteBuffer(sendBuffer)
 	}
@@ -167,7 +168,7 @@ func (c *conn) flush() (int, error) {
 }
 
 func (c *conn) abort() {
-	if tcp, ok := c.Conn.(*net.TCPConn); ok {
+	if tcp, ok := c.Conn.(interface{ SetLinger(int) error }); ok {
 		_ = tcp.SetLinger(0) // fails on a closed connection, as does Close
 	}
 	_ = c.Conn.Close()
