@@ -152,8 +152,8 @@ func TestCheckBesideServer(t *testing.T) {
 	}
 	for _, want := range []string{
 		"ok       listener: -http " + s.addrs.HTTP + " is in use, and a plusminus runs here",
-		"ok       port 80: the plusminus that runs on this data folder answers",
-		"ok       port 443: the plusminus that runs on this data folder answers",
+		"ok       port 80: the plusminus that runs here answers",
+		"ok       port 443: the plusminus that runs here answers",
 		"ok       challenges: the CA would get its answer by http-01 and by tls-alpn-01",
 	} {
 		if !strings.Contains(out, want) {

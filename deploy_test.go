@@ -41,7 +41,6 @@ func deployFiles(t *testing.T, extensions ...string) map[string]string {
 // Whoever brings one strikes it off.
 var awaited = []string{
 	"plusminus_refusals_total", "plusminus_closes_total", "plusminus_handshakes_total", "plusminus_panics_total",
-	"PLUSMINUS_PROXY_PROTOCOL", "PLUSMINUS_STORE_KEY_FILE",
 }
 
 // Each file that runs plusminus does so with settings that it understands.
