@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -23,6 +24,11 @@ type client struct {
 	ws     *websocket.Conn
 	remote netip.Prefix // what the cap per address counts it under
 	wire   wire         // safe from any goroutine
+
+	owes atomic.Bool // the client is owed refusals; set under owing, read from anywhere
+
+	owing sync.Mutex
+	owed  [len(refusals)]uint32 // how many of each. Guarded by owing.
 
 	// Owned by shard.
 	index     int // in shard.clients; -1 when it is not there
@@ -172,12 +178,12 @@ func readAction(typ websocket.MessageType, r io.Reader) (int8, *refusal, error) 
 	return delta, refused, nil
 }
 
-// refuse tells the client why its message changed nothing. Safe from any goroutine, but
-// the shard's.
+// refuse tells the client why its message changed nothing; one that is blocked is told
+// when it is blocked no more. Safe from any goroutine, but the shard's.
 func (c *client) refuse(r *refusal) {
 	c.shard.counts.refuse(r)
-	if c.wire.sock.blocked() {
-		return // it does not read; what it would not get cannot be missed
+	if c.owe(r) {
+		return
 	}
 	if _, err := c.wire.send(r.frame, false); err != nil {
 		c.wire.sock.abort() // readLoop finds out
@@ -188,6 +194,50 @@ func (c *client) refuse(r *refusal) {
 		c.noteBlocked()
 	}
 }
+
+// owe has the shard tell r if it cannot be told at once, and reports whether it is so: the
+// client is blocked, or is owed others, which come first. A client that reads can be blocked
+// for a moment, by the refusals of all that it sent while the store did not answer. They are
+// counted, so that one that does not read costs no memory.
+func (c *client) owe(r *refusal) bool {
+	c.owing.Lock()
+	first := !c.owes.Load()
+	if first && !c.wire.sock.blocked() {
+		c.owing.Unlock()
+		return false
+	}
+	c.owed[r.index]++
+	c.owes.Store(true)
+	c.owing.Unlock()
+	if first {
+		c.noteBlocked()
+	}
+	return true
+}
+
+// appendOwed appends frames of refusals that the client is owed, one write's worth, and
+// takes them off. When there is none left it says so in owes. For the shard.
+func (c *client) appendOwed(dst []byte) []byte {
+	c.owing.Lock()
+	defer c.owing.Unlock()
+	for i, r := range refusals {
+		for c.owed[i] > 0 {
+			if len(dst)+len(r.frame) > owedAtOnce {
+				return dst
+			}
+			dst = append(dst, r.frame...)
+			c.owed[i]--
+			c.shard.counts.errors.Add(1)
+		}
+	}
+	if len(dst) == 0 {
+		c.owes.Store(false)
+	}
+	return dst
+}
+
+// owedAtOnce bounds one write of refusals that are owed, in bytes: about what a sweep writes.
+const owedAtOnce = 1 << 10
 
 // noteBlocked tells the shard that the client has become blocked by a write that was
 // not the shard's. Not to be called by the shard itself.

@@ -71,8 +71,8 @@ func socketOf(nc net.Conn) socket {
 
 const (
 	// maxTail bounds what is kept for a blocked client. A sweep writes at most about
-	// 1 KB and skips those that are blocked, so that only answers to what the client
-	// sent (pongs, errors) can add to it: one that sends and does not read is cut off.
+	// 1 KB and skips those that are blocked, and errors wait until they are not, so that
+	// only pongs can add to it: one that sends pings and does not read is cut off.
 	maxTail = 4 << 10
 
 	// sendBuffer is the kernel's share for one client (Linux doubles it for its own

@@ -29,20 +29,15 @@ type atomicTally struct {
 	refused  [len(refusals)]atomic.Uint64
 }
 
-// refusals are all of them, in the order in which they are counted.
-var refusals = [...]*refusal{refusedJSON, refusedAction, refusedBinary, refusedRate, refusedRange, refusedStore, undecided}
-
-func (t *atomicTally) refuse(r *refusal) {
-	t.refused[slices.Index(refusals[:], r)].Add(1)
-}
+func (t *atomicTally) refuse(r *refusal) { t.refused[r.index].Add(1) }
 
 // Counts is what has happened in a hub since its start.
 type Counts struct {
 	Joined uint64 // clients
 
 	// Messages. SentUsers and SentStates count those that a client was written, or that are
-	// kept for it while it is blocked; SentErrors leaves out those that a blocked client was
-	// not sent.
+	// kept for it while it is blocked; SentErrors leaves out those that a blocked client is
+	// still owed.
 	Received                          uint64
 	SentUsers, SentStates, SentErrors uint64
 

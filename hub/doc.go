@@ -33,8 +33,9 @@
 //
 // Writes to a client never wait (see [NewListener]). What the socket does not
 // take is kept beside it, at most a few kilobytes, and the client is blocked:
-// sweeps skip it until the rest has drained, and then it is sent the newest
-// state. One that makes no progress for 10 seconds is disconnected.
+// sweeps skip it until the rest has drained, and then it is sent the refusals
+// that it is owed, of which only the number is kept, and the newest state. One
+// that makes no progress for 10 seconds is disconnected.
 //
 // Sends go one way: readLoops send to loop and to shards, loop sends to commitLoop,
 // commitLoop sends its results back into a channel with room for them and tells

@@ -602,6 +602,47 @@ func TestStoreDoesNotAnswer(t *testing.T) {
 	}
 }
 
+// A client that is blocked when its actions are refused is told of each when it reads again,
+// before it is told the state that follows.
+func TestRefusalsOfABlockedClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &stuckStore{stuck: make(chan error)}
+		h := newFakeHub(t, Config{Store: store})
+		defer h.stop()
+		ws, _ := h.dial()
+		p := &peer{t: t, ws: ws}
+		time.Sleep(time.Second)
+		const waiting, later = 100, 50
+		for range 1 + waiting { // the first is given to the store
+			p.send(plus)
+		}
+		time.Sleep(storePatience) // the others are refused at once
+		for range later {
+			p.send(plus) // refused on arrival
+		}
+		if h.Stats().Blocked != 1 {
+			t.Fatal("the client is not blocked: more actions are needed here")
+		}
+		go p.read()
+		time.Sleep(time.Second)
+		got := p.take()
+		count := make(map[string]int)
+		for _, m := range got {
+			count[m]++
+		}
+		if n := count["error store_unavailable"]; n != waiting+later {
+			t.Errorf("told of %d actions that were refused, want %d", n, waiting+later)
+		}
+		if n := count["error store_undecided"]; n != 1 {
+			t.Errorf("told of %d actions that are undecided, want 1", n)
+		}
+		close(store.stuck)
+		p.want("state 1")
+		p.send(plus)
+		p.want("state 2")
+	})
+}
+
 // Shutdown does not wait for ever for a store that hangs.
 func TestShutdownWithoutStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -17,6 +17,16 @@ const MaxMessage = 512
 type refusal struct {
 	code  string // constant, for programs and counters
 	frame []byte // the error message, ready to be written
+	index int    // in refusals
+}
+
+// refusals are all of them, in the order in which a client is told of several that it is owed.
+var refusals = [...]*refusal{refusedJSON, refusedAction, refusedBinary, refusedRate, undecided, refusedStore, refusedRange}
+
+func init() {
+	for i, r := range refusals {
+		r.index = i
+	}
 }
 
 // newRefusal makes the refusal that tells programs code and people message.
@@ -29,7 +39,7 @@ func newRefusal(code, message string) *refusal {
 	if err != nil {
 		panic(err) // three strings always marshal
 	}
-	return &refusal{code, appendFrame(nil, opText, payload)}
+	return &refusal{code: code, frame: appendFrame(nil, opText, payload)}
 }
 
 var (

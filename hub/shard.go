@@ -234,7 +234,7 @@ func (s *shard) deliver(c *client) {
 	if !usersDue && !stateDue || c.closing {
 		return
 	}
-	if c.blocked || c.wire.sock.blocked() {
+	if c.blocked || c.wire.sock.blocked() || c.owes.Load() {
 		s.noteBlocked(c)
 		return // flushBlocked delivers
 	}
@@ -281,7 +281,7 @@ func (s *shard) noteBlocked(c *client) {
 }
 
 // flushBlocked tries the blocked clients again. Those whose kept bytes have gone out
-// are sent the newest state; those that stall are disconnected.
+// are sent the refusals that they are owed and the newest state; those that stall are disconnected.
 func (s *shard) flushBlocked() {
 	s.encode(s.hub.snapshot())
 	blocked := s.blocked
@@ -296,7 +296,9 @@ func (s *shard) flushBlocked() {
 		case err != nil:
 			c.wire.sock.abort()
 		case !c.wire.sock.blocked():
-			s.deliver(c)
+			if s.tellOwed(c) {
+				s.deliver(c)
+			}
 		case n == 0 && time.Since(c.stalledAt) >= stallTimeout:
 			s.hub.log.Debug("client takes nothing, disconnecting it", "remote", c.remote)
 			s.hub.stalled.Add(1)
@@ -311,6 +313,19 @@ func (s *shard) flushBlocked() {
 	}
 	clear(blocked[len(s.blocked):])
 	s.countBehind()
+}
+
+// tellOwed sends the refusals that c is owed, and reports false if it is blocked by that.
+func (s *shard) tellOwed(c *client) bool {
+	for c.owes.Load() {
+		if s.scratch = c.appendOwed(s.scratch[:0]); len(s.scratch) > 0 {
+			s.write(c, s.scratch)
+		}
+		if c.blocked {
+			return false
+		}
+	}
+	return true
 }
 
 // schedule has turnWheel look at c in the given number of seconds, which is above 0 and
