@@ -22,6 +22,7 @@ import (
 // health knows how the server is.
 type health struct {
 	hub      *hub.Hub
+	store    string         // what the counter lives in, without a password
 	certs    *acme.Provider // nil without TLS of our own
 	proxied  *proxyRefusals
 	stopping atomic.Bool // the process is about to end
@@ -66,6 +67,13 @@ func (h *health) ready() error {
 	return err
 }
 
+// storeStatus tells how it stands with what the counter lives in.
+type storeStatus struct {
+	Where string `json:"where"` // "file", "memory", or the URL of a server
+	Up    bool   `json:"up"`
+	Error string `json:"error,omitempty"` // why not up
+}
+
 func (h *health) status(w http.ResponseWriter, r *http.Request) {
 	status := struct {
 		Version      string        `json:"version"`
@@ -73,7 +81,9 @@ func (h *health) status(w http.ResponseWriter, r *http.Request) {
 		Reason       string        `json:"reason,omitempty"` // why not ready
 		Certificates []acme.Status `json:"certificates"`
 		Hub          hub.Stats     `json:"hub"`
+		Store        storeStatus   `json:"store"`
 	}{Version: versionString(), Ready: true, Certificates: []acme.Status{}, Hub: h.hub.Stats()}
+	status.Store = storeStatus{h.store, status.Hub.Store == "", status.Hub.Store}
 	if err := h.ready(); err != nil {
 		status.Ready, status.Reason = false, err.Error()
 	}

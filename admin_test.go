@@ -44,10 +44,14 @@ func TestAdmin(t *testing.T) {
 		Ready        bool
 		Certificates []struct{ Domain, Source string }
 		Hub          struct{ Users int }
+		Store        storeStatus
 	}
 	if err := json.Unmarshal([]byte(body), &status); err != nil || !status.Ready ||
 		len(status.Certificates) != 1 || status.Certificates[0].Domain != "localhost" || status.Certificates[0].Source != "local" {
 		t.Errorf("GET /status = %s, %v, want ready and a local certificate for localhost", body, err)
+	}
+	if want := (storeStatus{Where: "file", Up: true}); status.Store != want {
+		t.Errorf("GET /status has store %+v, want %+v", status.Store, want)
 	}
 	out, err := command(t, "healthcheck", "-admin", s.addrs.Admin).CombinedOutput()
 	if err != nil || string(out) != "ready\n" {

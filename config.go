@@ -72,6 +72,17 @@ func (c *config) keepsFiles() bool {
 	return !c.memory && c.shared == nil || !c.plain && c.cert == ""
 }
 
+// storeName returns what the counter lives in, as -store has it, but without a password.
+func (c *config) storeName() string {
+	switch {
+	case c.memory:
+		return "memory"
+	case c.shared != nil:
+		return c.shared.String()
+	}
+	return "file"
+}
+
 // A usageError says what is wrong with the command line, and what to do about it.
 type usageError struct{ err error }
 

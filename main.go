@@ -145,7 +145,7 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(ad
 	if len(cfg.proxyProtocol) > 0 {
 		lns.believe(cfg.proxyProtocol, proxied.refused)
 	}
-	health := &health{hub: h, certs: certs, proxied: proxied}
+	health := &health{hub: h, store: cfg.storeName(), certs: certs, proxied: proxied}
 	busy := new(busy)
 	var (
 		srv   = newServer(public, log) // TLS, or everything with -plain

@@ -126,7 +126,7 @@ func TestReplicas(t *testing.T) {
 		if _, body := s.get("http://"+s.addrs.Admin+"/metrics", ""); !strings.Contains(body, "\nplusminus_store_up 0\n") {
 			t.Error("/metrics does not say that the store is away")
 		}
-		if _, body := s.get("http://"+s.addrs.Admin+"/status", ""); !strings.Contains(body, `"store_error"`) {
+		if _, body := s.get("http://"+s.addrs.Admin+"/status", ""); !strings.Contains(body, `"store":{"where":"redis://`+srv.Addr+`/1?prefix=test","up":false,"error":"`) {
 			t.Errorf("/status does not say that the store is away: %s", body)
 		}
 	}
