@@ -41,6 +41,7 @@ func deployFiles(t *testing.T, extensions ...string) map[string]string {
 // Whoever brings one strikes it off.
 var awaited = []string{
 	"plusminus_refusals_total", "plusminus_closes_total", "plusminus_handshakes_total", "plusminus_panics_total",
+	"plusminus_arrivals",
 }
 
 // Each file that runs plusminus does so with settings that it understands.
