@@ -56,6 +56,7 @@ type config struct {
 	fallbackEABKeyFile string
 
 	proxyProtocol   networks // whose PROXY protocol headers are believed
+	trustedProxies  networks // whose X-Forwarded-For is believed
 	origins         []hub.Origin
 	maxClients      int
 	maxClientsPerIP int // 0 is no cap
@@ -131,7 +132,7 @@ func (l *list) Set(s string) error {
 // options are the flags as they were typed.
 type options struct {
 	domain, https, origin              list
-	proxyProtocol                      list
+	proxyProtocol, trustedProxies      list
 	http, admin, data, store           string
 	storePassword, storeRoot, storeKey string
 	cert, key                          string
@@ -179,8 +180,9 @@ func (o *options) flags() *flag.FlagSet {
 	fs.StringVar(&o.fallbackEABKey, "acme-fallback-eab-key-file", "", "`file` with its HMAC key in base64url")
 	fs.Var(&o.origin, "origin", "let pages of this `origin` connect, too: https://host, https://host:port, https://host:*\n(any port) or * (any page); repeatable (default the domains)")
 	fs.IntVar(&o.maxClients, "max-clients", 0, "`number` of clients in all; 0 is what the file limit and the memory allow")
-	fs.IntVar(&o.maxClientsPerIP, "max-clients-per-ip", 64, "`number` of clients of one IPv4 address or IPv6 /64; 0 is no limit, as is -plain\n(there all clients have the proxy's address)")
+	fs.IntVar(&o.maxClientsPerIP, "max-clients-per-ip", 64, "`number` of clients of one IPv4 address or IPv6 /64; 0 is no limit, as is -plain\nwithout -trusted-proxies (there all clients have the proxy's address)")
 	fs.Var(&o.proxyProtocol, "proxy-protocol", "`networks` of TCP load balancers, such as 10.0.0.0/8, that have to say with a PROXY protocol\nheader (version 1 or 2) whose connections they pass on; from elsewhere a header is refused.\nRepeatable, or several with commas")
+	fs.Var(&o.trustedProxies, "trusted-proxies", "`networks` of proxies, such as 127.0.0.1 or 10.0.0.0/8, whose X-Forwarded-For is believed:\nthe last address in it that is no trusted proxy's is the client's. Repeatable, or several\nwith commas")
 	fs.Float64Var(&o.actionRate, "action-rate", 20, "`actions` a second that a client may send in the long run; 0 is no limit")
 	fs.IntVar(&o.actionBurst, "action-burst", 40, "`actions` that a client may send at once")
 	fs.DurationVar(&o.drain, "drain", 10*time.Second, "how long a stop may take to hand clients over: they are told to come back (1012),\na few at a time")
@@ -381,6 +383,7 @@ func (o *options) checkClients(c *config, p *problems) {
 		c.origins = append(c.origins, origin)
 	}
 	c.proxyProtocol = parseNetworks("proxy-protocol", o.proxyProtocol, p)
+	c.trustedProxies = parseNetworks("trusted-proxies", o.trustedProxies, p)
 	if o.maxClients < 0 {
 		p.add("-max-clients: %d is below 0", o.maxClients)
 	}
@@ -390,7 +393,7 @@ func (o *options) checkClients(c *config, p *problems) {
 	if o.maxClientsPerIP < 0 {
 		p.add("-max-clients-per-ip: %d is below 0; 0 is no limit", o.maxClientsPerIP)
 	}
-	if o.plain && !o.set["max-clients-per-ip"] && len(c.proxyProtocol) == 0 {
+	if o.plain && !o.set["max-clients-per-ip"] && len(c.proxyProtocol) == 0 && len(c.trustedProxies) == 0 {
 		c.maxClientsPerIP = 0 // all have the proxy's address
 	}
 	if !(o.actionRate >= 0) || math.IsInf(o.actionRate, 1) { // NaN, too

@@ -112,6 +112,7 @@ func TestUsageErrors(t *testing.T) {
 		{"-proxy-protocol lb.example", "-proxy-protocol: \"lb.example\" is no network: write 10.0.0.0/8, 2001:db8::/32, or one address"},
 		{"-proxy-protocol 10.0.0.1/8", "-proxy-protocol: \"10.0.0.1/8\" has bits set behind the first 8: write 10.0.0.0/8"},
 		{"-proxy-protocol ::ffff:10.0.0.0/104", "-proxy-protocol: \"::ffff:10.0.0.0/104\" is no network"},
+		{"-trusted-proxies proxy.example", "-trusted-proxies: \"proxy.example\" is no network"},
 		{"-action-rate NaN", "-action-rate"},
 		{"-action-rate -1", "-action-rate"},
 		{"-action-burst 0", "-action-burst"},

@@ -141,6 +141,10 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(ad
 	log.Info("listening", "url", pageURL(cfg, addrs), "https", addrs.HTTPS, "http", addrs.HTTP, "admin", addrs.Admin)
 
 	public := &site{domains: cfg.domains, certs: certs, hub: h, page: static.Handler()}
+	var visited http.Handler = public
+	if len(cfg.trustedProxies) > 0 {
+		visited = &forwarded{cfg.trustedProxies, public}
+	}
 	proxied := newProxyRefusals(log)
 	if len(cfg.proxyProtocol) > 0 {
 		lns.believe(cfg.proxyProtocol, proxied.refused)
@@ -148,8 +152,8 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(ad
 	health := &health{hub: h, store: cfg.storeName(), certs: certs, proxied: proxied}
 	busy := new(busy)
 	var (
-		srv   = newServer(public, log) // TLS, or everything with -plain
-		plain = newServer(nil, log)    // challenges and redirects
+		srv   = newServer(visited, log) // TLS, or everything with -plain
+		plain = newServer(nil, log)     // challenges and redirects
 		admin = newServer(newAdmin(health), log)
 	)
 	srv.ConnState, plain.ConnState = busy.connState, busy.connState

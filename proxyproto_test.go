@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -301,14 +302,10 @@ backend v2
 
 // Behind a real balancer the cap counts its clients' addresses, and its checks are no refusals.
 func TestHAProxy(t *testing.T) {
-	if _, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}); err != nil {
-		t.Skip("only Linux has all of 127.0.0.0/8: ", err)
-	}
-	haproxy, err := exec.LookPath("haproxy")
+	needLoopbacks(t)
+	haproxy, err := lookPath("haproxy")
 	if err != nil {
-		if haproxy = "/usr/sbin/haproxy"; !fileExists(haproxy) {
-			t.Skip("HAProxy is not installed (Debian: haproxy)")
-		}
+		t.Skip("HAProxy is not installed (Debian: haproxy)")
 	}
 	for _, backend := range []string{"v1", "v2"} {
 		t.Run(backend, func(t *testing.T) {
@@ -320,14 +317,8 @@ func TestHAProxy(t *testing.T) {
 			}
 			startPeer(t, exec.CommandContext(t.Context(), haproxy, "-db", "-f", file), in)
 			time.Sleep(200 * time.Millisecond) // some checks
-			from := func(ip string) {
-				s.connect = func(ctx context.Context, network, _ string) (net.Conn, error) {
-					d := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}
-					return d.DialContext(ctx, network, in)
-				}
-			}
 			for _, ip := range []string{"127.0.0.2", "127.0.0.3"} {
-				from(ip)
+				s.from(ip, in)
 				ws := s.join("wss://localhost/")
 				read(t, ws)
 				if _, resp, err := s.dial("wss://localhost/", websocket.DialOptions{}); err == nil || resp == nil || resp.StatusCode < http.StatusBadRequest {
@@ -339,9 +330,22 @@ func TestHAProxy(t *testing.T) {
 	}
 }
 
-func fileExists(name string) bool {
-	_, err := os.Stat(name)
-	return err == nil
+// needLoopbacks skips the test where clients cannot have addresses of their own.
+func needLoopbacks(t *testing.T) {
+	t.Helper()
+	ln, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)})
+	if err != nil {
+		t.Skip("only Linux has all of 127.0.0.0/8: ", err)
+	}
+	ln.Close()
+}
+
+// from has visitors come from an address of loopback to another one.
+func (s *server) from(ip, to string) {
+	s.connect = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		d := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}
+		return d.DialContext(ctx, network, to)
+	}
 }
 
 // startPeer starts a program that listens on addr and ends it with the test.
@@ -349,14 +353,20 @@ func startPeer(t *testing.T, cmd *exec.Cmd, addr string) {
 	t.Helper()
 	output := new(lockedBuffer)
 	cmd.Stdout, cmd.Stderr = output, output
+	cmd.WaitDelay = time.Second // for children that outlive it
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	t.Cleanup(func() {
-		cmd.Process.Kill()
-		<-ended
+		cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-ended:
+		case <-time.After(5 * time.Second):
+			cmd.Process.Kill()
+			<-ended
+		}
 		if t.Failed() {
 			t.Logf("%s said:\n%s", cmd.Path, output)
 		}
