@@ -66,6 +66,8 @@ type config struct {
 	drain     time.Duration
 	logLevel  slog.Level
 	logFormat string // "auto", "text" or "json"
+
+	logAddresses bool // those of peers are logged
 }
 
 // keepsFiles reports whether the data folder is needed.
@@ -131,21 +133,23 @@ func (l *list) Set(s string) error {
 
 // options are the flags as they were typed.
 type options struct {
-	domain, https, origin              list
-	proxyProtocol, trustedProxies      list
-	http, admin, data, store           string
-	storePassword, storeRoot, storeKey string
-	cert, key                          string
-	directory, caRoot, email, profile  string
-	eabKID, eabKeyFile                 string
-	fallback                           string
-	fallbackEABKID, fallbackEABKey     string
-	staging, plain, reuseKey           bool
-	maxClients, maxClientsPerIP        int
-	actionRate                         float64
-	actionBurst                        int
-	drain                              time.Duration
-	logLevel, logFormat                string
+	domain, https, origin             list
+	proxyProtocol, trustedProxies     list
+	http, admin, data, store          string
+	storePassword, storeRoot          string
+	storeKey                          string
+	cert, key                         string
+	directory, caRoot, email, profile string
+	eabKID, eabKeyFile                string
+	fallback                          string
+	fallbackEABKID, fallbackEABKey    string
+	staging, plain, reuseKey          bool
+	maxClients, maxClientsPerIP       int
+	actionRate                        float64
+	actionBurst                       int
+	drain                             time.Duration
+	logLevel, logFormat               string
+	logAddresses                      bool
 
 	set map[string]bool // the flags that were given, on the command line or in the environment
 }
@@ -187,6 +191,7 @@ func (o *options) flags() *flag.FlagSet {
 	fs.IntVar(&o.actionBurst, "action-burst", 40, "`actions` that a client may send at once")
 	fs.DurationVar(&o.drain, "drain", 10*time.Second, "how long a stop may take to hand clients over: they are told to come back (1012),\na few at a time")
 	fs.StringVar(&o.logLevel, "log-level", "info", "`least` level to log: debug, info, warn or error")
+	fs.BoolVar(&o.logAddresses, "log-addresses", true, "log the IP addresses of those who connect; with =false no line has any but our own")
 	fs.StringVar(&o.logFormat, "log-format", "auto", "text, json, or auto: text on a terminal, json elsewhere")
 	return fs
 }
@@ -258,7 +263,7 @@ func (o *options) config() (*config, error) {
 		fallback: o.fallback, fallbackEABKID: o.fallbackEABKID, fallbackEABKeyFile: o.fallbackEABKey,
 		maxClients: o.maxClients, maxClientsPerIP: o.maxClientsPerIP,
 		actionRate: o.actionRate, actionBurst: o.actionBurst,
-		drain: o.drain, logFormat: o.logFormat,
+		drain: o.drain, logFormat: o.logFormat, logAddresses: o.logAddresses,
 	}
 	var p problems
 	o.checkDomains(c, &p)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"io"
+	"log"
 	"log/slog"
 	"os"
 	"strings"
@@ -18,10 +19,21 @@ func newLogger(cfg *config, w io.Writer) *slog.Logger {
 			text = err == nil && info.Mode()&os.ModeCharDevice != 0
 		}
 	}
+	var h slog.Handler = slog.NewJSONHandler(w, opts)
 	if text {
-		return slog.New(slog.NewTextHandler(w, opts))
+		h = slog.NewTextHandler(w, opts)
 	}
-	return slog.New(slog.NewJSONHandler(w, opts))
+	if !cfg.logAddresses {
+		h = anonymousHandler{h}
+	}
+	return slog.New(h)
+}
+
+// takeStandardLog has l log what libraries print with package log, which would be lines that
+// are no JSON, and that nobody has left addresses out of.
+func takeStandardLog(l *slog.Logger) {
+	log.SetFlags(0)
+	log.SetOutput(slog.NewLogLogger(l.Handler(), slog.LevelWarn).Writer())
 }
 
 // quietHandler takes what net/http logs, and lowers to debug what any scanner on the

@@ -66,7 +66,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		if err != nil {
 			return err
 		}
-		return serve(ctx, cfg, newLogger(cfg, stderr), nil)
+		log := newLogger(cfg, stderr)
+		takeStandardLog(log)
+		return serve(ctx, cfg, log, nil)
 	case "healthcheck", "renew":
 		cfg, err := parseConfig(args, os.LookupEnv, stdout)
 		if err != nil {

@@ -69,6 +69,17 @@ func newSupervisor(t *testing.T, names []string, args ...string) *supervisor {
 	return s
 }
 
+// trustLocalCA has visitors trust the CA in a data folder, and nobody else.
+func (s *server) trustLocalCA(data string) {
+	s.t.Helper()
+	pem, err := os.ReadFile(filepath.Join(data, "local-ca", "root.pem"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.roots = x509.NewCertPool()
+	s.roots.AppendCertsFromPEM(pem)
+}
+
 // start starts the next process.
 func (s *supervisor) start() {
 	s.t.Helper()
@@ -97,12 +108,7 @@ func TestRestartsRefuseNobody(t *testing.T) {
 	if _, body := s.get("http://"+s.addrs.Admin+"/readyz", ""); body != "ready\n" {
 		t.Fatalf("GET /readyz = %q", body)
 	}
-	pem, err := os.ReadFile(filepath.Join(data, "local-ca", "root.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.roots = x509.NewCertPool()
-	s.roots.AppendCertsFromPEM(pem)
+	s.trustLocalCA(data)
 
 	var (
 		running         sync.WaitGroup
