@@ -21,8 +21,8 @@ const checkHead = `plusminus check tells what would keep plusminus from getting 
 an order is spent on finding out. Give it the flags that the server is to have, or run it
 beside a server that is running: on the same data folder, that one answers the probes.
 
-It looks at the data folder, the CA, the clock, each domain's DNS and CAA records, and
-asks this machine on ports 80 and 443 at each public address, as the CA would. It makes no
+It looks at what the machine has room for, the data folder, the CA, the clock, each domain's
+DNS and CAA records, and asks this machine on ports 80 and 443 at each public address, as the CA would. It makes no
 account, places no order, and takes seconds, at most about half a minute.
 
 Usage:
@@ -39,10 +39,11 @@ Flags, as the server has them:
 // errProblems is returned when a check found problems, which it has told about itself.
 var errProblems = errors.New("the check found problems")
 
-// check tells what would keep a server with the configuration from getting its certificates. dial makes
-// its connections; nil is the real thing.
-func check(ctx context.Context, cfg *config, stdout io.Writer, dial func(context.Context, string, string) (net.Conn, error)) error {
+// check tells what a server with the configuration can expect of the machine, and what would keep it from
+// getting its certificates. dial makes its connections; nil is the real thing.
+func check(ctx context.Context, cfg *config, stdout io.Writer, m machine, dial func(context.Context, string, string) (net.Conn, error)) error {
 	out := &checkPrinter{w: stdout}
+	out.machine(m, cfg)
 	c := acme.CheckConfig{Config: acme.Config{Dir: cfg.data}, Dial: dial}
 	if cfg.plain {
 		out.say(acme.LevelOK, "certificates", "none with -plain: the proxy in front has them")
@@ -198,5 +199,5 @@ func runCheck(ctx context.Context, args []string, stdout io.Writer) error {
 		return err
 	}
 	log.SetOutput(io.Discard) // net/http's client tells it about servers that speak something else
-	return check(ctx, cfg, stdout, nil)
+	return check(ctx, cfg, stdout, machineHere(), nil)
 }

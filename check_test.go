@@ -91,7 +91,7 @@ func (w *checkWorld) check(args ...string) (string, error) {
 		w.t.Fatal(err)
 	}
 	var out bytes.Buffer
-	err = check(w.t.Context(), cfg, &out, w.dial)
+	err = check(w.t.Context(), cfg, &out, goodMachine, w.dial)
 	w.t.Logf("plusminus check %q:\n%s", args, out.String())
 	if n := w.ca.Orders(); n != 0 {
 		w.t.Errorf("%d orders were placed", n)
@@ -203,7 +203,7 @@ func TestCheckWithoutACME(t *testing.T) {
 			t.Fatal(err)
 		}
 		var out bytes.Buffer
-		if err := check(t.Context(), cfg, &out, noDial); errors.Is(err, errProblems) != test.problems || !test.problems && err != nil {
+		if err := check(t.Context(), cfg, &out, goodMachine, noDial); errors.Is(err, errProblems) != test.problems || !test.problems && err != nil {
 			t.Errorf("check %q = %v", test.args, err)
 		}
 		for _, want := range test.want {
@@ -226,7 +226,7 @@ func TestCheckInterrupted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = check(ctx, cfg, io.Discard, func(ctx context.Context, _, _ string) (net.Conn, error) {
+	err = check(ctx, cfg, io.Discard, goodMachine, func(ctx context.Context, _, _ string) (net.Conn, error) {
 		cancel()
 		<-ctx.Done()
 		return nil, ctx.Err()
