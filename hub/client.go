@@ -3,10 +3,9 @@ package hub
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/netip"
-	"runtime/debug"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +28,8 @@ type client struct {
 
 	owing sync.Mutex
 	owed  [len(refusals)]uint32 // how many of each. Guarded by owing.
+
+	ended atomic.Bool // why the connection ends has been noted
 
 	// Owned by shard.
 	index     int // in shard.clients; -1 when it is not there
@@ -56,8 +57,8 @@ func (c *client) serve() {
 	sendTo(h, c.shard.members, membership{c, false})
 	err := c.readLoop()
 	c.leave() // the others are told first; then there is time for the closing handshake
+	c.end(reasonOf(err), "err", err)
 	c.close(err)
-	h.log.Debug("client left", "remote", c.remote, "reason", err)
 }
 
 // leave takes the client out of the hub, once. It comes before each close frame that is
@@ -71,13 +72,42 @@ func (c *client) leave() {
 	c.hub.leave()
 }
 
-// A closeError ends readLoop with a status code that the peer is owed.
-type closeError struct {
-	code   websocket.StatusCode
-	reason string
+// end notes why the connection ends, once: who ends it first knows best. Safe from any
+// goroutine.
+func (c *client) end(reason Reason, attrs ...any) {
+	if !c.ended.Swap(true) {
+		c.hub.events.closed(reason, append(attrs, "remote", c.remote)...)
+	}
 }
 
-func (e closeError) Error() string { return e.reason }
+// writeFailed disconnects a client to which a write has failed. serve finds out, and leaves.
+// Safe from any goroutine.
+func (c *client) writeFailed(err error) {
+	c.end(reasonOf(err), "err", err)
+	c.wire.sock.abort()
+}
+
+// reasonOf returns why a connection ends with err.
+func reasonOf(err error) Reason {
+	var ce closeError
+	switch {
+	case errors.As(err, &ce):
+		return ce.reason
+	case errors.Is(err, errTailFull):
+		return ReasonDeaf
+	case websocket.CloseStatus(err) != -1:
+		return ReasonPeer
+	}
+	return ReasonGone
+}
+
+// A closeError ends a connection with a close frame that the peer is owed.
+type closeError struct {
+	reason Reason // and with it the status code
+	text   string // for the peer; at most 123 bytes
+}
+
+func (e closeError) Error() string { return e.text }
 
 // readLoop reads messages and passes actions on until the connection ends, which is
 // the error that it returns.
@@ -85,8 +115,9 @@ func (c *client) readLoop() (err error) {
 	// A bug that one client's message finds ends that client alone.
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("panic: %v", p)
-			c.hub.log.Error("panic in a client's goroutine", "err", err, "stack", string(debug.Stack()))
+			c.hub.events.Panicked(p, "remote", c.remote)
+			err = closeError{ReasonPanic, reasonPanic}
+			c.wire.frames.breakOff(err) // the library's state is anyone's guess
 		}
 	}()
 	// No context with a deadline: the library would start a timer for each read. What a
@@ -107,15 +138,19 @@ func (c *client) readLoop() (err error) {
 		c.shard.counts.received.Add(1)
 		switch {
 		case refused != nil:
-			c.refuse(refused)
+			if err := c.refuseOften(refused); err != nil {
+				return err
+			}
 			if !refused.rubbish() {
 				break
 			}
 			if c.rubbish++; c.rubbish == maxRubbish {
-				return closeError{codeRubbish, reasonRubbish}
+				return closeError{ReasonRubbish, reasonRubbish}
 			}
 		case !c.allowed():
-			c.refuse(refusedRate)
+			if err := c.refuseOften(refusedRate); err != nil {
+				return err
+			}
 		default:
 			c.act(action{c, delta, 1})
 		}
@@ -172,10 +207,17 @@ func readAction(typ websocket.MessageType, r io.Reader) (int8, *refusal, error) 
 	// stream is not, in fact, a valid UTF-8 stream, that endpoint MUST _Fail the
 	// WebSocket Connection_." https://www.rfc-editor.org/rfc/rfc6455#section-8.1
 	if typ == websocket.MessageText && !utf8.Valid(buf[:n]) {
-		return 0, nil, closeError{codeNotUTF8, reasonNotUTF8}
+		return 0, nil, closeError{ReasonNotUTF8, reasonNotUTF8}
 	}
 	delta, refused := decode(typ, buf[:n])
 	return delta, refused, nil
+}
+
+// refuseOften refuses a message by the client's own fault. The error is that this happens too
+// often.
+func (c *client) refuseOften(r *refusal) error {
+	c.refuse(r)
+	return c.wire.frames.excess.add(time.Now())
 }
 
 // refuse tells the client why its message changed nothing; one that is blocked is told
@@ -186,7 +228,7 @@ func (c *client) refuse(r *refusal) {
 		return
 	}
 	if _, err := c.wire.send(r.frame, false); err != nil {
-		c.wire.sock.abort() // readLoop finds out
+		c.writeFailed(err)
 	} else {
 		c.shard.counts.errors.Add(1)
 	}
@@ -245,14 +287,51 @@ func (c *client) noteBlocked() { sendTo(c.hub, c.shard.stuck, c) }
 
 // close ends the connection after readLoop has returned err.
 func (c *client) close(err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			c.hub.events.Panicked(p, "remote", c.remote)
+			c.wire.sock.abort()
+		}
+	}()
 	var ce closeError
-	tooBig := errors.Is(err, websocket.ErrMessageTooBig) // the library has sent 1009
-	if errors.As(err, &ce) || tooBig {
-		// To close at once would reset the connection while the peer is still sending, and
-		// with it the close frame would be lost. So the rest is read, for a while.
-		_ = c.wire.SetReadDeadline(time.Now().Add(closeTimeout))
-		_ = c.ws.Close(ce.code, ce.reason) // the peer may have gone; there is nobody to tell
-		return
+	if errors.As(err, &ce) {
+		c.sayGoodbye(ce)
 	}
 	_ = c.ws.CloseNow()
+}
+
+// sayGoodbye sends a close frame and waits for the peer's, or for the end of the connection.
+// To close at once would reset the connection while the peer is still sending, and with it the
+// close frame would be lost. So what comes is read, for a while.
+//
+// Where frames cannot be understood any more, there is no answer to wait for, either: "An
+// endpoint MUST NOT continue to attempt to process data (including a responding Close frame)
+// from the remote endpoint after being instructed to _Fail the WebSocket Connection_."
+// https://www.rfc-editor.org/rfc/rfc6455#section-7.1.7
+func (c *client) sayGoodbye(ce closeError) {
+	w := &c.wire
+	end := time.Now().Add(closeTimeout)
+	if w.frames.broken() != nil {
+		end = time.Now().Add(failTimeout)
+	}
+	_, err := w.send(appendClose(nil, closeCodes[ce.reason], ce.text), true)
+	buf := messages.Get().(*[MaxMessage + 1]byte)
+	defer messages.Put(buf)
+	for err == nil && !w.frames.done {
+		// The shard has forgotten the client: nobody else sends what is kept.
+		if _, err = w.sock.flush(); err != nil {
+			return
+		}
+		until := end
+		if blocked := time.Now().Add(flushEvery); w.sock.blocked() && blocked.Before(end) {
+			until = blocked
+		}
+		_ = w.SetReadDeadline(until) // fails on a closed connection, as does Read
+		var n int
+		n, err = w.Conn.Read(buf[:])
+		_, _ = w.frames.take(buf[:n]) // to see a close frame; all else has been said
+		if errors.Is(err, os.ErrDeadlineExceeded) && time.Now().Before(end) {
+			err = nil
+		}
+	}
 }

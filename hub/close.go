@@ -9,8 +9,7 @@ import (
 // Status codes that the hub closes with, and their reasons (at most 123 bytes).
 // https://www.rfc-editor.org/rfc/rfc6455#section-7.4.1
 //
-// The WebSocket library closes by itself with 1002 (protocol error) and with 1009
-// (a message over [MaxMessage]).
+// Those of what frames finds are there.
 const (
 	// "1012 indicates that the service is restarted. A client may reconnect, and if it chooses
 	// to do, should reconnect using a randomized delay of 5 - 30s."
@@ -19,17 +18,51 @@ const (
 	codeStopping   = websocket.StatusServiceRestart
 	reasonStopping = "the server is stopping"
 
+	reasonNotUTF8 = "a text message was not UTF-8"
+	reasonRubbish = "too many messages that are no actions"
+	reasonPanic   = "a bug of the server"
+)
+
+// closeCodes are the status codes that connections end with. Those that end without a close
+// frame of ours count as 1006, which is never sent, and those that the peer has closed as
+// 1000, whatever code it chose.
+var closeCodes = map[Reason]websocket.StatusCode{
+	ReasonPeer:     websocket.StatusNormalClosure,
+	ReasonStopping: codeStopping,
+
+	// "1002 indicates that an endpoint is terminating the connection due to a protocol error."
+	ReasonProtocol: websocket.StatusProtocolError,
+
 	// "1007 indicates that an endpoint is terminating the connection because it has
 	// received data within a message that was not consistent with the type of the
 	// message (e.g., non-UTF-8 [RFC3629] data within a text message)."
-	codeNotUTF8   = websocket.StatusInvalidFramePayloadData
-	reasonNotUTF8 = "a text message was not UTF-8"
+	ReasonNotUTF8: websocket.StatusInvalidFramePayloadData,
 
 	// "1008 indicates that an endpoint is terminating the connection because it has
 	// received a message that violates its policy."
-	codeRubbish   = websocket.StatusPolicyViolation
-	reasonRubbish = "too many messages that are no actions"
-)
+	ReasonRubbish:   websocket.StatusPolicyViolation,
+	ReasonFlood:     websocket.StatusPolicyViolation,
+	ReasonFragments: websocket.StatusPolicyViolation,
+
+	// "1009 indicates that an endpoint is terminating the connection because it has
+	// received a message that is too big for it to process."
+	ReasonTooBig: websocket.StatusMessageTooBig,
+
+	// "1011 indicates that a server is terminating the connection because it encountered an
+	// unexpected condition that prevented it from fulfilling the request."
+	ReasonPanic: websocket.StatusInternalError,
+
+	// "1006 is a reserved value and MUST NOT be set as a status code in a Close control frame
+	// by an endpoint."
+	ReasonGone:    websocket.StatusAbnormalClosure,
+	ReasonStalled: websocket.StatusAbnormalClosure,
+	ReasonSilent:  websocket.StatusAbnormalClosure,
+	ReasonDeaf:    websocket.StatusAbnormalClosure,
+}
+
+// StatusCode returns the status code that a connection ends with for this reason, or 0 if it
+// is none to end one.
+func (r Reason) StatusCode() int { return int(closeCodes[r]) }
 
 const (
 	// maxRubbish is how many messages in a row may be rubbish. A person who writes a
@@ -39,6 +72,10 @@ const (
 	// closeTimeout bounds the closing handshake, so that a peer that does not answer
 	// our close frame is disconnected all the same.
 	closeTimeout = 5 * time.Second
+
+	// failTimeout is how long we listen to a peer whose frames cannot be understood, after our
+	// close frame, which a reset would overtake.
+	failTimeout = time.Second
 
 	// stallTimeout is how long a blocked client may make no progress at all.
 	stallTimeout = 10 * time.Second

@@ -3,7 +3,6 @@
 package hub
 
 import (
-	"crypto/tls"
 	"errors"
 	"net"
 	"sync"
@@ -18,7 +17,8 @@ import (
 //	srv.Serve(tls.NewListener(hub.NewListener(ln), config))
 //
 // The connections of ln are TCP connections, or have their SyscallConn, SetWriteBuffer and
-// SetLinger. Until one joins a hub it behaves as ln made it.
+// SetLinger. Until one joins a hub it behaves as ln made it. A listener that strangers reach
+// should be a [Gate]'s.
 func NewListener(ln net.Listener) net.Listener {
 	return listener{ln}
 }
@@ -30,15 +30,23 @@ func (l listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c := newConn(nc); c != nil {
+		return c, nil
+	}
+	return nc, nil // the hub refuses it by name, and pages are served all the same
+}
+
+// newConn returns nc as a socket, or nil if it is not the system's.
+func newConn(nc net.Conn) *conn {
 	sc, ok := nc.(syscall.Conn)
 	if !ok {
-		return nc, nil // the hub refuses it by name, and pages are served all the same
+		return nil
 	}
 	raw, err := sc.SyscallConn()
 	if err != nil {
-		return nc, nil // closed already: the first read says so
+		return nil // closed already: the first read says so
 	}
-	return &conn{Conn: nc, raw: raw}, nil
+	return &conn{Conn: nc, raw: raw}
 }
 
 // A socket is a connection that can be told never to wait in Write. All methods are
@@ -62,7 +70,7 @@ type socket interface {
 
 // socketOf returns the socket below nc, through TLS, or nil.
 func socketOf(nc net.Conn) socket {
-	if t, ok := nc.(*tls.Conn); ok {
+	if t := tlsOf(nc); t != nil {
 		nc = t.NetConn()
 	}
 	s, _ := nc.(socket)
@@ -95,9 +103,10 @@ type conn struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	async bool
-	tail  []byte // ciphertext that the kernel has not taken yet
-	err   error  // sticky: bytes are lost, nothing may follow them
+	arrival *arrival // what its gate knows of it until it joins a hub or is closed; nil without a gate
+	async   bool
+	tail    []byte // ciphertext that the kernel has not taken yet
+	err     error  // sticky: bytes are lost, nothing may follow them
 
 	// Guarded by mu: arguments and results of writeFD, which is made a func value once,
 	// so that a write does not allocate.
@@ -108,6 +117,7 @@ type conn struct {
 }
 
 func (c *conn) neverWait() {
+	c.leaveGate() // it is the hub's now
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.async = true
@@ -122,7 +132,9 @@ func (c *conn) neverWait() {
 func (c *conn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	if !c.async {
+		a := c.arrival
 		c.mu.Unlock()
+		a.wrote()
 		return c.Conn.Write(p)
 	}
 	defer c.mu.Unlock()
@@ -167,11 +179,26 @@ func (c *conn) flush() (int, error) {
 	return n, nil
 }
 
+// Close implements net.Conn.
+func (c *conn) Close() error {
+	c.leaveGate()
+	return c.Conn.Close()
+}
+
+// leaveGate has the gate, if there is one, forget the connection.
+func (c *conn) leaveGate() {
+	c.mu.Lock()
+	a := c.arrival
+	c.arrival = nil
+	c.mu.Unlock()
+	a.leave()
+}
+
 func (c *conn) abort() {
 	if tcp, ok := c.Conn.(interface{ SetLinger(int) error }); ok {
 		_ = tcp.SetLinger(0) // fails on a closed connection, as does Close
 	}
-	_ = c.Conn.Close()
+	_ = c.Close()
 }
 
 // tryWrite makes one write(2) and returns how much the kernel took, perhaps nothing.

@@ -46,6 +46,14 @@
 // has not been given is refused, the senders of the batch are told that its fate is open,
 // and each readLoop refuses what comes, until the store has answered.
 //
+// # Strangers
+//
+// What strangers may cost is bounded at each step: connections by a [Gate], requests of an
+// address by [Rates], clients by the caps of [Config], frames by frames.go, messages and
+// actions by readLoop. What is over a bound is refused or closed under one of the names in
+// events.go, which are counted and logged there. A panic in a client's goroutine ends that
+// client.
+//
 // # The end
 //
 // [Hub.Shutdown] has the shards close their clients in slices: each shard has one timer, and

@@ -9,75 +9,95 @@ import (
 	"strings"
 
 	"github.com/coder/websocket"
+	"golang.org/x/net/idna"
 )
 
 // ServeHTTP takes a client in: it answers a WebSocket opening handshake on any path,
 // and returns at once; the client is served by a goroutine of its own.
 //
-// It refuses with 403 a page whose Origin may not connect, with 503 and Retry-After
-// more clients than there may be, and with 400 or 426 what is no handshake
-// (https://www.rfc-editor.org/rfc/rfc6455#section-4.2.2). Whether the Host is one of
-// ours is for the caller to check.
+// It refuses with 403 a page whose Origin may not connect, with 429 more clients than the
+// address may have, with 503 more than there may be in all, both with Retry-After, and with
+// 400, 405 or 426 what is no handshake (https://www.rfc-editor.org/rfc/rfc6455#section-4.2.2).
+// Whether the Host is one of ours is for the caller to check.
 func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// "The |Origin| header field is used to protect against unauthorized cross-origin use
 	// of a WebSocket server by scripts using the WebSocket API in a web browser."
 	// https://www.rfc-editor.org/rfc/rfc6455#section-4.1
-	if origin := r.Header.Get("Origin"); origin != "" && !h.allows(origin) {
-		h.refuseHandshake(w, r, http.StatusForbidden, fmt.Sprintf("pages of %q may not connect here", origin))
+	// A browser sends exactly one. Without any it is no browser, and nothing that it could do
+	// depends on whose page sent it.
+	if origins := r.Header["Origin"]; len(origins) > 1 || len(origins) == 1 && !h.allows(origins[0]) {
+		h.refuse(w, r, ReasonOrigin, http.StatusForbidden, fmt.Sprintf("pages of %q may not connect here", strings.Join(origins, ", ")))
 		return
 	}
-	c := &client{hub: h, index: -1, remote: addressOf(r.RemoteAddr)}
-	if reason := h.admit(c); reason != "" {
+	// What follows the header are frames. To a proxy in front a body would be something else.
+	if r.ContentLength != 0 || len(r.TransferEncoding) > 0 {
+		w.Header().Set("Connection", "close")
+		h.refuse(w, r, ReasonBadHandshake, http.StatusBadRequest, "an opening handshake has no body")
+		return
+	}
+	c := &client{hub: h, index: -1, remote: AddressOf(r.RemoteAddr)}
+	if reason, text := h.admit(c); reason != "" {
 		// Ten seconds: the page's own backoff is of that order, and a full server gains
 		// nothing from being asked more often.
 		w.Header().Set("Retry-After", "10")
-		h.refuseHandshake(w, r, http.StatusServiceUnavailable, reason)
+		status := http.StatusServiceUnavailable
+		if reason == ReasonAddressFull {
+			status = http.StatusTooManyRequests // the server is well, and others are let in
+		}
+		h.refuse(w, r, reason, status, text)
 		return
 	}
+	joined := false
+	defer func() {
+		if !joined { // refused by the library, or a panic, which net/http takes
+			h.release(c)
+		}
+	}()
 	c.shard = h.shards[int(h.nextShard.Add(1))%len(h.shards)]
-	c.wire.onClose, c.wire.onBlock = c.leave, c.noteBlocked
+	c.wire.client = c
 	ws, err := websocket.Accept(&upgrade{w, &c.wire}, r, &websocket.AcceptOptions{
 		InsecureSkipVerify: true, // the Origin was checked above, scheme and port included
 		CompressionMode:    websocket.CompressionDisabled,
 	})
 	if err != nil {
-		h.release(c)
 		if errors.Is(err, errNotOurs) {
 			h.log.Error("cannot serve any client", "err", err)
 			return
 		}
-		h.log.Debug("opening handshake", "remote", c.remote, "err", err) // the library has answered
+		h.events.Refused(ReasonBadHandshake, "remote", c.remote, "err", err) // the library has answered
 		return
 	}
-	ws.SetReadLimit(MaxMessage)
+	ws.SetReadLimit(MaxMessage) // frames has the same limit, and knows earlier
 	c.ws = ws
 	// Not in this goroutine: its stack has grown with the TLS handshake, and returning
 	// lets net/http free all that the request took.
+	joined = true
 	go c.serve()
 }
 
-func (h *Hub) refuseHandshake(w http.ResponseWriter, r *http.Request, status int, reason string) {
-	h.log.Debug("client refused", "remote", r.RemoteAddr, "code", status, "reason", reason)
-	http.Error(w, reason, status)
+func (h *Hub) refuse(w http.ResponseWriter, r *http.Request, reason Reason, status int, text string) {
+	h.events.Refused(reason, "remote", AddressOf(r.RemoteAddr), "code", status, "err", text)
+	http.Error(w, text, status)
 }
 
-// admit counts c in, or returns why there is no room. release undoes it.
-func (h *Hub) admit(c *client) string {
+// admit counts c in, or returns why there is no room, and what to tell the peer. release
+// undoes it.
+func (h *Hub) admit(c *client) (Reason, string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
 	case h.stopping:
-		return reasonStopping
+		return ReasonStopping, reasonStopping
 	case h.unknown:
-		return "the counter's store has not been reached yet"
+		return ReasonNoValue, "the counter's store has not been reached yet"
 	case h.cfg.MaxClients > 0 && h.admitted.total >= h.cfg.MaxClients:
-		return "the server is full"
+		return ReasonFull, "the server is full"
 	case h.cfg.MaxClientsPerIP > 0 && h.admitted.of[c.remote] >= h.cfg.MaxClientsPerIP:
-		return "too many connections from your address"
+		return ReasonAddressFull, "too many connections from your address"
 	}
 	h.admitted.add(c.remote)
 	h.clients.Add(1) // under mu, so that none is added after Shutdown has begun to wait
-	return ""
+	return "", ""
 }
 
 func (h *Hub) release(c *client) {
@@ -108,14 +128,18 @@ func (a *addressCounts) remove(p netip.Prefix) {
 	}
 }
 
-// addressOf returns what the cap per address counts a peer under: an IPv4 address, or
-// the /64 of an IPv6 address, since one host has all of that.
-func addressOf(remote string) netip.Prefix {
+// AddressOf returns what limits per address count a peer under, whose address has a port: an
+// IPv4 address, or the /64 of an IPv6 address, since one host has all of that.
+func AddressOf(remote string) netip.Prefix {
 	ap, err := netip.ParseAddrPort(remote)
 	if err != nil {
 		return netip.Prefix{} // not TCP; all such count as one
 	}
-	ip := ap.Addr().Unmap().WithZone("")
+	return prefixOf(ap.Addr())
+}
+
+func prefixOf(ip netip.Addr) netip.Prefix {
+	ip = ip.Unmap().WithZone("")
 	bits := 64
 	if ip.Is4() {
 		bits = 32
@@ -130,47 +154,72 @@ func addressOf(remote string) netip.Prefix {
 // Origin says which pages may connect. The zero value is none.
 type Origin struct {
 	any          bool
-	scheme, host string // lower case
+	scheme, host string // as canonicalHost has it
+	below        bool   // every name below host, and not host itself
 	port         string // "*" is any; the scheme's own is ""
 }
 
 // ParseOrigin understands "https://host", "https://host:port", "https://host:*" (any
-// port), the same with http, and "*" (any page whatsoever).
-// https://www.rfc-editor.org/rfc/rfc6454#section-6.2
+// port), "https://*.host" (every name below host), the same with http, and "*" (any page
+// whatsoever). The scheme counts as much as the host does: a page that came over http may be
+// anybody's. https://www.rfc-editor.org/rfc/rfc6454#section-6.2
 func ParseOrigin(s string) (Origin, error) {
 	if s == "*" {
 		return Origin{any: true}, nil
 	}
-	base, anyPort := strings.CutSuffix(s, ":*")
-	u, err := url.Parse(base)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" ||
-		u.User != nil || strings.TrimSuffix(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" || anyPort && u.Port() != "" {
-		return Origin{}, fmt.Errorf("%q is no origin: write https://host, https://host:port, https://host:* or *", s)
+	base, anyPort := strings.CutSuffix(strings.TrimSuffix(s, "/"), ":*")
+	o, ok := parseOrigin(base)
+	o.host, o.below = cutWildcard(o.host)
+	ascii, err := idna.Lookup.ToASCII(o.host) // as browsers have it
+	if _, noIP := netip.ParseAddr(o.host); noIP == nil {
+		ascii, err = o.host, nil
 	}
-	o := originOf(u)
+	if !ok || err != nil || strings.Contains(ascii, "*") || anyPort && o.port != "" {
+		return Origin{}, fmt.Errorf("%q is no origin: write https://host, https://host:port, https://host:*, https://*.host or *", s)
+	}
+	o.host = ascii
 	if anyPort {
 		o.port = "*"
 	}
 	return o, nil
 }
 
-func originOf(u *url.URL) Origin {
-	o := Origin{scheme: u.Scheme, host: strings.ToLower(u.Hostname()), port: u.Port()}
+func cutWildcard(host string) (string, bool) { return strings.CutPrefix(host, "*.") }
+
+// parseOrigin parses the origin of one page, as browsers send it.
+// https://www.rfc-editor.org/rfc/rfc6454#section-7.1
+func parseOrigin(s string) (Origin, bool) {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" ||
+		u.User != nil || u.Path != "" || u.RawQuery != "" || u.ForceQuery || strings.Contains(s, "#") {
+		return Origin{}, false
+	}
+	o := Origin{scheme: u.Scheme, host: canonicalHost(u.Hostname()), port: u.Port()}
 	if o.scheme == "https" && o.port == "443" || o.scheme == "http" && o.port == "80" {
 		o.port = ""
 	}
-	return o
+	return o, true
+}
+
+// canonicalHost returns a host in lower case and without the trailing dot, and an IP address
+// in its shortest form.
+func canonicalHost(host string) string {
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return ip.Unmap().String()
+	}
+	return host
 }
 
 // allows reports whether a page of the given Origin header may connect.
 func (h *Hub) allows(header string) bool {
-	u, err := url.Parse(header)
-	if err != nil {
-		return false
-	}
-	page := originOf(u)
+	page, ok := parseOrigin(header)
 	for _, o := range h.cfg.Origins {
-		if o.any || o.host == page.host && o.scheme == page.scheme && (o.port == "*" || o.port == page.port) {
+		host := o.host == page.host
+		if o.below {
+			host = strings.HasSuffix(page.host, "."+o.host)
+		}
+		if o.any || ok && host && o.scheme == page.scheme && (o.port == "*" || o.port == page.port) {
 			return true
 		}
 	}

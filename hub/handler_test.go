@@ -29,6 +29,21 @@ func TestOrigins(t *testing.T) {
 		{"https://a.example", "https://b.a.example", false},
 		{"https://a.example", "https://a.example.evil.example", false},
 		{"https://[::1]:*", "https://[::1]:8443", true},
+		{"https://a.example", "https://a.example.", true}, // what browsers send if that was typed
+		{"https://a.example.", "https://a.example", true},
+		{"https://[0:0::1]", "https://[::1]", true},
+		{"https://b\u00fccher.example", "https://xn--bcher-kva.example", true},
+		{"https://*.a.example", "https://b.a.example", true},
+		{"https://*.a.example", "https://c.b.a.example", true},
+		{"https://*.a.example", "https://a.example", false},
+		{"https://*.a.example", "https://ba.example", false},
+		{"https://*.a.example", "http://b.a.example", false},
+		{"https://*.a.example", "https://b.a.example:8443", false},
+		{"https://*.a.example:*", "https://b.a.example:8443", true},
+		{"https://a.example", "https://a.example/", false}, // no browser sends these
+		{"https://a.example", "https://u@a.example", false},
+		{"https://a.example", "https://a.example#x", false},
+		{"https://a.example", "https://a.example https://evil.example", false},
 		{"https://a.example", "null", false},
 		{"https://a.example", "://", false},
 		{"*", "null", true},
@@ -43,7 +58,7 @@ func TestOrigins(t *testing.T) {
 			t.Errorf("with %q, allows(%q) = %v, want %v", tt.allowed, tt.origin, got, tt.want)
 		}
 	}
-	for _, s := range []string{"", "a.example", "ftp://a.example", "https://", "https://a.example/x", "https://u@a.example", "https://a.example:1:*", "https://a.example?q"} {
+	for _, s := range []string{"", "a.example", "ftp://a.example", "https://", "https://a.example/x", "https://u@a.example", "https://a.example:1:*", "https://a.example?q", "https://*", "https://a.*.example", "https://a*.example", "https://a b.example"} {
 		if o, err := ParseOrigin(s); err == nil {
 			t.Errorf("ParseOrigin(%q) = %+v, want an error", s, o)
 		}
@@ -57,8 +72,8 @@ func TestAddressOf(t *testing.T) {
 		{"[2001:db8:0:1:2:3:4:5]:6", "2001:db8:0:1::/64"},
 		{"[fe80::1%eth0]:6", "fe80::/64"},
 	} {
-		if got := addressOf(tt.remote); got != netip.MustParsePrefix(tt.want) {
-			t.Errorf("addressOf(%q) = %v, want %v", tt.remote, got, tt.want)
+		if got := AddressOf(tt.remote); got != netip.MustParsePrefix(tt.want) {
+			t.Errorf("AddressOf(%q) = %v, want %v", tt.remote, got, tt.want)
 		}
 	}
 }
@@ -108,6 +123,8 @@ func TestRefusedHandshakes(t *testing.T) {
 			want int
 		}{
 			{"foreign origin", func(h http.Header) { h.Set("Origin", "https://evil.example") }, http.StatusForbidden},
+			{"two origins", func(h http.Header) { h["Origin"] = []string{"https://hub.test", "https://evil.example"} }, http.StatusForbidden},
+			{"empty origin", func(h http.Header) { h.Set("Origin", "") }, http.StatusForbidden},
 			{"no upgrade", func(h http.Header) { h.Del("Upgrade") }, http.StatusUpgradeRequired},
 			{"old version", func(h http.Header) { h.Set("Sec-WebSocket-Version", "8") }, http.StatusBadRequest},
 			{"bad key", func(h http.Header) { h.Set("Sec-WebSocket-Key", "x") }, http.StatusBadRequest},
@@ -125,15 +142,25 @@ func TestRefusedHandshakes(t *testing.T) {
 }
 
 func TestCaps(t *testing.T) {
-	for _, cfg := range []Config{{MaxClients: 2}, {MaxClientsPerIP: 2}} {
+	for _, tt := range []struct {
+		cfg    Config
+		status int
+		reason Reason
+	}{
+		{Config{MaxClients: 2}, http.StatusServiceUnavailable, ReasonFull},
+		{Config{MaxClientsPerIP: 2}, http.StatusTooManyRequests, ReasonAddressFull},
+	} {
 		synctest.Test(t, func(t *testing.T) {
-			h := newFakeHub(t, cfg)
+			h := newFakeHub(t, tt.cfg)
 			defer h.stop()
 			a := h.join()
 			h.join()
 			resp := h.refused(handshakeHeader())
-			if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
-				t.Errorf("%+v: third client: %s, Retry-After %q, want 503 and a time", cfg, resp.Status, resp.Header.Get("Retry-After"))
+			if resp.StatusCode != tt.status || resp.Header.Get("Retry-After") == "" {
+				t.Errorf("%s: third client: %s, Retry-After %q, want %d and a time", tt.reason, resp.Status, resp.Header.Get("Retry-After"), tt.status)
+			}
+			if n := h.events.Tallies().Refusals[tt.reason]; n != 1 {
+				t.Errorf("%s is counted %d times, want once", tt.reason, n)
 			}
 			a.ws.Close(websocket.StatusNormalClosure, "")
 			synctest.Wait()

@@ -21,14 +21,18 @@ type Config struct {
 	// for each client. nil discards them.
 	Logger *slog.Logger
 
+	// Events are told of clients that are refused or disconnected, and of panics. nil makes some
+	// that log to Logger.
+	Events *Events
+
 	// Origins lists the pages that may connect, as [ParseOrigin] understands them. A
 	// handshake without an Origin header, which no browser sends, is let in. Without
 	// any, no page may connect.
 	Origins []Origin
 
-	// MaxClients caps the clients in all, and MaxClientsPerIP those of one IPv4 address or
-	// IPv6 /64. One more is refused with 503 and Retry-After. 0 is no cap: then whoever
-	// opens enough connections takes all file descriptors.
+	// MaxClients caps the clients in all: one more is refused with 503 and Retry-After.
+	// MaxClientsPerIP caps those of one IPv4 address or IPv6 /64: one more is refused with 429.
+	// 0 is no cap: then whoever opens enough connections takes all file descriptors.
 	MaxClients      int
 	MaxClientsPerIP int
 
@@ -49,6 +53,7 @@ type Hub struct {
 	store  Store
 	shared Shared // store, or nil if that is not shared
 	log    *slog.Logger
+	events *Events
 	shards []*shard
 
 	actions   chan action   // readLoops -> loop; 1024, so that a burst costs no handover; never closed
@@ -169,6 +174,9 @@ func New(ctx context.Context, cfg Config) (*Hub, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Events == nil {
+		cfg.Events = NewEvents(cfg.Logger)
+	}
 	if cfg.Shards <= 0 {
 		cfg.Shards = runtime.GOMAXPROCS(0)
 	}
@@ -183,6 +191,7 @@ func New(ctx context.Context, cfg Config) (*Hub, error) {
 		shared:    shared,
 		unknown:   err != nil,
 		log:       cfg.Logger,
+		events:    cfg.Events,
 		actions:   make(chan action, 1024),
 		presence:  make(chan struct{}, 1),
 		commits:   make(chan *batch),

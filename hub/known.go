@@ -63,7 +63,9 @@ func (c *client) readKnown() error {
 			return err
 		}
 		n := 0
-		n, need = c.takeKnown(p)
+		if n, need, err = c.takeKnown(p); err != nil {
+			return err
+		}
 		if _, err := in.Discard(n); err != nil {
 			return err
 		}
@@ -73,8 +75,9 @@ func (c *client) readKnown() error {
 
 // takeKnown takes the known frames at the beginning of p and passes their actions on, those
 // of one kind together. It returns how many bytes it has taken, and how many it needs to
-// go on: 0 if what comes then is for the library.
-func (c *client) takeKnown(p []byte) (n, need int) {
+// go on: 0 if what comes then is for the library. The error is that the client is refused too
+// often.
+func (c *client) takeKnown(p []byte) (n, need int, err error) {
 	run := action{from: c}
 	actions := uint64(0)
 	for {
@@ -84,7 +87,7 @@ func (c *client) takeKnown(p []byte) (n, need int) {
 				c.shard.counts.received.Add(actions)
 			}
 			c.act(run)
-			return n, size
+			return n, size, nil
 		}
 		n += size
 		if delta != 0 {
@@ -92,9 +95,12 @@ func (c *client) takeKnown(p []byte) (n, need int) {
 		}
 		switch {
 		case delta == 0:
-			// A pong. That it came is all that it says, and Read has noted that.
+			// A pong. That it came is all that it says, and Read has noted and counted that.
 		case !c.allowed():
-			c.refuse(refusedRate)
+			if err := c.refuseOften(refusedRate); err != nil {
+				c.act(run)
+				return n, 0, err
+			}
 		case delta == run.delta:
 			run.count++
 		default:

@@ -263,7 +263,7 @@ func (s *shard) deliver(c *client) {
 // write sends frames to a client that is not blocked.
 func (s *shard) write(c *client, frames []byte) {
 	if _, err := c.wire.send(frames, false); err != nil {
-		c.wire.sock.abort() // serve finds out, and leaves
+		c.writeFailed(err)
 		return
 	}
 	if c.wire.sock.blocked() {
@@ -294,13 +294,13 @@ func (s *shard) flushBlocked() {
 		n, err := c.wire.sock.flush()
 		switch {
 		case err != nil:
-			c.wire.sock.abort()
+			c.writeFailed(err)
 		case !c.wire.sock.blocked():
 			if s.tellOwed(c) {
 				s.deliver(c)
 			}
 		case n == 0 && time.Since(c.stalledAt) >= stallTimeout:
-			s.hub.log.Debug("client takes nothing, disconnecting it", "remote", c.remote)
+			c.end(ReasonStalled)
 			s.hub.stalled.Add(1)
 			c.wire.sock.abort()
 		default:
@@ -364,7 +364,7 @@ func (s *shard) turnWheel() {
 			c.pinged = false
 			s.schedule(c, pingEvery+rand.IntN(pingJitter+1))
 		case c.pinged:
-			s.hub.log.Debug("client does not answer, disconnecting it", "remote", c.remote)
+			c.end(ReasonSilent)
 			s.hub.silent.Add(1)
 			c.wire.sock.abort()
 		default:
@@ -379,6 +379,7 @@ func (s *shard) turnWheel() {
 // ends it when the peer's close frame comes, or at the read deadline.
 func (s *shard) closeClient(c *client) {
 	c.closing = true
+	c.end(ReasonStopping)
 	// It can fail only on a closed connection, as can the write.
 	_ = c.wire.SetReadDeadline(time.Now().Add(s.hub.drain.answer))
 	_, _ = c.wire.send(appendClose(nil, codeStopping, reasonStopping), true)
@@ -391,6 +392,7 @@ func (s *shard) closeClient(c *client) {
 func (s *shard) abort() {
 	s.aborting = true
 	for _, c := range s.clients {
+		c.end(ReasonStopping)
 		c.wire.sock.abort()
 	}
 }

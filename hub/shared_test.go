@@ -212,7 +212,7 @@ func TestSharedStoreAtStart(t *testing.T) {
 		if err := h.Ready(); err == nil || !h.Stats().Unknown {
 			t.Errorf("Ready = %v, Stats = %+v with a store that is away", err, h.Stats())
 		}
-		if reason := h.admit(&client{hub: h.Hub}); reason == "" {
+		if reason, _ := h.admit(&client{hub: h.Hub}); reason == "" {
 			t.Error("a client is let in to a value that nobody knows")
 		}
 		srv.mu.Lock()

@@ -17,15 +17,15 @@ import (
 // whole ones, so that they never mix. Write and send are safe from any goroutine.
 type wire struct {
 	// Immutable after upgrade.Hijack.
-	net.Conn        // TLS, or TCP behind a proxy that ends TLS
-	sock     socket // below Conn
-	onClose  func() // called before the library writes a close frame
-	onBlock  func() // called when the library's write left sock blocked
+	net.Conn         // TLS, or TCP behind a proxy that ends TLS
+	sock     socket  // below Conn
+	client   *client // whose wire it is
 
 	heard atomic.Bool // the peer has sent something since the last look
 
 	// Owned by the client's serve.
-	in *bufio.Reader // what the library reads from; filled from Read
+	in     *bufio.Reader // what the library reads from; filled from Read
+	frames frames
 
 	mu        sync.Mutex
 	closeSent bool // Guarded by mu.
@@ -58,6 +58,9 @@ func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	w := u.wire
+	if t := tlsOf(nc); t != nil {
+		nc = t
+	}
 	w.Conn, w.sock = nc, socketOf(nc)
 	if w.sock == nil {
 		nc.Close()
@@ -71,6 +74,11 @@ func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	// What the client sent right behind its handshake has to lie in the new reader's
 	// buffer: the library looks nowhere else.
 	early, _ := brw.Reader.Peek(brw.Reader.Buffered())
+	n, err := w.frames.take(early)
+	if err != nil {
+		w.frames.breakOff(err) // Read says so
+	}
+	early = early[:n]
 	w.in = bufio.NewReaderSize(bytes.NewReader(early), max(readBuffer, len(early)))
 	if _, err := w.in.Peek(len(early)); err != nil {
 		return nil, nil, err
@@ -78,11 +86,17 @@ func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return w, bufio.NewReadWriter(w.in, bufio.NewWriterSize(w, writeBuffer)), nil
 }
 
-// Read implements net.Conn.
+// Read implements net.Conn. It returns what is right, and a closeError when something is not.
 func (w *wire) Read(p []byte) (int, error) {
+	if err := w.frames.broken(); err != nil {
+		return 0, err
+	}
 	n, err := w.Conn.Read(p)
 	if n > 0 {
 		w.heard.Store(true)
+		if passed, wrong := w.frames.take(p[:n]); wrong != nil {
+			return passed, wrong
+		}
 	}
 	return n, err
 }
@@ -92,11 +106,11 @@ func (w *wire) Read(p []byte) (int, error) {
 func (w *wire) Write(p []byte) (int, error) {
 	isClose := p[0]&0xf == opClose
 	if isClose {
-		w.onClose()
+		w.client.leave() // before the peer hears of it
 	}
 	n, err := w.send(p, isClose)
 	if w.sock.blocked() {
-		w.onBlock()
+		w.client.noteBlocked()
 	}
 	return n, err
 }

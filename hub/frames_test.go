@@ -1,0 +1,61 @@
+package hub
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// In whatever pieces bytes come, the same of them pass, and the same is wrong with the rest.
+func FuzzFrames(f *testing.F) {
+	for _, seed := range [][]byte{
+		sent(finBit|opText, plus),
+		join(sent(opText, ""), sent(finBit|opPing, "x"), sent(finBit|opContinuation, plus), closing(1000, "bye")),
+		closing(1000, "\xff"),
+		closing(1005, ""),
+		sent(finBit|opClose, "x"),
+		join(sent(finBit|opText, strings.Repeat("x", MaxMessage+1)), sent(0x3, "")),
+		[]byte("\x81\xff\x7f\xff\xff\xff\xff\xff\xff\xff\x00\x00\x00\x00"),
+		[]byte("\x81\xff\x80"),
+		[]byte("\x81\xfe\x00\x7d\x00\x00\x00\x00"),
+		[]byte("\x81\x00"),
+	} {
+		f.Add(seed, uint16(len(seed)/2), uint16(len(seed)-1))
+	}
+	f.Fuzz(func(t *testing.T, p []byte, a, b uint16) {
+		i := min(int(a), len(p))
+		j := min(max(i, int(b)), len(p))
+		var whole, pieces frames
+		passed, err := whole.take(p)
+		if err == nil && passed != len(p) {
+			t.Errorf("take(%x) = %d, and nothing is wrong", p, passed)
+		}
+		n := 0
+		for _, piece := range [][]byte{p[:i], p[i:j], p[j:]} {
+			m, _ := pieces.take(piece)
+			n += m
+		}
+		if n != passed || pieces.broken() != whole.broken() {
+			t.Errorf("%x: %d bytes pass, then %v; in pieces %d, then %v", p, passed, whole.broken(), n, pieces.broken())
+		}
+		if m, err := whole.take([]byte{0}); whole.broken() != nil && (m != 0 || err == nil) {
+			t.Errorf("%x: after an error take = %d, %v", p, m, err)
+		}
+	})
+}
+
+func TestExcess(t *testing.T) {
+	var e excess
+	now := time.Unix(1<<31, 0)
+	for range maxExcess {
+		if err := e.add(now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if e.add(now.Add(excessTime-time.Second)) == nil {
+		t.Errorf("more than %d within %v are let pass", maxExcess, excessTime)
+	}
+	if err := e.add(now.Add(excessTime)); err != nil {
+		t.Errorf("after %v: %v", excessTime, err)
+	}
+}

@@ -1,0 +1,467 @@
+//go:build unix
+
+package hub
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// Silence holds no place: however many say nothing, somebody who does is served.
+func TestSilentConnectionsMakeRoom(t *testing.T) {
+	h, g, addr := newRawHub(t, Config{}, GateConfig{MaxArrivals: 4})
+	first := dialRaw(t, addr)
+	for range 40 {
+		dialRaw(t, addr)
+	}
+	if _, err := first.conn.Read(make([]byte, 1)); err == nil || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the oldest silent connection: %v, want its end", err)
+	}
+	for i := range 10 { // clients do not count as arrivals, however many
+		p := dialRaw(t, addr)
+		p.send([]byte(rawHandshake))
+		p.upgraded()
+		dialRaw(t, addr)
+		waitFor(t, "the client", func() bool { return h.Stats().Clients == i+1 })
+	}
+	waitFor(t, "4 arrivals", func() bool { return g.Arrivals() == 4 })
+	if n := h.events.Tallies().Refusals[ReasonCrowded]; n != 41+10-4 {
+		t.Errorf("%d connections had to go, want %d", n, 41+10-4)
+	}
+}
+
+// A gate forgets a connection when it ends, however that happens.
+func TestArrivalsLeave(t *testing.T) {
+	_, g, addr := newTLSGateHub(t, Config{}, GateConfig{})
+	for _, send := range []string{"", "junk", "GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00"} {
+		p := dialRaw(t, addr.String())
+		p.send([]byte(send))
+		waitFor(t, "the arrival", func() bool { return g.Arrivals() == 1 || send != "" })
+		p.conn.Close()
+		waitFor(t, "its end", func() bool { return g.Arrivals() == 0 && len(g.turns) == 0 })
+	}
+}
+
+func TestConnectionRates(t *testing.T) {
+	const burst = 3
+	dialFrom := func(ip, addr string) net.Conn {
+		t.Helper()
+		conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}).Dial("tcp", addr)
+		if err != nil {
+			t.Skip("this system has one loopback address: ", err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		conn.SetDeadline(time.Now().Add(time.Minute))
+		return conn
+	}
+	served := func(conn net.Conn) bool {
+		_, _ = io.WriteString(conn, rawHandshake)
+		_, err := io.ReadFull(conn, make([]byte, len("HTTP/1.1 101")))
+		return err == nil
+	}
+	h, _, addr := newRawHub(t, Config{}, GateConfig{
+		Rates: NewRates(1e-3, burst),
+		Proxy: func(a netip.Addr) bool { return a == netip.MustParseAddr("127.0.0.9") },
+	})
+	for i := range 2 * burst {
+		if got, want := served(dialFrom("127.0.0.2", addr)), i < burst; got != want {
+			t.Errorf("connection %d: served %v, want %v", i+1, got, want)
+		}
+	}
+	for range 2 * burst {
+		if !served(dialFrom("127.0.0.9", addr)) {
+			t.Error("a connection of a proxy is not served")
+		}
+	}
+	if !served(dialFrom("127.0.0.3", addr)) {
+		t.Error("a connection of another address is not served")
+	}
+	if n := h.events.Tallies().Refusals[ReasonConnections]; n != burst {
+		t.Errorf("%d refusals are counted, want %d", n, burst)
+	}
+}
+
+func TestRates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("2001:db8::/64")
+		r := NewRates(2, 10)
+		take := func(p netip.Prefix, n int, want time.Duration) {
+			t.Helper()
+			if got := r.Take(p, n); got != want {
+				t.Errorf("Take(%v, %d) = %v, want %v", p, n, got, want)
+			}
+		}
+		take(a, 10, 0)
+		take(a, 1, 500*time.Millisecond)
+		take(a, 10, 5*time.Second) // asking costs nothing
+		take(b, 1, 0)
+		time.Sleep(500 * time.Millisecond)
+		take(a, 1, 0)
+		take(a, 1, 500*time.Millisecond)
+		time.Sleep(r.keep) // has been forgotten half: full again by now, and not more than full
+		take(b, 1, 0)
+		take(a, 10, 0)
+		take(a, 1, 500*time.Millisecond)
+		time.Sleep(4500 * time.Millisecond)
+		take(a, 10, 500*time.Millisecond)
+		// However many addresses there are, few are remembered.
+		for i := range 3 * maxAddresses {
+			r.Take(prefixOf(netip.AddrFrom16([16]byte{0: 0x20, 4: byte(i >> 16), 5: byte(i >> 8), 6: byte(i)})), 1)
+		}
+		if n := len(r.recent) + len(r.old); n > 2*maxAddresses {
+			t.Errorf("%d addresses are remembered, want at most %d", n, 2*maxAddresses)
+		}
+	})
+	if (*Rates)(nil).Take(netip.Prefix{}, 1) != 0 {
+		t.Error("no Rates refuse")
+	}
+}
+
+// failingListener fails with each error in turn, and then is closed.
+type failingListener struct {
+	net.Listener
+	errs []error
+}
+
+func (l *failingListener) Accept() (net.Conn, error) {
+	if len(l.errs) == 0 {
+		return nil, net.ErrClosed
+	}
+	err := l.errs[0]
+	l.errs = l.errs[1:]
+	return nil, &net.OpError{Op: "accept", Err: err}
+}
+
+// Accepting neither ends nor spins while the system has nothing to give, and the operator is
+// told once.
+func TestAcceptErrors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var lines bytes.Buffer
+		events := NewEvents(slog.New(slog.NewTextHandler(&lines, nil)))
+		ln := &failingListener{errs: []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED, syscall.EPERM}}
+		began := time.Now()
+		_, err := NewGate(GateConfig{Events: events}).Listener(ln).Accept()
+		if !errors.Is(err, net.ErrClosed) {
+			t.Errorf("Accept = %v, want ErrClosed", err)
+		}
+		if took, want := time.Since(began), (5+10+20+40+80+160)*time.Millisecond; took != want {
+			t.Errorf("six errors took %v, want %v", took, want)
+		}
+		if n := events.Tallies().Refusals[ReasonAcceptError]; n != 6 {
+			t.Errorf("%d errors are counted, want 6", n)
+		}
+		if got := lines.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=ERROR") || !strings.Contains(got, syscall.EMFILE.Error()) {
+			t.Errorf("the log has %q, want one line with the first error", got)
+		}
+	})
+	for _, err := range []error{syscall.EBADF, syscall.EINVAL} {
+		if _, got := NewGate(GateConfig{}).Listener(&failingListener{errs: []error{err}}).Accept(); !errors.Is(got, err) {
+			t.Errorf("Accept = %v, want %v", got, err)
+		}
+	}
+}
+
+// An error of accept closes a connection that has not joined, so that there is a descriptor.
+func TestAcceptErrorMakesRoom(t *testing.T) {
+	g := NewGate(GateConfig{})
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	peer := dialRaw(t, ln.Addr().String())
+	if _, err := g.Listener(ln).Accept(); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = g.Listener(&failingListener{errs: []error{syscall.EMFILE}}).Accept()
+	if n := g.Arrivals(); n != 0 {
+		t.Errorf("%d arrivals after the descriptors ran out, want 0", n)
+	}
+	if _, err := peer.conn.Read(make([]byte, 1)); err == nil || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the silent peer reads %v, want the end", err)
+	}
+}
+
+// tlsAddr is where a TLS server listens, and what its clients need.
+type tlsAddr struct {
+	net.Addr
+	roots *x509.CertPool
+}
+
+func (a tlsAddr) config() *tls.Config {
+	return &tls.Config{ServerName: "example.com", RootCAs: a.roots}
+}
+
+// httpClient returns one that reaches a under any name.
+func httpClient(a tlsAddr) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		TLSClientConfig: a.config(),
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, a.String())
+		},
+	}}
+}
+
+// newTLSGateHub starts a hub behind a gate with TLS, for the name example.com.
+func newTLSGateHub(t testing.TB, cfg Config, gate GateConfig) (*Hub, *Gate, tlsAddr) {
+	t.Helper()
+	borrowed := httptest.NewTLSServer(nil)
+	certificate := borrowed.TLS.Certificates[0]
+	roots := x509.NewCertPool()
+	roots.AddCert(borrowed.Certificate())
+	borrowed.Close()
+	config := &tls.Config{
+		NextProtos: []string{"http/1.1", protocolChallenge},
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			switch hello.ServerName {
+			case "example.com":
+				return &certificate, nil
+			case "soon.example.com":
+				return nil, errors.New("no certificate yet")
+			}
+			return nil, nil
+		},
+	}
+	h, g, addr := newGateHub(t, cfg, gate, func(g *Gate, ln net.Listener) net.Listener { return g.TLSListener(ln, config) })
+	resolved, err := net.ResolveTCPAddr("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h, g, tlsAddr{resolved, roots}
+}
+
+func TestHandshakeOutcomes(t *testing.T) {
+	handshake := func(edit func(*tls.Config)) func(tlsAddr) {
+		return func(a tlsAddr) {
+			config := a.config()
+			edit(config)
+			conn, err := tls.Dial("tcp", a.String(), config)
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			if len(config.NextProtos) > 0 { // the server ends that without a word
+				if b, err := io.ReadAll(conn); err != nil || len(b) > 0 {
+					t.Errorf("after the CA's handshake: %q, %v, want nothing", b, err)
+				}
+			}
+		}
+	}
+	raw := func(send, want string) func(tlsAddr) {
+		return func(a tlsAddr) {
+			p := dialRaw(t, a.String())
+			p.send([]byte(send))
+			if send == "" {
+				p.conn.Close()
+				return
+			}
+			got, _ := io.ReadAll(p.br)
+			if !strings.HasPrefix(string(got), want) {
+				t.Errorf("%q is answered with %q, want %q", send, got, want)
+			}
+		}
+	}
+	// A hello of TLS 1.0 in a record that ends before it does.
+	const half = "\x16\x03\x01\x00\x20\x01\x00\x00\xff\x03\x03"
+	for _, tt := range []struct {
+		name string
+		do   func(tlsAddr)
+		want Outcome
+	}{
+		{"ok", handshake(func(*tls.Config) {}), HandshakeOK},
+		{"TLS 1.2", handshake(func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 }), HandshakeOK},
+		{"another curve, after a hello retry request", handshake(func(c *tls.Config) { c.CurvePreferences = []tls.CurveID{tls.CurveP521} }), HandshakeOK},
+		{"challenge", handshake(func(c *tls.Config) { c.NextProtos = []string{protocolChallenge} }), HandshakeChallenge},
+		{"unknown name", handshake(func(c *tls.Config) { c.ServerName = "evil.example" }), HandshakeUnknownName},
+		{"no certificate yet", handshake(func(c *tls.Config) { c.ServerName = "soon.example.com" }), HandshakeNoCertificate},
+		{"not trusted", handshake(func(c *tls.Config) { c.RootCAs = x509.NewCertPool() }), HandshakeRejected},
+		{"no version in common", handshake(func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 }), HandshakeOther},
+		{"no protocol in common", handshake(func(c *tls.Config) { c.NextProtos = []string{"h2"} }), HandshakeOther},
+		{"closed at once", raw("", ""), HandshakeGone},
+		{"HTTP", raw("GET / HTTP/1.1\r\nHost: example.com\r\n\r\n", "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request"), HandshakeHTTP},
+		{"another protocol", raw("SSH-2.0-OpenSSH_9.2\r\n", ""), HandshakeJunk},
+		{"an SSL 2.0 hello", raw("\x80\x2e\x01\x00\x02\x00\x15\x00\x00\x00\x10"+strings.Repeat("x", 37), ""), HandshakeJunk},
+		{"zeros", raw(strings.Repeat("\x00", 600), ""), HandshakeJunk},
+		{"a handshake message that is none", raw("\x16\x03\x01\x00\x04\x0e\x00\x00\x00", "\x15"), HandshakeOther},
+		{"a record that is too long", raw("\x16\x03\x01\xff\xff", "\x15"), HandshakeJunk},
+		{"application data", raw("\x17\x03\x03\x00\x05hello", ""), HandshakeJunk},
+		{"half a hello", func(a tlsAddr) {
+			p := dialRaw(t, a.String())
+			p.send([]byte(half))
+			p.conn.Close()
+		}, HandshakeGone},
+	} {
+		h, g, addr := newTLSGateHub(t, Config{}, GateConfig{})
+		tt.do(addr)
+		waitFor(t, tt.name, func() bool {
+			n := uint64(0)
+			for _, m := range h.events.Tallies().Handshakes {
+				n += m
+			}
+			return n == 1
+		})
+		if got := h.events.Tallies().Handshakes; got[tt.want] != 1 {
+			t.Errorf("%s: counted %v, want %s", tt.name, got, tt.want)
+		}
+		waitFor(t, "the end", func() bool { return g.Arrivals() == 0 && len(g.turns) == 0 })
+	}
+}
+
+// A handshake has handshakeTimeout, and not more, whatever comes meanwhile.
+func TestHandshakeTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		events := NewEvents(nil)
+		client, server := fakePipe(1 << 10)
+		defer synctest.Wait()
+		defer time.Sleep(2 * time.Second) // until the peer has seen the end
+		defer client.Close()
+		go func() {
+			// A byte a second of a hello that never ends.
+			for _, b := range []byte("\x16\x03\x01\x40\x00\x01\x00\x3f\xfc" + strings.Repeat("\x03", 100)) {
+				if _, err := client.Write([]byte{b}); err != nil {
+					return
+				}
+				time.Sleep(time.Second)
+			}
+		}()
+		began := time.Now()
+		c := &tlsConn{Conn: tls.Server(server, &tls.Config{}), gate: NewGate(GateConfig{Events: events})}
+		if n, err := c.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("Read = %d, %v, want EOF", n, err)
+		}
+		if took := time.Since(began); took != handshakeTimeout {
+			t.Errorf("the handshake was given up after %v, want %v", took, handshakeTimeout)
+		}
+		c.Close()
+		client.Close()
+		if got := events.Tallies().Handshakes[HandshakeTimeout]; got != 1 {
+			t.Errorf("%d timeouts are counted, want 1", got)
+		}
+	})
+}
+
+// Handshakes wait for their turn, and while many do, nobody is accepted. Peers that wait may
+// leave; the others are served in the end.
+func TestHandshakesTakeTurns(t *testing.T) {
+	h, g, addr := newTLSGateHub(t, Config{}, GateConfig{})
+	for range cap(g.turns) {
+		g.turns <- struct{}{} // others compute
+	}
+	waiting := func() int {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return g.waiting
+	}
+	done := make(chan error)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	const extra = 10
+	for i := range maxWaiting + extra {
+		go func() {
+			dialer := &tls.Dialer{Config: addr.config()}
+			conn, err := dialer.DialContext(ctx, "tcp", addr.String())
+			if err == nil {
+				conn.Close()
+			}
+			done <- err
+		}()
+		if i < maxWaiting {
+			waitFor(t, "one more to wait", func() bool { return waiting() == i+1 })
+		}
+	}
+	time.Sleep(10 * time.Millisecond)
+	// One is accepted already when it gets to be too many.
+	if n := g.Arrivals(); n > maxWaiting+1 {
+		t.Errorf("%d arrivals while %d handshakes wait, want at most %d", n, maxWaiting, maxWaiting+1)
+	}
+	for range cap(g.turns) {
+		<-g.turns
+	}
+	for range maxWaiting + extra {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	waitFor(t, "all to leave", func() bool { return g.Arrivals() == 0 && len(g.turns) == 0 && waiting() == 0 })
+	if n := h.events.Tallies().Handshakes[HandshakeOK]; n != maxWaiting+extra {
+		t.Errorf("%d handshakes are counted, want %d", n, maxWaiting+extra)
+	}
+
+	// Those that have left do not keep a turn.
+	for range cap(g.turns) {
+		g.turns <- struct{}{}
+	}
+	go func() {
+		dialer := &tls.Dialer{Config: addr.config()}
+		_, err := dialer.DialContext(ctx, "tcp", addr.String())
+		done <- err
+	}()
+	waitFor(t, "one to wait", func() bool { return waiting() == 1 })
+	g.makeRoom()
+	if err := <-done; err == nil {
+		t.Error("a handshake succeeds on a connection that was closed")
+	}
+	for range cap(g.turns) {
+		<-g.turns
+	}
+	waitFor(t, "its end", func() bool { return waiting() == 0 && len(g.turns) == 0 })
+}
+
+// Of each reason the first is logged at once, and then ever fewer, with the number of those in
+// between.
+func TestEventsAreSampled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var lines bytes.Buffer
+		e := NewEvents(slog.New(slog.NewTextHandler(&lines, nil)))
+		take := func() string {
+			defer lines.Reset()
+			return lines.String()
+		}
+		e.Refused(ReasonOrigin, "remote", "a")
+		if got := take(); !strings.Contains(got, `level=INFO msg="connection refused" remote=a reason=origin`) {
+			t.Errorf("the first is logged as %q", got)
+		}
+		var at []string
+		for second := range 3 * 60 * 60 {
+			time.Sleep(time.Second)
+			e.Refused(ReasonOrigin, "remote", "a")
+			if got := take(); got != "" {
+				_, suppressed, _ := strings.Cut(strings.TrimSpace(got), "suppressed=")
+				at = append(at, fmt.Sprintf("%d:%s", (second+1)/60, suppressed))
+			}
+		}
+		if got, want := strings.Join(at, " "), "1:59 3:119 7:239 15:479 31:959 63:1919 123:3599"; got != want {
+			t.Errorf("lines at minutes %s, want %s", got, want)
+		}
+		e.Refused(ReasonFull)
+		if got := take(); !strings.Contains(got, "level=WARN") || !strings.Contains(got, "reason=full") {
+			t.Errorf("another reason is logged as %q", got)
+		}
+		time.Sleep(3 * sampleLongest) // quiet
+		e.Refused(ReasonOrigin)
+		take()
+		time.Sleep(sampleEvery)
+		e.Refused(ReasonOrigin)
+		if take() == "" {
+			t.Error("no line a minute after the first one of a new series")
+		}
+		if n := e.Tallies().Refusals[ReasonOrigin]; n != 1+3*60*60+2 {
+			t.Errorf("%d are counted", n)
+		}
+	})
+}
