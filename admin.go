@@ -24,7 +24,8 @@ type health struct {
 	hub      *hub.Hub
 	store    string         // what the counter lives in, without a password
 	certs    *acme.Provider // nil without TLS of our own
-	proxied  *proxyRefusals
+	events   *hub.Events
+	gate     *hub.Gate
 	stopping atomic.Bool // the process is about to end
 }
 
@@ -82,7 +83,12 @@ func (h *health) status(w http.ResponseWriter, r *http.Request) {
 		Certificates []acme.Status `json:"certificates"`
 		Hub          hub.Stats     `json:"hub"`
 		Store        storeStatus   `json:"store"`
-	}{Version: versionString(), Ready: true, Certificates: []acme.Status{}, Hub: h.hub.Stats()}
+		Arrivals     int           `json:"arrivals"` // connections that have not joined the hub
+		Events       hub.Tallies   `json:"events"`
+	}{
+		Version: versionString(), Ready: true, Certificates: []acme.Status{}, Hub: h.hub.Stats(),
+		Arrivals: h.gate.Arrivals(), Events: h.events.Tallies(),
+	}
 	status.Store = storeStatus{h.store, status.Hub.Store == "", status.Hub.Store}
 	if err := h.ready(); err != nil {
 		status.Ready, status.Reason = false, err.Error()

@@ -17,10 +17,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
-	"github.com/KimMachineGun/automemlimit/memlimit"
 	"golang.org/x/net/idna"
 
 	"plusminus/acme"
@@ -59,7 +57,11 @@ type config struct {
 	trustedProxies  networks // whose X-Forwarded-For is believed
 	origins         []hub.Origin
 	maxClients      int
-	maxClientsPerIP int // 0 is no cap
+	askedClients    int   // -max-clients
+	maxClientsErr   error // why maxClients is not what was asked for, or should not be
+	maxArrivals     int
+	maxClientsPerIP int     // 0 is no cap
+	connectionRate  float64 // 0 is no limit
 	actionRate      float64
 	actionBurst     int
 
@@ -145,7 +147,7 @@ type options struct {
 	fallbackEABKID, fallbackEABKey    string
 	staging, plain, reuseKey          bool
 	maxClients, maxClientsPerIP       int
-	actionRate                        float64
+	connectionRate, actionRate        float64
 	actionBurst                       int
 	drain                             time.Duration
 	logLevel, logFormat               string
@@ -182,9 +184,10 @@ func (o *options) flags() *flag.FlagSet {
 	fs.StringVar(&o.fallback, "acme-fallback", "", "directory `URL` of a second CA, asked when the first has failed for hours")
 	fs.StringVar(&o.fallbackEABKID, "acme-fallback-eab-kid", "", "key `id` of an external account binding with the second CA")
 	fs.StringVar(&o.fallbackEABKey, "acme-fallback-eab-key-file", "", "`file` with its HMAC key in base64url")
-	fs.Var(&o.origin, "origin", "let pages of this `origin` connect, too: https://host, https://host:port, https://host:*\n(any port) or * (any page); repeatable (default the domains)")
+	fs.Var(&o.origin, "origin", "let pages of this `origin` connect, too: https://host, https://host:port, https://host:*\n(any port), https://*.host (every name below it) or * (any page); repeatable\n(default the domains)")
 	fs.IntVar(&o.maxClients, "max-clients", 0, "`number` of clients in all; 0 is what the file limit and the memory allow")
 	fs.IntVar(&o.maxClientsPerIP, "max-clients-per-ip", 64, "`number` of clients of one IPv4 address or IPv6 /64; 0 is no limit, as is -plain\nwithout -trusted-proxies (there all clients have the proxy's address)")
+	fs.Float64Var(&o.connectionRate, "connection-rate", 10, "WebSocket `connections` a second that one IPv4 address or IPv6 /64 may open in the\nlong run, after -max-clients-per-ip of them (at least 10) at once; 0 is no limit, and the default if that is 0")
 	fs.Var(&o.proxyProtocol, "proxy-protocol", "`networks` of TCP load balancers, such as 10.0.0.0/8, that have to say with a PROXY protocol\nheader (version 1 or 2) whose connections they pass on; from elsewhere a header is refused.\nRepeatable, or several with commas")
 	fs.Var(&o.trustedProxies, "trusted-proxies", "`networks` of proxies, such as 127.0.0.1 or 10.0.0.0/8, whose X-Forwarded-For is believed:\nthe last address in it that is no trusted proxy's is the client's. Repeatable, or several\nwith commas")
 	fs.Float64Var(&o.actionRate, "action-rate", 20, "`actions` a second that a client may send in the long run; 0 is no limit")
@@ -261,7 +264,7 @@ func (o *options) config() (*config, error) {
 		directory: o.directory, caRoot: o.caRoot, email: o.email, profile: o.profile,
 		eabKID: o.eabKID, eabKeyFile: o.eabKeyFile, reuseKey: o.reuseKey,
 		fallback: o.fallback, fallbackEABKID: o.fallbackEABKID, fallbackEABKeyFile: o.fallbackEABKey,
-		maxClients: o.maxClients, maxClientsPerIP: o.maxClientsPerIP,
+		maxClientsPerIP: o.maxClientsPerIP, connectionRate: o.connectionRate,
 		actionRate: o.actionRate, actionBurst: o.actionBurst,
 		drain: o.drain, logFormat: o.logFormat, logAddresses: o.logAddresses,
 	}
@@ -392,18 +395,21 @@ func (o *options) checkClients(c *config, p *problems) {
 	if o.maxClients < 0 {
 		p.add("-max-clients: %d is below 0", o.maxClients)
 	}
-	if c.maxClients == 0 {
-		c.maxClients = clientsThatFit()
-	}
+	here := machineHere().room()
+	c.maxArrivals = here.arrivals
+	c.askedClients = max(o.maxClients, 0)
+	c.maxClients, c.maxClientsErr = here.fit(c.askedClients)
 	if o.maxClientsPerIP < 0 {
 		p.add("-max-clients-per-ip: %d is below 0; 0 is no limit", o.maxClientsPerIP)
 	}
 	if o.plain && !o.set["max-clients-per-ip"] && len(c.proxyProtocol) == 0 && len(c.trustedProxies) == 0 {
 		c.maxClientsPerIP = 0 // all have the proxy's address
 	}
-	if !(o.actionRate >= 0) || math.IsInf(o.actionRate, 1) { // NaN, too
-		p.add("-action-rate: %v is no number of actions a second; 0 is no limit", o.actionRate)
+	if c.maxClientsPerIP == 0 && !o.set["connection-rate"] {
+		c.connectionRate = 0 // an address is not one visitor
 	}
+	checkRate("connection-rate", o.connectionRate, "connections", p)
+	checkRate("action-rate", o.actionRate, "actions", p)
 	if o.actionBurst < 1 {
 		p.add("-action-burst: %d is below 1, and nobody could count; for no limit use -action-rate 0", o.actionBurst)
 	}
@@ -419,6 +425,13 @@ func parseNetworks(flagName string, values list, p *problems) networks {
 		ns = append(ns, n)
 	}
 	return ns
+}
+
+// checkRate checks that the flag of this name is a number of things a second.
+func checkRate(name string, rate float64, things string, p *problems) {
+	if !(rate >= 0) || math.IsInf(rate, 1) { // NaN, too
+		p.add("-%s: %v is no number of %s a second; 0 is no limit", name, rate, things)
+	}
 }
 
 func (o *options) checkOthers(c *config, p *problems) {
@@ -564,24 +577,6 @@ func ownOrigins(domains []acme.Domain, plain bool) []hub.Origin {
 		}
 	}
 	return origins
-}
-
-// clientMemory is what one client may take, in bytes, with room for the kernel's share.
-const clientMemory = 32 << 10
-
-// clientsThatFit returns how many clients there may be so that neither file descriptors
-// nor memory run out: 80 % of the one, and half of the other.
-func clientsThatFit() int {
-	n := uint64(math.MaxInt32)
-	var files syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err == nil {
-		n = min(n, uint64(files.Cur)/5*4)
-	}
-	memory := memlimit.ApplyFallback(memlimit.FromCgroup, memlimit.FromSystem)
-	if limit, err := memory(); err == nil && limit > 0 {
-		n = min(n, limit/2/clientMemory)
-	}
-	return int(n)
 }
 
 // readEABKey reads the HMAC key of an external account binding, which CAs print in

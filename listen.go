@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"plusminus/hub"
 )
 
 // addresses are those that the program listens on.
@@ -93,12 +95,12 @@ func closeAll(lns ...net.Listener) {
 }
 
 // believe has those that visitors reach believe PROXY protocol headers from some networks.
-func (l *listeners) believe(from networks, refused func(reason string, attrs ...any)) {
+func (l *listeners) believe(from networks, events *hub.Events) {
 	for i, ln := range l.https {
-		l.https[i] = newProxyListener(ln, from, refused)
+		l.https[i] = newProxyListener(ln, from, events)
 	}
 	if l.http != nil {
-		l.http = newProxyListener(l.http, from, refused)
+		l.http = newProxyListener(l.http, from, events)
 	}
 }
 

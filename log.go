@@ -1,12 +1,10 @@
 package main
 
 import (
-	"context"
 	"io"
 	"log"
 	"log/slog"
 	"os"
-	"strings"
 )
 
 // newLogger returns a logger on w as cfg has it.
@@ -34,24 +32,4 @@ func newLogger(cfg *config, w io.Writer) *slog.Logger {
 func takeStandardLog(l *slog.Logger) {
 	log.SetFlags(0)
 	log.SetOutput(slog.NewLogLogger(l.Handler(), slog.LevelWarn).Writer())
-}
-
-// quietHandler takes what net/http logs, and lowers to debug what any scanner on the
-// internet can cause: at warning level it would bury what an operator has to see.
-type quietHandler struct{ slog.Handler }
-
-// Enabled implements slog.Handler.
-func (h quietHandler) Enabled(ctx context.Context, _ slog.Level) bool {
-	return true // Handle knows the level
-}
-
-// Handle implements slog.Handler.
-func (h quietHandler) Handle(ctx context.Context, r slog.Record) error {
-	if strings.HasPrefix(r.Message, "http: TLS handshake error") {
-		r.Level = slog.LevelDebug
-	}
-	if !h.Handler.Enabled(ctx, r.Level) {
-		return nil
-	}
-	return h.Handler.Handle(ctx, r)
 }

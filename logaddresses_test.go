@@ -127,7 +127,7 @@ func TestLogAddresses(t *testing.T) {
 			s.trustLocalCA(data)
 			s.join("wss://localhost/").CloseNow()
 			s.connect = nil
-			for deadline := time.Now().Add(time.Minute); !strings.Contains(s.output.String(), "client left"); time.Sleep(time.Millisecond) {
+			for deadline := time.Now().Add(time.Minute); !strings.Contains(s.output.String(), "client disconnected"); time.Sleep(time.Millisecond) {
 				if time.Now().After(deadline) {
 					t.Fatal("nothing is logged of the client")
 				}

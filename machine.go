@@ -37,19 +37,33 @@ func machineHere() machine {
 	return m
 }
 
-// machine tells what the machine is good for. None of it keeps a server from running.
-func (p *checkPrinter) machine(m machine, cfg *config) {
-	clients := uint64(max(cfg.maxClients, 0))
-	room := uint64(math.MaxUint64)
-	var why []string
+// room returns how many connections it has room for.
+func (m machine) room() room { return roomFor(m.known()) }
+
+// known returns the limits, and for those that are not known what nobody reaches.
+func (m machine) known() (files, memory uint64) {
+	files, memory = math.MaxInt32, math.MaxUint64
 	if m.files > 0 {
-		fit := m.files / 5 * 4
-		room = min(room, fit)
-		why = append(why, fmt.Sprintf("%s by the file limit, four fifths of %s", thousands(fit), thousands(m.files)))
+		files = min(files, m.files)
 	}
 	if m.memory > 0 {
-		fit := m.memory / 2 / clientMemory
-		room = min(room, fit)
+		memory = m.memory
+	}
+	return files, memory
+}
+
+// machine tells what the machine is good for. None of it keeps a server from running.
+func (p *checkPrinter) machine(m machine, cfg *config) {
+	fitting, err := m.room().fit(cfg.askedClients)
+	clients := uint64(fitting)
+	files, memory := m.known()
+	var why []string
+	if m.files > 0 {
+		fit := uint64(roomFor(files, math.MaxUint64).clients)
+		why = append(why, fmt.Sprintf("%s by the file limit, four fifths of %s less a reserve", thousands(fit), thousands(m.files)))
+	}
+	if m.memory > 0 {
+		fit := uint64(roomFor(math.MaxInt32, memory).clients)
 		of := "the memory"
 		if m.container {
 			of = "the container's limit"
@@ -59,8 +73,8 @@ func (p *checkPrinter) machine(m machine, cfg *config) {
 	switch {
 	case len(why) == 0:
 		p.say(acme.LevelWarning, "clients", "neither the file limit nor the memory is known here: set -max-clients")
-	case clients > room:
-		p.say(acme.LevelWarning, "clients", "-max-clients is %s, and there is room for %s: %s", thousands(clients), thousands(room), strings.Join(why, "; "))
+	case err != nil:
+		p.say(acme.LevelWarning, "clients", "-max-clients is %s, %v; room is for %s", thousands(uint64(cfg.askedClients)), err, strings.Join(why, "; "))
 	default:
 		p.say(acme.LevelOK, "clients", "up to %s: room is for %s", thousands(clients), strings.Join(why, "; "))
 	}

@@ -32,19 +32,19 @@ func TestCheckMachine(t *testing.T) {
 		args string
 		want []string // the lines, in order; each a beginning
 	}{
-		{"good", goodMachine, "-max-clients 80000", []string{
-			"ok       clients: up to 80,000: room is for 80,000 by the file limit, four fifths of 100,000; 262,144 by memory, 32 KB for each in half of the memory, 16.0 GB",
-			"ok       sysctl: right for 80,000 clients: net.core.somaxconn, net.ipv4.tcp_mem",
+		{"good", goodMachine, "-max-clients 79949", []string{
+			"ok       clients: up to 79,949: room is for 79,949 by the file limit, four fifths of 100,000 less a reserve; 262,144 by memory, 32 KB for each in half of the memory, 16.0 GB",
+			"ok       sysctl: right for 79,949 clients: net.core.somaxconn, net.ipv4.tcp_mem",
 		}},
-		{"more than fit the files", goodMachine, "-max-clients 80001", []string{
-			"warning  clients: -max-clients is 80,001, and there is room for 80,000: 80,000 by the file limit",
+		{"more than fit the files", goodMachine, "-max-clients 79950", []string{
+			"warning  clients: -max-clients is 79,950, lowered to what the file limit allows: raise it (ulimit -n, docker --ulimit nofile, systemd LimitNOFILE); room is for 79,949 by the file limit",
 			"ok       sysctl: ",
 		}},
 		{"a small container", machine{files: 1_000_000, memory: 256 << 20, container: true, sysctls: sysctls()}, "-max-clients 4097", []string{
-			"warning  clients: -max-clients is 4,097, and there is room for 4,096: 800,000 by the file limit, four fifths of 1,000,000; 4,096 by memory, 32 KB for each in half of the container's limit, 256 MB",
+			"warning  clients: -max-clients is 4,097, more than fit into the memory if all of them keep the server busy; room is for 799,949 by the file limit, four fifths of 1,000,000 less a reserve; 4,096 by memory, 32 KB for each in half of the container's limit, 256 MB",
 		}},
-		{"few files", machine{files: 1024, memory: 1 << 30, sysctls: sysctls()}, "-max-clients 816", []string{
-			"ok       clients: up to 816: ",
+		{"few files", machine{files: 1024, memory: 1 << 30, sysctls: sysctls()}, "-max-clients 768", []string{
+			"ok       clients: up to 768: ",
 			"warning  file limit: 1,024 open files, one for each client: raise it",
 		}},
 		{"old settings", machine{files: 100_000, memory: 16 << 30, sysctls: sysctls("net/core/somaxconn=128", "net/ipv4/tcp_max_syn_backlog=128",

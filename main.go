@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"flag"
@@ -93,6 +92,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 // it listens on to listening, unless that is nil.
 func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(addresses)) error {
 	log.Info("starting", "version", versionString(), "domains", domainNames(cfg.domains), "data", cfg.data, "max_clients", cfg.maxClients)
+	if cfg.maxClientsErr != nil {
+		log.Warn("-max-clients", "max_clients", cfg.maxClients, "err", cfg.maxClientsErr)
+	}
+	limitMemory(log)
 
 	hangup := make(chan os.Signal, 1) // first of all, since otherwise the signal ends the process
 	signal.Notify(hangup, syscall.SIGHUP)
@@ -121,9 +124,11 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(ad
 		return err
 	}
 	defer closeStore()
+	events := hub.NewEvents(log, refusalHints)
 	h, err := hub.New(ctx, hub.Config{
 		Store:           store,
 		Logger:          log,
+		Events:          events,
 		Origins:         cfg.origins,
 		MaxClients:      cfg.maxClients,
 		MaxClientsPerIP: cfg.maxClientsPerIP,
@@ -142,16 +147,16 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(ad
 	addrs := lns.addresses()
 	log.Info("listening", "url", pageURL(cfg, addrs), "https", addrs.HTTPS, "http", addrs.HTTP, "admin", addrs.Admin)
 
-	public := &site{domains: cfg.domains, certs: certs, hub: h, page: static.Handler()}
+	if len(cfg.proxyProtocol) > 0 {
+		lns.believe(cfg.proxyProtocol, events)
+	}
+	door := cfg.door(events)
+	public := &site{domains: cfg.domains, certs: certs, hub: h, page: static.Handler(), door: door}
 	var visited http.Handler = public
 	if len(cfg.trustedProxies) > 0 {
 		visited = &forwarded{cfg.trustedProxies, public}
 	}
-	proxied := newProxyRefusals(log)
-	if len(cfg.proxyProtocol) > 0 {
-		lns.believe(cfg.proxyProtocol, proxied.refused)
-	}
-	health := &health{hub: h, store: cfg.storeName(), certs: certs, proxied: proxied}
+	health := &health{hub: h, store: cfg.storeName(), certs: certs, events: events, gate: door.gate}
 	busy := new(busy)
 	var (
 		srv   = newServer(visited, log) // TLS, or everything with -plain
@@ -163,15 +168,16 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(ad
 	// failure of one, stops all.
 	g, ctx := errgroup.WithContext(ctx)
 	for _, ln := range lns.https {
-		secure := tls.NewListener(hub.NewListener(ln), certs.TLSConfig()) // here, since certs has to know before Run
+		secure := door.gate.TLSListener(ln, certs.TLSConfig()) // here, since certs has to know before Run
 		g.Go(func() error { return busy.serve(srv, secure) })
 	}
 	if lns.http != nil {
+		open := door.gate.Listener(lns.http)
 		if cfg.plain {
-			g.Go(func() error { return busy.serve(srv, hub.NewListener(lns.http)) })
+			g.Go(func() error { return busy.serve(srv, open) })
 		} else {
 			plain.Handler = certs.HTTPHandler(&redirect{site: public, port: httpsPort(addrs.HTTPS)})
-			g.Go(func() error { return busy.serve(plain, lns.http) })
+			g.Go(func() error { return busy.serve(plain, open) })
 		}
 	}
 	if lns.admin != nil {
@@ -257,15 +263,14 @@ func serveOn(srv *http.Server, ln net.Listener) error {
 func newServer(handler http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler: handler,
-		// A request has no body, and its header fits one packet. Ten seconds also bound the
-		// TLS handshake, and are enough for one over a bad mobile connection. They do not
-		// bound a WebSocket: the hub has its own rules.
+		// A request has no body, and its header fits one packet. The hub has its own rules for
+		// what comes after an upgrade, and its gate for TLS handshakes.
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    8 << 10,
-		ErrorLog:          slog.NewLogLogger(quietHandler{log.Handler()}, slog.LevelWarn),
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 }
 

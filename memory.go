@@ -2,10 +2,78 @@ package main
 
 import (
 	"context"
+	"errors"
+	"log/slog"
+	"math"
 	"os"
 	"runtime/debug"
 	"time"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
 )
+
+// memoryRatio is how much of a container's limit the Go runtime may fill before it collects
+// as often as it takes. The rest is what the kernel keeps for sockets, which is in the limit.
+const memoryRatio = 0.8
+
+// limitMemory has the runtime keep below the limit of the container, if there is one, and if
+// GOMEMLIMIT has not been set by a person. It does nothing but delay the end of a server that
+// really needs more; what keeps it from that is the number of clients (see room).
+func limitMemory(log *slog.Logger) {
+	limit, err := memlimit.Set(memlimit.WithRatio(memoryRatio))
+	if err != nil {
+		log.Debug("the memory limit of the container is not known", "err", err)
+	} else if limit < math.MaxInt64 {
+		log.Info("memory limit", "gomemlimit", limit)
+	}
+}
+
+const (
+	// clientMemory is what one client may take, in bytes, with room for the kernel's share.
+	clientMemory = 32 << 10
+
+	// arrivalMemory is the same for a connection that has not joined the hub: a goroutine with
+	// the stack of a TLS handshake, net/http's buffers, and a request's header.
+	arrivalMemory = 64 << 10
+
+	// mostReserve is how many file descriptors are left for all but the public: listeners, the
+	// CA, the admin listener, the store, DNS. A few dozen are in use at worst.
+	mostReserve = 64
+)
+
+// room is how many connections the machine has room for: clients, and arrivals that have not
+// joined the hub (see [hub.Gate]). Together they leave file descriptors for everything else, so
+// that no number of strangers keeps the CA, the store, or an operator from what they need.
+type room struct {
+	clients, arrivals int
+	files             uint64 // the limit of open files
+}
+
+// roomFor divides the file descriptors and the memory, in bytes: of the first a fifth is for
+// arrivals, of the second half is for clients and an eighth for arrivals.
+func roomFor(files, memory uint64) room {
+	usable := files - min(mostReserve, files/4)
+	return room{
+		clients:  int(min(usable-usable/5, max(1, memory/2/clientMemory), math.MaxInt32)),
+		arrivals: int(min(usable/5, max(1, memory/8/arrivalMemory), math.MaxInt32)),
+		files:    files,
+	}
+}
+
+// fit returns how many clients there may be if asked are wanted, 0 of which is as many as
+// fit, and an error that says why they are fewer or may be too many.
+func (r room) fit(asked int) (int, error) {
+	most := int(r.files-min(mostReserve, r.files/4)) - r.arrivals
+	switch {
+	case asked == 0:
+		return r.clients, nil
+	case asked > most:
+		return most, errors.New("lowered to what the file limit allows: raise it (ulimit -n, docker --ulimit nofile, systemd LimitNOFILE)")
+	case asked > r.clients:
+		return asked, errors.New("more than fit into the memory if all of them keep the server busy")
+	}
+	return asked, nil
+}
 
 const (
 	// paceEvery is how often the collector's pace is looked at.

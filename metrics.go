@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -60,7 +61,11 @@ var (
 	metricApplyErrors = newMetric(prometheus.CounterValue, "store_errors_total", "Batches that the store failed to take.")
 	metricEpoch       = newMetric(prometheus.GaugeValue, "store_epoch", "1, and one more each time that a shared store turned out to have been replaced, flushed or set back.")
 
-	metricProxied = newMetric(prometheus.CounterValue, "proxy_protocol_refused_total", "Connections closed for their PROXY protocol header, or for the want of one.", "reason")
+	metricArrivals   = newMetric(prometheus.GaugeValue, "arrivals", "Connections that have not joined the hub: TLS handshakes, page visitors, and those that say nothing.")
+	metricRefusals   = newMetric(prometheus.CounterValue, "refusals_total", "Connections and requests refused before they joined the hub, by reason.", "reason")
+	metricCloses     = newMetric(prometheus.CounterValue, "closes_total", "Clients whose connection has ended, by status code (1006 is none sent) and reason.", "code", "reason")
+	metricHandshakes = newMetric(prometheus.CounterValue, "handshakes_total", "TLS handshakes by outcome.", "outcome")
+	metricPanics     = newMetric(prometheus.CounterValue, "panics_total", "Bugs that ended one connection; the log has the stack.")
 
 	metricValid     = newMetric(prometheus.GaugeValue, "certificate_valid", "1 if visitors are served a certificate that is valid now.", "domain", "source")
 	metricNotBefore = newMetric(prometheus.GaugeValue, "certificate_not_before_timestamp_seconds", "When the certificate that is served becomes valid.", "domain", "source")
@@ -107,9 +112,8 @@ func (m metrics) Collect(out chan<- prometheus.Metric) {
 	tellCounts(tell, counts)
 	out <- constHistogram(metricSweeps, &counts.Sweeps)
 	out <- constHistogram(metricApplies, &counts.Applies)
-	for reason, of := range m.health.proxied.of {
-		tell(metricProxied, float64(of.n.Load()), reason)
-	}
+	tellEvents(tell, m.health.events.Tallies())
+	tell(metricArrivals, float64(m.health.gate.Arrivals()))
 
 	if m.health.certs == nil {
 		return
@@ -165,6 +169,19 @@ func constHistogram(h histogram, d *hub.Durations) prometheus.Metric {
 		buckets[bound.Seconds()] = n
 	}
 	return prometheus.MustNewConstHistogram(h.desc, d.Count(), d.Sum.Seconds(), buckets)
+}
+
+func tellEvents(tell func(metric, float64, ...string), t hub.Tallies) {
+	for reason, n := range t.Refusals {
+		tell(metricRefusals, float64(n), string(reason))
+	}
+	for reason, n := range t.Closes {
+		tell(metricCloses, float64(n), strconv.Itoa(reason.StatusCode()), string(reason))
+	}
+	for outcome, n := range t.Handshakes {
+		tell(metricHandshakes, float64(n), string(outcome))
+	}
+	tell(metricPanics, float64(t.Panics))
 }
 
 func tellCertificate(tell func(metric, float64, ...string), st acme.Status) {

@@ -5,16 +5,15 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/pires/go-proxyproto"
-	"golang.org/x/time/rate"
+
+	"plusminus/hub"
 )
 
 // A proxyListener accepts connections that load balancers pass on, each with a header in front
@@ -32,11 +31,11 @@ import (
 type proxyListener struct {
 	// Immutable after newProxyListener.
 	net.Listener
-	from    networks
-	refused func(reason string, attrs ...any) // is told of each that is closed. Safe from any goroutine.
-	conns   chan net.Conn                     // run and its readers -> Accept; unbuffered, so that what nobody wants stays in the kernel; never closed
-	errs    chan error                        // run -> Accept; likewise
-	done    chan struct{}                     // closed by run when no connection will come
+	from   networks
+	events *hub.Events   // told of each that is closed
+	conns  chan net.Conn // run and its readers -> Accept; unbuffered, so that what nobody wants stays in the kernel; never closed
+	errs   chan error    // run -> Accept; likewise
+	done   chan struct{} // closed by run when no connection will come
 
 	start sync.Once
 }
@@ -55,17 +54,10 @@ const (
 	proxyBuffer = 256
 )
 
-// Reasons to refuse a connection.
-const (
-	proxyForeign = "proxy_header_foreign" // there is a header, from none of the networks
-	proxyMissing = "proxy_header_missing" // from one of them, and there is none
-	proxyBad     = "proxy_header_bad"     // or it cannot be understood
-)
-
 // newProxyListener returns a listener on ln, which must be TCP.
-func newProxyListener(ln net.Listener, from networks, refused func(reason string, attrs ...any)) *proxyListener {
+func newProxyListener(ln net.Listener, from networks, events *hub.Events) *proxyListener {
 	return &proxyListener{
-		Listener: ln, from: from, refused: refused,
+		Listener: ln, from: from, events: events,
 		conns: make(chan net.Conn), errs: make(chan error), done: make(chan struct{}),
 	}
 }
@@ -121,15 +113,15 @@ func (l *proxyListener) readHeader(nc net.Conn) net.Conn {
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil // it has looked whether somebody listens
 	}
-	reason := proxyMissing
+	reason := hub.ReasonProxyMissing
 	var header *proxyproto.Header
 	if err == nil {
 		if header, err = proxyproto.Read(in); !errors.Is(err, proxyproto.ErrNoProxyProtocol) {
-			reason = proxyBad
+			reason = hub.ReasonProxyBad
 		}
 	}
 	if err != nil {
-		l.refused(reason, "remote", nc.RemoteAddr().String(), "err", err)
+		l.events.Refused(reason, "remote", nc.RemoteAddr().String(), "err", err)
 		return nil
 	}
 	_ = nc.SetReadDeadline(time.Time{})
@@ -188,38 +180,9 @@ func (c *directConn) Read(p []byte) (int, error) {
 	// One that comes in pieces, the first too short to tell, is not believed either: it is bad
 	// TLS, or bad HTTP.
 	if bytes.HasPrefix(p[:n], []byte("PROXY ")) || bytes.HasPrefix(p[:n], proxyproto.SIGV2) {
-		l.refused(proxyForeign, "remote", c.RemoteAddr().String(), "believed", l.from.String())
+		l.events.Refused(hub.ReasonProxyForeign, "remote", c.RemoteAddr().String(), "believed", l.from.String())
 		c.Close()
 		return 0, fmt.Errorf("reading the first bytes: %w", net.ErrClosed)
 	}
 	return n, err
-}
-
-// proxyRefusals counts refused connections, and logs each reason once a minute at most.
-type proxyRefusals struct {
-	// Immutable after newProxyRefusals; what the pointers lead to is safe from any goroutine.
-	log *slog.Logger
-	of  map[string]*proxyRefusal
-}
-
-type proxyRefusal struct {
-	n         atomic.Uint64
-	sometimes rate.Sometimes
-}
-
-func newProxyRefusals(log *slog.Logger) *proxyRefusals {
-	r := &proxyRefusals{log: log, of: make(map[string]*proxyRefusal)}
-	for _, reason := range []string{proxyForeign, proxyMissing, proxyBad} {
-		r.of[reason] = &proxyRefusal{sometimes: rate.Sometimes{Interval: time.Minute}}
-	}
-	return r
-}
-
-// refused is for a proxyListener.
-func (r *proxyRefusals) refused(reason string, attrs ...any) {
-	of := r.of[reason]
-	n := of.n.Add(1)
-	of.sometimes.Do(func() {
-		r.log.Warn("connection refused", append(attrs, "reason", reason, "n", n)...)
-	})
 }

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -20,6 +19,8 @@ import (
 
 	"github.com/coder/websocket"
 	"github.com/pires/go-proxyproto"
+
+	"plusminus/hub"
 )
 
 // sayFirst has visitors begin each connection with some bytes.
@@ -49,8 +50,8 @@ func (s *server) metric(name string) string {
 func (s *server) wantProxyRefusals(foreign, missing, bad int) {
 	s.t.Helper()
 	s.connect = nil
-	for reason, want := range map[string]int{proxyForeign: foreign, proxyMissing: missing, proxyBad: bad} {
-		name := fmt.Sprintf("plusminus_proxy_protocol_refused_total{reason=%q}", reason)
+	for reason, want := range map[hub.Reason]int{hub.ReasonProxyForeign: foreign, hub.ReasonProxyMissing: missing, hub.ReasonProxyBad: bad} {
+		name := fmt.Sprintf("plusminus_refusals_total{reason=%q}", reason)
 		if got := s.metric(name); got != fmt.Sprint(want) {
 			s.t.Errorf("%s is %s, want %d", name, got, want)
 		}
@@ -179,19 +180,12 @@ type proxyTest struct {
 	*proxyListener
 	conns    chan net.Conn // from 10.0.0.1, which has to send headers
 	accepted chan net.Conn
-
-	mu      sync.Mutex
-	reasons []string // Guarded by mu.
 }
 
 func newProxyTest() *proxyTest {
 	p := &proxyTest{conns: make(chan net.Conn), accepted: make(chan net.Conn, 10)}
 	from := networks{netip.MustParsePrefix("10.0.0.1/32")}
-	p.proxyListener = newProxyListener(fakeListener{p.conns}, from, func(reason string, _ ...any) {
-		p.mu.Lock()
-		p.reasons = append(p.reasons, reason)
-		p.mu.Unlock()
-	})
+	p.proxyListener = newProxyListener(fakeListener{p.conns}, from, hub.NewEvents(nil, nil))
 	go func() {
 		defer close(p.accepted)
 		for {
@@ -211,15 +205,20 @@ func (p *proxyTest) dial() net.Conn {
 	return peer
 }
 
-// wantRefused compares the reasons for which connections were refused, in any order.
-func (p *proxyTest) wantRefused(t *testing.T, want ...string) {
+// wantRefused compares the reasons for which connections were refused, each once.
+func (p *proxyTest) wantRefused(t *testing.T, want ...hub.Reason) {
 	t.Helper()
 	synctest.Wait()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	slices.Sort(p.reasons)
-	if !slices.Equal(p.reasons, want) {
-		t.Errorf("refused %q, want %q", p.reasons, want)
+	var got []hub.Reason
+	for reason, n := range p.events.Tallies().Refusals {
+		for range n {
+			got = append(got, reason)
+		}
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("refused %q, want %q", got, want)
 	}
 }
 
@@ -250,7 +249,7 @@ func TestProxyProtocolSilence(t *testing.T) {
 			t.Error("disconnected too soon")
 		}
 		time.Sleep(2)
-		p.wantRefused(t, proxyBad, proxyMissing)
+		p.wantRefused(t, hub.ReasonProxyBad, hub.ReasonProxyMissing)
 		if !ended(silent) || !ended(half) {
 			t.Errorf("not disconnected after %v", proxyHeaderTimeout)
 		}

@@ -167,8 +167,15 @@ func TestReplicas(t *testing.T) {
 	srv.Do("FLUSHALL")
 	a.await(5*time.Second, "state 0")
 	b.await(5*time.Second, "state 0")
-	if _, body := first.get("http://"+first.addrs.Admin+"/metrics", ""); !strings.Contains(body, "\nplusminus_store_epoch 2\n") || !strings.Contains(body, "\nplusminus_replicas 2\n") {
-		t.Errorf("/metrics does not tell the epoch and the replicas: %s", body)
+	// The other one is among the replicas again with its next beat.
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		_, body := first.get("http://"+first.addrs.Admin+"/metrics", "")
+		if strings.Contains(body, "\nplusminus_store_epoch 2\n") && strings.Contains(body, "\nplusminus_replicas 2\n") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("/metrics does not tell the epoch and the replicas: %s", body)
+		}
 	}
 }
 

@@ -20,9 +20,15 @@ type site struct {
 	certs   *acme.Provider // nil without TLS of our own
 	hub     *hub.Hub
 	page    http.Handler
+	door    *door
 }
 
 func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	defer s.door.catch(r)
+	upgrade := httpguts.HeaderValuesContainsToken(r.Header["Upgrade"], "websocket")
+	if !s.door.allow(w, r, upgrade) {
+		return
+	}
 	domain, ok := s.host(w, r)
 	if !ok {
 		return
@@ -34,7 +40,7 @@ func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Strict-Transport-Security", "max-age=31536000")
 	}
 	switch {
-	case httpguts.HeaderValuesContainsToken(r.Header["Upgrade"], "websocket"):
+	case upgrade:
 		s.hub.ServeHTTP(w, r)
 	case r.URL.Path == "/state":
 		s.state(w, r)
@@ -53,6 +59,8 @@ func (s *site) host(w http.ResponseWriter, r *http.Request) (string, bool) {
 			return d.Name, true
 		}
 	}
+	host = host[:min(len(host), 253)] // the longest name that there is
+	s.door.events.Refused(hub.ReasonHost, "remote", hub.AddressOf(r.RemoteAddr), "code", http.StatusMisdirectedRequest, "host", host)
 	http.Error(w, fmt.Sprintf("this server is not %q; its -domain flag says what it serves", host), http.StatusMisdirectedRequest)
 	return "", false
 }
@@ -105,6 +113,10 @@ type redirect struct {
 }
 
 func (h *redirect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	defer h.site.door.catch(r)
+	if !h.site.door.allow(w, r, false) {
+		return
+	}
 	domain, ok := h.site.host(w, r)
 	if !ok {
 		return

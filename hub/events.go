@@ -24,10 +24,15 @@ const (
 	ReasonFull         Reason = "full"          // 503: there are as many clients as there may be
 	ReasonNoValue      Reason = "no_value"      // 503: the store has not been reached yet
 
+	// Those of a PROXY protocol header in front of the connection, which is closed.
+	ReasonProxyForeign Reason = "proxy_header_foreign" // there is one, from a network that is not believed
+	ReasonProxyMissing Reason = "proxy_header_missing" // there is none, from a network that has to send it
+	ReasonProxyBad     Reason = "proxy_header_bad"     // it cannot be understood
+
 	// Before HTTP there is nothing to answer with: the connection is closed.
-	ReasonConnections Reason = "connections"  // the address opens connections too often
-	ReasonCrowded     Reason = "crowded"      // there are too many that have not joined, and it was the one without progress for longest
-	ReasonAcceptError Reason = "accept_error" // the system has no file descriptor or memory for it
+	ReasonAddressConnections Reason = "address_connections" // the address opens connections too often
+	ReasonCrowded            Reason = "crowded"             // there are too many that have not joined, and it was the one without progress for longest
+	ReasonAcceptError        Reason = "accept_error"        // the system has no file descriptor or memory for it
 )
 
 // ReasonStopping is why connections are refused (503) and clients closed (see codeStopping).
@@ -71,6 +76,11 @@ var levels = map[Reason]slog.Level{
 	ReasonFull:        slog.LevelWarn,
 	ReasonCrowded:     slog.LevelWarn,
 	ReasonPanic:       slog.LevelError,
+
+	// A balancer that is set up otherwise than we are: all behind it are refused.
+	ReasonProxyForeign: slog.LevelWarn,
+	ReasonProxyMissing: slog.LevelWarn,
+	ReasonProxyBad:     slog.LevelWarn,
 }
 
 // Events counts what peers bring about, and logs it so that no peer can fill the log: of
@@ -81,6 +91,7 @@ var levels = map[Reason]slog.Level{
 type Events struct {
 	// Immutable after NewEvents; what the pointers lead to is safe from any goroutine.
 	log        *slog.Logger
+	hints      map[Reason]string
 	refusals   map[Reason]*event
 	closes     map[Reason]*event
 	handshakes map[Outcome]*event
@@ -93,20 +104,23 @@ type event struct {
 	sampler sampler
 }
 
-// NewEvents returns Events that log to log; nil discards the lines.
-func NewEvents(log *slog.Logger) *Events {
+// NewEvents returns Events that log to log; nil discards the lines. hints say what an operator
+// can do about a reason, and are logged with it.
+func NewEvents(log *slog.Logger, hints map[Reason]string) *Events {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
 	e := &Events{
 		log:        log,
+		hints:      hints,
 		refusals:   make(map[Reason]*event),
 		closes:     make(map[Reason]*event),
 		handshakes: make(map[Outcome]*event),
 	}
 	for _, r := range []Reason{
 		ReasonHost, ReasonOrigin, ReasonBadHandshake, ReasonAddressRate, ReasonAddressFull, ReasonFull,
-		ReasonNoValue, ReasonConnections, ReasonCrowded, ReasonAcceptError, ReasonStopping,
+		ReasonNoValue, ReasonProxyForeign, ReasonProxyMissing, ReasonProxyBad,
+		ReasonAddressConnections, ReasonCrowded, ReasonAcceptError, ReasonStopping,
 	} {
 		e.refusals[r] = new(event)
 	}
@@ -127,7 +141,15 @@ func (e *Events) Refused(reason Reason, attrs ...any) {
 	if e == nil {
 		return
 	}
-	e.note(e.refusals[reason], levels[reason], "connection refused", append(attrs, "reason", reason))
+	attrs = append(attrs, "reason", reason)
+	if hint := e.hints[reason]; hint != "" {
+		attrs = append(attrs, "hint", hint)
+	}
+	msg := "connection refused"
+	if reason == ReasonAcceptError {
+		msg = "no connection can be accepted, trying on"
+	}
+	e.note(e.refusals[reason], levels[reason], msg, attrs)
 }
 
 // closed notes that the connection of a client ended.

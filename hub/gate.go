@@ -131,7 +131,7 @@ func (g *Gate) admit(c *conn) bool {
 		addr := ap.AddrPort().Addr().Unmap()
 		if g.cfg.Proxy == nil || !g.cfg.Proxy(addr) {
 			if address := prefixOf(addr); g.cfg.Rates.Take(address, 1) > 0 {
-				g.cfg.Events.Refused(ReasonConnections, "remote", address)
+				g.cfg.Events.Refused(ReasonAddressConnections, "remote", address)
 				c.abort()
 				return false
 			}

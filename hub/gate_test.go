@@ -91,7 +91,7 @@ func TestConnectionRates(t *testing.T) {
 	if !served(dialFrom("127.0.0.3", addr)) {
 		t.Error("a connection of another address is not served")
 	}
-	if n := h.events.Tallies().Refusals[ReasonConnections]; n != burst {
+	if n := h.events.Tallies().Refusals[ReasonAddressConnections]; n != burst {
 		t.Errorf("%d refusals are counted, want %d", n, burst)
 	}
 }
@@ -152,7 +152,7 @@ func (l *failingListener) Accept() (net.Conn, error) {
 func TestAcceptErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var lines bytes.Buffer
-		events := NewEvents(slog.New(slog.NewTextHandler(&lines, nil)))
+		events := NewEvents(slog.New(slog.NewTextHandler(&lines, nil)), nil)
 		ln := &failingListener{errs: []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED, syscall.EPERM}}
 		began := time.Now()
 		_, err := NewGate(GateConfig{Events: events}).Listener(ln).Accept()
@@ -325,7 +325,7 @@ func TestHandshakeOutcomes(t *testing.T) {
 // A handshake has handshakeTimeout, and not more, whatever comes meanwhile.
 func TestHandshakeTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		events := NewEvents(nil)
+		events := NewEvents(nil, nil)
 		client, server := fakePipe(1 << 10)
 		defer synctest.Wait()
 		defer time.Sleep(2 * time.Second) // until the peer has seen the end
@@ -427,7 +427,7 @@ func TestHandshakesTakeTurns(t *testing.T) {
 func TestEventsAreSampled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var lines bytes.Buffer
-		e := NewEvents(slog.New(slog.NewTextHandler(&lines, nil)))
+		e := NewEvents(slog.New(slog.NewTextHandler(&lines, nil)), nil)
 		take := func() string {
 			defer lines.Reset()
 			return lines.String()

@@ -20,6 +20,10 @@ func TestReadme(t *testing.T) {
 		fmt.Sprintf("more than %d values behind", recentValues),
 		fmt.Sprintf("does not answer for %v seconds, actions are refused", storePatience.Seconds()),
 		fmt.Sprintf("takes nothing for %.0f seconds", stallTimeout.Seconds()),
+		fmt.Sprintf("%d bytes; %d fragments | 1009; 1008", MaxMessage, maxFragments),
+		fmt.Sprintf("control frames and refused messages of a client | %d,%03d in %.0f seconds", maxExcess/1000, maxExcess%1000, excessTime.Seconds()),
+		fmt.Sprintf("TLS handshake; request header | %.0f seconds", handshakeTimeout.Seconds()),
+		fmt.Sprintf("half of the processors; up to %d more wait", maxWaiting),
 		fmt.Sprintf("with more than %d clients less often: %.1f ms for each", usersEvery/usersPace, usersPace.Seconds()*1000),
 	} {
 		if !strings.Contains(readme, want) {
