@@ -31,7 +31,7 @@ const (
 
 	// Before HTTP there is nothing to answer with: the connection is closed.
 	ReasonAddressConnections Reason = "address_connections" // the address opens connections too often
-	ReasonCrowded            Reason = "crowded"             // there are too many that have not joined, and it was the one without progress for longest
+	ReasonCrowded            Reason = "crowded"             // there are too many that have not joined, and it made no progress for longest
 	ReasonAcceptError        Reason = "accept_error"        // the system has no file descriptor or memory for it
 )
 

@@ -19,9 +19,8 @@ type GateConfig struct {
 	Events *Events
 
 	// MaxArrivals caps the connections that have not joined a hub: those in their TLS
-	// handshake, between requests, or silent. One more takes the place of the one that has
-	// made no progress for longest. 0 is no cap: then whoever opens enough connections takes
-	// all file descriptors.
+	// handshake, between requests, or silent. One more takes the place of another. 0 is no cap:
+	// then whoever opens enough connections takes all file descriptors.
 	MaxArrivals int
 
 	// Rates limits the connections that an address opens; nil does not. Those above it are
@@ -36,9 +35,11 @@ type GateConfig struct {
 // A Gate is what all connections of strangers pass on their way to a hub. It makes sure that
 // those who have not joined cannot stop those who have, nor each other:
 //
-//   - They are capped, and it is the one without progress for longest that has to go. So
-//     silence holds no place: however many keep silent, an honest peer needs a place for no
-//     longer than its handshake takes. Waiting for a place would let them stop all others.
+//   - They are capped, and it is the one without progress for longest that has to go, of
+//     those that have said nothing or of those that have been answered, whichever are more.
+//     So silence holds no place, and neither does talk that leads nowhere: however many do
+//     that, an honest peer needs a place for no longer than a round trip or two. Waiting for a
+//     place would let them stop all others.
 //   - TLS handshakes are computed a few at a time, in turn, on half of the processors. Those
 //     that wait for their turn have sent their hello, and a turn has no part that waits for
 //     a peer. While many wait, no connection is accepted: in the kernel's queue it costs
@@ -55,9 +56,10 @@ type Gate struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	arrivals list.List  // of *arrival, the one without progress for longest in front
-	waiting  int        // how many handshakes wait for their turn
-	calm     *sync.Cond // waiting has become less than maxWaiting
+	silent  list.List  // of *arrival that were not answered yet, the oldest in front
+	heard   list.List  // of all others, the one without progress for longest in front
+	waiting int        // how many handshakes wait for their turn
+	calm    *sync.Cond // waiting has become less than maxWaiting
 }
 
 // maxWaiting is how many handshakes may wait for their turn before accepting pauses: about
@@ -75,8 +77,10 @@ func NewGate(cfg GateConfig) *Gate {
 func (g *Gate) Arrivals() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.arrivals.Len()
+	return g.arrivalsLocked()
 }
+
+func (g *Gate) arrivalsLocked() int { return g.silent.Len() + g.heard.Len() }
 
 // Listener returns a listener as [NewListener] does, whose connections pass the gate. ln must
 // be TCP, and the addresses of its connections known without waiting for their first bytes.
@@ -140,8 +144,9 @@ func (g *Gate) admit(c *conn) bool {
 	a := &arrival{gate: g, conn: c}
 	c.arrival = a // nobody else knows c yet
 	g.mu.Lock()
-	a.place = g.arrivals.PushBack(a)
-	crowded := g.cfg.MaxArrivals > 0 && g.arrivals.Len() > g.cfg.MaxArrivals
+	a.list = &g.silent
+	a.place = a.list.PushBack(a)
+	crowded := g.cfg.MaxArrivals > 0 && g.arrivalsLocked() > g.cfg.MaxArrivals
 	g.mu.Unlock()
 	if crowded {
 		g.cfg.Events.Refused(ReasonCrowded, "arrivals", g.cfg.MaxArrivals)
@@ -150,10 +155,13 @@ func (g *Gate) admit(c *conn) bool {
 	return true
 }
 
-// makeRoom closes the connection that has made no progress for longest.
+// makeRoom closes a connection that has not joined.
 func (g *Gate) makeRoom() {
 	g.mu.Lock()
-	front := g.arrivals.Front()
+	front := g.silent.Front()
+	if g.heard.Len() > g.silent.Len() {
+		front = g.heard.Front()
+	}
 	g.mu.Unlock()
 	if front != nil {
 		front.Value.(*arrival).conn.abort()
@@ -177,16 +185,19 @@ type arrival struct {
 	conn *conn
 
 	// Guarded by gate.mu.
-	place     *list.Element // in gate.arrivals; nil once it is not there
+	list      *list.List    // gate.silent or gate.heard
+	place     *list.Element // in list; nil once it is not there
 	computing bool          // it has a token in gate.turns
 
 	unknownName bool // owned by the handshake: the peer asks for a name that is none of ours
 }
 
-// progressLocked moves the arrival to the end of those that have to go.
+// progressLocked moves the arrival behind those that have been heard.
 func (a *arrival) progressLocked() {
 	if a.place != nil {
-		a.gate.arrivals.MoveToBack(a.place)
+		a.list.Remove(a.place)
+		a.list = &a.gate.heard
+		a.place = a.list.PushBack(a)
 	}
 }
 
@@ -236,7 +247,7 @@ func (a *arrival) leave() {
 	defer a.gate.mu.Unlock()
 	a.yieldLocked()
 	if a.place != nil {
-		a.gate.arrivals.Remove(a.place)
+		a.list.Remove(a.place)
 		a.place = nil
 	}
 }

@@ -3,6 +3,7 @@
 package hub
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -36,12 +37,57 @@ func TestSilentConnectionsMakeRoom(t *testing.T) {
 		p := dialRaw(t, addr)
 		p.send([]byte(rawHandshake))
 		p.upgraded()
-		dialRaw(t, addr)
 		waitFor(t, "the client", func() bool { return h.Stats().Clients == i+1 })
+		dialRaw(t, addr)
 	}
 	waitFor(t, "4 arrivals", func() bool { return g.Arrivals() == 4 })
 	if n := h.events.Tallies().Refusals[ReasonCrowded]; n != 41+10-4 {
 		t.Errorf("%d connections had to go, want %d", n, 41+10-4)
+	}
+}
+
+// Who has got as far as TLS keeps its place while there are more that say nothing, and the
+// other way round.
+func TestHeardAndSilentMakeRoom(t *testing.T) {
+	const most = 4
+	h, g, addr := newTLSGateHub(t, Config{}, GateConfig{MaxArrivals: most})
+	dialTLS := func() (*rawPeer, error) {
+		conn, err := tls.Dial("tcp", addr.String(), addr.config())
+		if err != nil {
+			return nil, err
+		}
+		t.Cleanup(func() { conn.Close() })
+		conn.SetDeadline(time.Now().Add(time.Minute))
+		return &rawPeer{t, conn, bufio.NewReader(conn)}, nil
+	}
+	heard, err := dialTLS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 10 * most {
+		dialRaw(t, addr.String())
+	}
+	heard.send([]byte(rawHandshake))
+	heard.upgraded()
+	waitFor(t, "all to be accepted", func() bool { return h.events.Tallies().Refusals[ReasonCrowded] >= 10*most-most })
+	if n := g.Arrivals(); n > most {
+		t.Errorf("%d arrivals, want at most %d", n, most)
+	}
+
+	for range 10 * most { // each is heard
+		if _, err := dialTLS(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	silent := dialRaw(t, addr.String())
+	for range 10 * most {
+		if _, err := dialTLS(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conn := tls.Client(silent.conn, addr.config())
+	if err := conn.Handshake(); err != nil {
+		t.Errorf("a connection that was silent for a while: %v", err)
 	}
 }
 
