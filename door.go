@@ -66,25 +66,36 @@ func (c *config) door(events *hub.Events) *door {
 	return d
 }
 
+// handler returns next behind the door: an address that asks too often gets 429, and a panic of
+// next is a bug that ends one connection, and is told with the others.
+func (d *door) handler(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer d.catch(r)
+		if d.allow(w, r) {
+			next.ServeHTTP(w, r)
+		}
+	})
+}
+
 // allow reports whether the peer may ask for this now. If not it answers 429.
-func (d *door) allow(w http.ResponseWriter, r *http.Request, upgrade bool) bool {
+func (d *door) allow(w http.ResponseWriter, r *http.Request) bool {
 	cost := 1
-	if upgrade {
+	if isUpgrade(r) {
 		cost = upgradeCost
 	}
-	wait := d.rates.Take(hub.AddressOf(r.RemoteAddr), cost)
+	address := hub.AddressOf(r.RemoteAddr)
+	wait := d.rates.Take(address, cost)
 	if wait == 0 {
 		return true
 	}
-	d.events.Refused(hub.ReasonAddressRate, "remote", hub.AddressOf(r.RemoteAddr), "code", http.StatusTooManyRequests, "wait", wait.Round(time.Millisecond).String())
+	d.events.Refused(hub.ReasonAddressRate, "remote", address, "code", http.StatusTooManyRequests, "wait", wait.Round(time.Millisecond).String())
 	w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
 	w.Header().Set("Connection", "close") // the next request on it would be as cheap to send
 	http.Error(w, "too many requests from your address", http.StatusTooManyRequests)
 	return false
 }
 
-// catch is deferred by handlers. A panic is a bug that ends one connection, and is told with
-// the others.
+// catch is deferred by handler.
 func (d *door) catch(r *http.Request) {
 	switch p := recover(); p {
 	case nil:

@@ -164,8 +164,8 @@ func TestHandlerPanics(t *testing.T) {
 		t.Fatal(err)
 	}
 	events := hub.NewEvents(log, nil)
-	public := &site{domains: cfg.domains, door: cfg.door(events)} // no page: a nil pointer
-	srv := httptest.NewUnstartedServer(public)
+	public := &site{domains: cfg.domains, events: events} // no page: a nil pointer
+	srv := httptest.NewUnstartedServer(cfg.door(events).handler(public))
 	srv.Config.ErrorLog = slog.NewLogLogger(log.Handler(), slog.LevelWarn)
 	srv.Start()
 	defer srv.Close()

@@ -151,10 +151,10 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(ad
 		lns.believe(cfg.proxyProtocol, events)
 	}
 	door := cfg.door(events)
-	public := &site{domains: cfg.domains, certs: certs, hub: h, page: static.Handler(), door: door}
-	var visited http.Handler = public
+	public := &site{domains: cfg.domains, certs: certs, hub: h, page: static.Handler(), events: events}
+	visited := door.handler(public)
 	if len(cfg.trustedProxies) > 0 {
-		visited = &forwarded{cfg.trustedProxies, public}
+		visited = &forwarded{cfg.trustedProxies, visited}
 	}
 	health := &health{hub: h, store: cfg.storeName(), certs: certs, events: events, gate: door.gate}
 	busy := new(busy)
@@ -176,12 +176,13 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(ad
 		if cfg.plain {
 			g.Go(func() error { return busy.serve(srv, open) })
 		} else {
-			plain.Handler = certs.HTTPHandler(&redirect{site: public, port: httpsPort(addrs.HTTPS)})
+			plain.Handler = door.handler(certs.HTTPHandler(&redirect{site: public, port: httpsPort(addrs.HTTPS)}))
 			g.Go(func() error { return busy.serve(plain, open) })
 		}
 	}
 	if lns.admin != nil {
-		g.Go(func() error { return serveOn(admin, lns.admin) })
+		own := hub.NewGate(hub.GateConfig{Events: events}) // no stranger's connection has to go for it, nor it for one
+		g.Go(func() error { return serveOn(admin, own.Listener(lns.admin)) })
 	}
 	if certs != nil {
 		g.Go(func() error { return certs.Run(ctx) }) // not before the listeners: the CA's challenges arrive on them

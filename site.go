@@ -20,15 +20,10 @@ type site struct {
 	certs   *acme.Provider // nil without TLS of our own
 	hub     *hub.Hub
 	page    http.Handler
-	door    *door
+	events  *hub.Events
 }
 
 func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	defer s.door.catch(r)
-	upgrade := httpguts.HeaderValuesContainsToken(r.Header["Upgrade"], "websocket")
-	if !s.door.allow(w, r, upgrade) {
-		return
-	}
 	domain, ok := s.host(w, r)
 	if !ok {
 		return
@@ -40,13 +35,18 @@ func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Strict-Transport-Security", "max-age=31536000")
 	}
 	switch {
-	case upgrade:
+	case isUpgrade(r):
 		s.hub.ServeHTTP(w, r)
 	case r.URL.Path == "/state":
 		s.state(w, r)
 	default:
 		s.page.ServeHTTP(w, r)
 	}
+}
+
+// isUpgrade reports whether r wants to be a WebSocket.
+func isUpgrade(r *http.Request) bool {
+	return httpguts.HeaderValuesContainsToken(r.Header["Upgrade"], "websocket")
 }
 
 // host returns the domain that r is for. If that is none of ours it answers 421, and
@@ -60,7 +60,7 @@ func (s *site) host(w http.ResponseWriter, r *http.Request) (string, bool) {
 		}
 	}
 	host = host[:min(len(host), 253)] // the longest name that there is
-	s.door.events.Refused(hub.ReasonHost, "remote", hub.AddressOf(r.RemoteAddr), "code", http.StatusMisdirectedRequest, "host", host)
+	s.events.Refused(hub.ReasonHost, "remote", hub.AddressOf(r.RemoteAddr), "code", http.StatusMisdirectedRequest, "host", host)
 	http.Error(w, fmt.Sprintf("this server is not %q; its -domain flag says what it serves", host), http.StatusMisdirectedRequest)
 	return "", false
 }
@@ -113,10 +113,6 @@ type redirect struct {
 }
 
 func (h *redirect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	defer h.site.door.catch(r)
-	if !h.site.door.allow(w, r, false) {
-		return
-	}
 	domain, ok := h.site.host(w, r)
 	if !ok {
 		return

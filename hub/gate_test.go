@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -366,6 +367,31 @@ func TestHandshakeOutcomes(t *testing.T) {
 		}
 		waitFor(t, "the end", func() bool { return g.Arrivals() == 0 && len(g.turns) == 0 })
 	}
+}
+
+// A client that wants to renegotiate, which TLS 1.2 permits it to want, is turned away.
+func TestRenegotiation(t *testing.T) {
+	openssl, err := exec.LookPath("openssl")
+	if err != nil {
+		t.Skip("openssl is not installed")
+	}
+	_, g, addr := newTLSGateHub(t, Config{}, GateConfig{})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, openssl, "s_client", "-tls1_2", "-connect", addr.String(), "-servername", "example.com")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	if _, err := io.WriteString(stdin, "R\n"); err != nil { // its command to renegotiate
+		t.Fatal(err)
+	}
+	out, err := cmd.CombinedOutput()
+	if err == nil || ctx.Err() != nil || !bytes.Contains(out, []byte("RENEGOTIATING")) || !bytes.Contains(out, []byte("alert")) {
+		t.Errorf("openssl ends with %v and\n%s\nwant an alert", err, out)
+	}
+	waitFor(t, "the end", func() bool { return g.Arrivals() == 0 })
 }
 
 // A handshake has handshakeTimeout, and not more, whatever comes meanwhile.
