@@ -29,9 +29,10 @@ func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// From here on browsers will refuse to go around a broken certificate, so that this
-	// has to wait for a certificate that they trust.
-	// https://www.rfc-editor.org/rfc/rfc6797#section-7.2
-	if s.certs != nil && s.certs.PubliclyTrusted(domain) {
+	// has to wait for a certificate that they trust. It holds for all ports of the host, and
+	// turns http:// on port 80 into https:// on 443: so that is where we have to be.
+	// https://www.rfc-editor.org/rfc/rfc6797#section-7.2 and #section-8.3
+	if s.certs != nil && onPort443(r.Host) && s.certs.PubliclyTrusted(domain) {
 		w.Header().Set("Strict-Transport-Security", "max-age=31536000")
 	}
 	switch {
@@ -77,6 +78,13 @@ func hostOf(header string) string {
 		return ip.Unmap().String()
 	}
 	return host
+}
+
+// onPort443 reports whether a client that sent this Host header over TLS came to port 443, whatever
+// the port is called on this side of a container's.
+func onPort443(header string) bool {
+	_, port, err := net.SplitHostPort(header)
+	return err != nil || port == "443"
 }
 
 // state answers GET /state.

@@ -27,6 +27,7 @@ type supervisor struct {
 	args   []string
 	files  []*os.File
 	names  []string
+	env    []string
 	output *lockedBuffer // of all its processes
 	cmd    *exec.Cmd     // the last process
 }
@@ -88,6 +89,7 @@ func (s *supervisor) start() {
 	cmd.Args = append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, cmd.Path}, s.args...)
 	cmd.Path = "/bin/sh"
 	cmd.Env = append(cmd.Env, "LISTEN_FDS="+strconv.Itoa(len(s.files)), "LISTEN_FDNAMES="+strings.Join(s.names, ":"))
+	cmd.Env = append(cmd.Env, s.env...)
 	cmd.ExtraFiles = s.files
 	cmd.Stdout, cmd.Stderr = s.output, s.output
 	if err := cmd.Start(); err != nil {
