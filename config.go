@@ -100,7 +100,7 @@ with certificates that it obtains and renews itself.
 Usage:
 
   plusminus [flags]               serve
-  plusminus check [flags]         tell what would keep it from getting its certificates
+  plusminus check [flags]         tell what would keep it from its certificates, and what fits this machine
   plusminus renew [flags]         have a running plusminus renew its certificates now
   plusminus value get [flags]     print the counter of a plusminus that is stopped
   plusminus value set N [flags]   set it
@@ -186,7 +186,7 @@ func (o *options) flags() *flag.FlagSet {
 	fs.StringVar(&o.fallbackEABKey, "acme-fallback-eab-key-file", "", "`file` with its HMAC key in base64url")
 	fs.Var(&o.origin, "origin", "let pages of this `origin` connect, too: https://host, https://host:port, https://host:*\n(any port), https://*.host (every name below it) or * (any page); repeatable\n(default the domains)")
 	fs.IntVar(&o.maxClients, "max-clients", 0, "`number` of clients in all; 0 is what the file limit and the memory allow")
-	fs.IntVar(&o.maxClientsPerIP, "max-clients-per-ip", 64, "`number` of clients of one IPv4 address or IPv6 /64; 0 is no limit, as is -plain\nwithout -trusted-proxies (there all clients have the proxy's address)")
+	fs.IntVar(&o.maxClientsPerIP, "max-clients-per-ip", 64, "`number` of clients of one IPv4 address or IPv6 /64; 0 is no limit, as is -plain\nwithout -trusted-proxies or -proxy-protocol (there all have the proxy's address)")
 	fs.Float64Var(&o.connectionRate, "connection-rate", 10, "WebSocket `connections` a second that one IPv4 address or IPv6 /64 may open in the\nlong run, after -max-clients-per-ip of them (at least 10) at once; 0 is no limit, and the default if that is 0")
 	fs.Var(&o.proxyProtocol, "proxy-protocol", "`networks` of TCP load balancers, such as 10.0.0.0/8, that have to say with a PROXY protocol\nheader (version 1 or 2) whose connections they pass on; from elsewhere a header is refused.\nRepeatable, or several with commas")
 	fs.Var(&o.trustedProxies, "trusted-proxies", "`networks` of proxies, such as 127.0.0.1 or 10.0.0.0/8, whose X-Forwarded-For is believed:\nthe last address in it that is no trusted proxy's is the client's. Repeatable, or several\nwith commas")

@@ -280,17 +280,16 @@ func TestSecondSignal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer silent.Close()
-	for {
-		if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-			t.Fatal(err)
-		}
-		resp, err := http.Get("http://" + s.addrs.Admin + "/readyz")
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Close()
-		if resp.StatusCode == http.StatusServiceUnavailable {
+	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		resp, body := s.get("http://"+s.addrs.Admin+"/readyz", "")
+		if resp.StatusCode == http.StatusServiceUnavailable && body == "not ready: stopping\n" {
 			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("GET /readyz = %s %q after SIGTERM, want 503 and that it is stopping", resp.Status, body)
 		}
 	}
 	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
