@@ -243,12 +243,12 @@ func TestProxyProtocolSilence(t *testing.T) {
 		if n, err := nc.Read(buf); string(buf[:n]) != "hello" || err != nil {
 			t.Errorf("read %q, %v behind the header, want hello", buf[:n], err)
 		}
-		time.Sleep(proxyHeaderTimeout - 3) // to look at each takes 1 ns
+		time.Sleep(proxyHeaderTimeout - 3*time.Nanosecond) // to look at each takes one
 		p.wantRefused(t)
 		if ended(silent) || ended(half) {
 			t.Error("disconnected too soon")
 		}
-		time.Sleep(2)
+		time.Sleep(2 * time.Nanosecond)
 		p.wantRefused(t, hub.ReasonProxyBad, hub.ReasonProxyMissing)
 		if !ended(silent) || !ended(half) {
 			t.Errorf("not disconnected after %v", proxyHeaderTimeout)
