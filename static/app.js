@@ -1,129 +1,139 @@
-// The page: what client.js reports becomes text, clicks and keys become actions.
+// The page: what client.js reports becomes text and plot, clicks and keys become actions.
 
 import { connect } from "./client.js";
+import { plot } from "./plot.js";
 
-const [value, announcer, users, message, plus, minus, status, sentence, countdown, retry] =
-  ["value", "announcer", "users", "message", "plus", "minus", "status", "sentence", "countdown", "retry"]
-    .map((id) => document.getElementById(id));
+const { value, announcer, caption, users, message, buttons, plus, minus, status, live, sentence, countdown, retry, ...rest } =
+	Object.fromEntries([...document.querySelectorAll("[id]")].map((e) => [e.id, e]));
+
+const lights = { connecting: "Connecting…", open: "Live", waiting: "Not live", offline: "Offline", hidden: "Paused" };
 
 const sentences = {
-  unreachable: "The server cannot be reached.",
-  lost: "The connection was lost.",
-  silent: "The server does not answer.",
-  restarting: "The server is restarting.",
-  busy: "The server is full.",
-  refused: "The server ended the connection.",
+	unreachable: "The server cannot be reached.",
+	lost: "The connection was lost.",
+	silent: "The server does not answer.",
+	restarting: "The server is restarting.",
+	busy: "The server is there, but has no room.",
+	refused: "The server ended the connection.",
 };
 
-const refusal = "Not connected. That did not count.";
+// When a screen reader hears a new value: soon after the last click, seldom when others move it.
+const hearOwn = 700;
+const hearOthers = 10_000;
 
-const messageTime = 5_000;
+const still = matchMedia("(prefers-reduced-motion: reduce)");
+const format = (v) => v.toLocaleString("en").replace("-", "−");
 
-// The least time between two values for a screen reader: about what speaking a number takes.
-const announceEvery = 2_000;
+let current; // the last status
+let last; // the last value
+let own; // a click has no answer yet: the timer that will say so
+let lasting; // the message stays until there is an answer
+let counting, clearing, announcing; // timers
 
-let current = { state: "connecting" }; // the last status
-let counting; // updates the countdown
-let clearing; // removes the message
-let announcing; // the next announcement
+const draw = plot(rest.plot, (low, high) => setText(caption,
+	`Last 5 minutes: ${format(low)}${low === high ? "" : ` to ${format(high)}`}`));
 
-function showValue(v) {
-  value.textContent = v;
-  value.classList.remove("stale", "unknown");
-  // A custom property set from a script is not an inline style to CSP. From 1 to 999 the size stays.
-  value.style.setProperty("--chars", Math.max(3, value.textContent.length));
-  announcing ??= setTimeout(() => {
-    announcing = undefined;
-    announcer.textContent = value.textContent;
-  }, announceEvery);
+function setText(element, text) {
+	if (element.textContent !== text) element.textContent = text;
 }
 
-function showMessage(text) {
-  message.textContent = text;
-  clearTimeout(clearing);
-  clearing = setTimeout(() => { message.textContent = ""; }, messageTime);
+function showValue(v) {
+	if (own) announcing = clearTimeout(announcing);
+	announcing ??= setTimeout(announce, own ? hearOwn : hearOthers);
+	answered();
+	draw(v);
+	setText(value, format(v));
+	document.title = `${format(v)} · plusminus`;
+	value.classList.remove("stale");
+	// What a script sets is no inline style to CSP. From 1 to 999 the size stays.
+	value.style.setProperty("--chars", Math.max(3, format(v).length));
+	if (!still.matches) value.animate({ translate: [`0 ${v < last ? -0.06 : 0.06}em`, "0"] }, 160);
+	last = v;
+}
+
+function announce() {
+	announcing = undefined;
+	setText(announcer, value.textContent);
+}
+
+function show(text, lasts = false) {
+	setText(message, text);
+	lasting = lasts;
+	clearTimeout(clearing);
+	if (!lasts) clearing = setTimeout(setText, 5_000, message, "");
+}
+
+function answered() {
+	own = clearTimeout(own);
+	if (lasting) show("");
+}
+
+function showError(e) {
+	answered();
+	show(e.message ?? e.code, e.code === "store_undecided");
 }
 
 function showStatus(s) {
-  current = s;
-  const open = s.state === "open";
-  status.dataset.state = s.state;
-  sentence.textContent = open ? "Connected"
-    : s.state === "offline" ? "This device is offline."
-    : sentences[s.why] ?? "Connecting…";
-  showCountdown();
-  clearInterval(counting);
-  if (s.state === "waiting") counting = setInterval(showCountdown, 250);
+	current = s;
+	const open = s.state === "open";
+	status.dataset.state = s.state;
+	setText(live, lights[s.state]);
+	setText(sentence, s.state === "offline" ? "This device is offline." : sentences[s.why] ?? "");
+	clearInterval(counting);
+	if (s.nextTry) counting = setInterval(showCountdown, 250);
+	showCountdown();
 
-  for (const button of [plus, minus]) {
-    button.setAttribute("aria-disabled", !open);
-    if (open) button.classList.remove("refused");
-  }
-  if (open) {
-    if (message.textContent === refusal) message.textContent = ""; // true no more
-  } else {
-    value.classList.add("stale");
-    users.textContent = ""; // not known any more
-  }
-
-  if (s.unanswered) showMessage("The last click may not have counted.");
-
-  const waits = s.state === "waiting" || s.state === "offline";
-  if (!waits && document.activeElement === retry) plus.focus(); // a hidden button would lose the focus
-  retry.hidden = !waits;
+	for (const button of [plus, minus]) button.setAttribute("aria-disabled", !open);
+	if (!open) {
+		answered();
+		value.classList.add("stale");
+		setText(users, ""); // not known any more
+		draw(undefined);
+	}
+	if (s.unanswered) show("The last click got no answer: it may have counted or not.");
+	const waits = s.state === "waiting" || s.state === "offline";
+	if (!waits && document.activeElement === retry) plus.focus(); // a hidden button would lose the focus
+	retry.hidden = !waits;
 }
 
 function showCountdown() {
-  let text = "";
-  switch (current.state) {
-    case "connecting":
-      if (current.why) text = "Trying again now…";
-      break;
-    case "waiting": {
-      const seconds = Math.ceil((current.nextTry - performance.now()) / 1000);
-      text = seconds > 0 ? `Trying again in ${seconds} s.` : "Trying again now…";
-      break;
-    }
-    case "offline":
-      text = "Trying again as soon as it is online.";
-  }
-  if (countdown.textContent !== text) countdown.textContent = text;
+	const seconds = Math.ceil((current.nextTry - performance.now()) / 1000);
+	setText(countdown, current.state === "offline" ? "Trying again when it is online."
+		: seconds > 0 ? `Trying again in ${seconds} s.`
+		: current.why ? "Trying again now…" : "");
 }
 
-const client = connect(`${location.protocol === "http:" ? "ws:" : "wss:"}//${location.host}/`, {
-  state: showValue,
-  users: (count) => { users.textContent = `${count} ${count === 1 ? "person" : "people"} here`; },
-  error: (e) => showMessage(e.message ?? e.code ?? "The server refused that."),
-  status: showStatus,
+const client = connect(location.origin.replace("http", "ws") + "/", {
+	state: showValue,
+	users: (n) => setText(users, ` · ${n.toLocaleString("en")} ${n === 1 ? "person" : "people"} here`),
+	error: showError,
+	status: showStatus,
 });
 
-// aria-disabled and not disabled: a disabled button drops clicks, and this one has to say that it did.
-function act(button, action) {
-  if (client.send(action)) return;
-  showMessage(refusal);
-  button.classList.remove("refused");
-  void button.offsetWidth; // makes the animation start again
-  button.classList.add("refused");
-  setTimeout(() => button.classList.remove("refused"), 600);
+// The buttons are aria-disabled, not disabled: they have to say that a click did not count.
+function act(button) {
+	button.focus(); // Safari does not, and the keys work where the focus is
+	if (client.send(button.id)) {
+		own ??= setTimeout(show, 1_000, "Waiting for the server's answer…", true);
+		return;
+	}
+	show("Not connected: that did not count.");
+	if (!still.matches) button.animate({ translate: ["0", "-.35rem", ".35rem", "0"] }, 250);
 }
 
-plus.addEventListener("click", () => act(plus, "plus"));
-minus.addEventListener("click", () => act(minus, "minus"));
-retry.addEventListener("click", () => client.retry());
+for (const button of [plus, minus]) button.onclick = () => act(button);
+retry.onclick = client.retry;
 
 // "=" is the plus key without shift on many keyboards.
 const keys = { "+": plus, "=": plus, ArrowUp: plus, "-": minus, "−": minus, ArrowDown: minus };
 
-document.addEventListener("keydown", (event) => {
-  // Ctrl + and Cmd - are the browser's zoom. A key that is held down is one action, as a button is.
-  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-  const button = keys[event.key];
-  if (!button) return;
-  // Where the page is larger than the screen, arrows scroll it unless a button of ours has the focus.
-  if (event.key.startsWith("Arrow")) {
-    const scrolls = document.documentElement.scrollHeight > innerHeight;
-    if (scrolls && ![plus, minus].includes(document.activeElement)) return;
-    event.preventDefault();
-  }
-  button.click();
-});
+// Single keys work while one of the two has the focus, so that nobody who dictates counts by accident.
+// https://www.w3.org/TR/WCAG22/#character-key-shortcuts
+buttons.onkeydown = (event) => {
+	if (event.ctrlKey || event.metaKey || event.altKey) return; // the browser's zoom
+	const button = keys[event.key];
+	if (!button && !(event.key === "Enter" && event.repeat)) return;
+	event.preventDefault(); // arrows scroll
+	if (!event.repeat) act(button); // a key that is held down is one action
+};
+if (matchMedia("(hover: hover)").matches) plus.focus(); // where there is a keyboard, it works at once

@@ -1,170 +1,197 @@
 // The connection to a plusminus server, without a page: import { connect } from "./client.js".
+// Times are in milliseconds.
 
-// Full jitter: a wait is anywhere between 0 and a limit that doubles from minDelay to maxDelay, so
-// that the clients of a server that went away do not all come back at the same moment.
+// Full jitter: a wait is anywhere between 0 and a limit that doubles, so that not all come back at once.
 const minDelay = 500;
 const maxDelay = 30_000;
 
-// A connection that lasted this long was a success: the limit starts again from minDelay. One that
-// is lost sooner, say because the server lets us in and then falls over, counts as a failure.
+// A connection that lasted this long was a success: the limit starts again from minDelay.
 const calm = 10_000;
 
-// For the opening handshake, and for the answer to an action (each gets a state or an error).
-// A browser would wait minutes on a network that swallows packets, and JavaScript sees no pings.
+// For the opening handshake, and for any message after an action.
 const patience = 10_000;
 
-// Close codes that ask for a longer wait, as [least, most] milliseconds.
-// 1012: "should reconnect using a randomized delay of 5 - 30s";
-// 1013: reconnect "upon user action", which is retry(); without one we wait at least a full maxDelay.
-// Both: https://www.ietf.org/mail-archive/web/hybi/current/msg09649.html
-// 1008 is our own doing, and doing it again soon would not help.
-const longer = { 1008: [30_000, 60_000], 1012: [5_000, 30_000], 1013: [30_000, 60_000] };
+// Scripts see no pings: a connection on which nobody acts looks the same dead or alive. After quiet to
+// twice quiet, GET /state tells whether we have missed a message, which then has grace to arrive.
+const quiet = 30_000;
+const grace = 5_000;
 
-// Why there is no connection, by close code; any other code is "lost", or "unreachable" if the
-// connection never opened.
+// A page that nobody looked at for so long makes no more tries until somebody does.
+const forgotten = 300_000;
+
+// Why a connection ended, by close code, and the least and the most to wait where that tells.
 const reasons = { 1001: "restarting", 1008: "refused", 1012: "restarting", 1013: "busy" };
+const waits = { restarting: [0, 2_000], refused: [30_000, 60_000], busy: [30_000, 60_000] };
 
 /**
- * connect keeps a connection to url ("wss://host/") until close is called.
+ * connect keeps a connection to url ("wss://host/") until close(). on holds callbacks:
+ *   state(value), users(count), error({code, message})   the server's messages
+ *   status({state, why, nextTry, unanswered})   of the connection. state is connecting, open, offline (no
+ *     network), hidden (nobody looks), closed, or waiting: until nextTry, on the performance.now() clock.
+ *     why is unreachable, lost, silent (no answer came), restarting, busy (there, without room) or refused.
+ *     unanswered: it ended after an action and before the answer, so whether that counted is unknown.
  *
- * on holds the callbacks, each optional:
- *   state(value)   the value is now this
- *   users(count)   so many clients are connected, this one included
- *   error({code, message})   the server refused an action
- *   status({state, why, nextTry, unanswered})   the connection changed; unanswered says that it ended
- *   after an action and before any answer: whether that action counted is unknown. state is one of
- *     connecting   why is as it was in waiting, absent the first time
- *     open         send works
- *     waiting      why is unreachable, lost, silent (an action got no answer for 10 s), restarting,
- *                  busy, or refused; nextTry is on the performance.now() clock
- *     offline      the browser has no network; tries again when it has
- *     closed       close was called
- *
- * env is the window, or a stand-in for tests; outside a browser the parts about network and
- * visibility do nothing.
- *
- * @returns {{send: (action: string) => boolean, retry: () => void, close: () => void}}
- *   send reports whether the action was handed to an open connection; false means it was not sent
- *   and never will be. retry tries now, even if the browser believes that it is offline.
+ * send(action) reports whether it was handed to an open connection. If not, it never will be: nothing
+ * is kept, and nothing sent twice. retry() tries now. env is the window, or a stand-in for tests.
  */
 export function connect(url, on = {}, env = globalThis) {
-  let socket; // the one that we believe in, or undefined
-  let state;
-  let why;
-  let failures = 0;
-  let openedAt; // undefined unless the current socket has been open
-  let timer; // the next try, or the end of our patience: never both
-  let unanswered = false; // of the last connection
-  const now = () => env.performance.now();
+	let socket; // the one that we believe in, or undefined
+	let state, why, nextTry, hiddenAt;
+	let openedAt; // undefined unless the current socket has been open
+	let failures = 0;
+	let there = false; // the server answered /state after the last handshake failed
+	let timer; // the next try, the end of our patience, or the next check: one at a time
+	let acted = false; // an action has no answer yet
+	let heard = {}; // the last value and count, in a new object after each event
+	const ended = new AbortController();
+	const now = () => env.performance.now();
+	const hidden = () => env.document?.visibilityState === "hidden";
 
-  // The server on one's own machine can be reached without any network.
-  const local = /^wss?:\/\/(localhost|[^/:]+\.localhost|127\.[\d.]+|\[::1\])(:|\/|$)/i.test(url);
-  const offline = () => !local && env.navigator?.onLine === false;
+	// The server on one's own machine can be reached without any network.
+	const local = /^wss?:\/\/(localhost|[^/:]+\.localhost|127\.[\d.]+|\[::1\])(:|\/|$)/i.test(url);
+	const offline = () => !local && env.navigator?.onLine === false;
 
-  function enter(next, nextTry) {
-    state = next;
-    on.status?.({ state, why, nextTry, unanswered });
-    unanswered = false;
-  }
+	function enter(next) {
+		state = next;
+		const unanswered = acted && !socket;
+		if (unanswered) acted = false;
+		on.status?.({ state, why, nextTry, unanswered });
+	}
 
-  function setTimer(f, ms) {
-    env.clearTimeout(timer);
-    timer = f && env.setTimeout(f, ms);
-  }
+	function setTimer(f, ms) {
+		env.clearTimeout(timer);
+		timer = f && env.setTimeout(f, ms);
+	}
 
-  function open() {
-    openedAt = undefined;
-    const s = socket = new env.WebSocket(url);
-    setTimer(() => lose(), patience);
-    s.onopen = () => {
-      setTimer();
-      openedAt = now();
-      why = undefined;
-      enter("open");
-    };
-    s.onmessage = (event) => {
-      setTimer();
-      receive(event.data);
-    };
-    s.onclose = (event) => lose(event.code);
-    enter("connecting");
-  }
+	function open() {
+		openedAt = nextTry = undefined;
+		socket = new env.WebSocket(url);
+		setTimer(lose, patience);
+		socket.onopen = () => {
+			openedAt = now();
+			why = undefined;
+			listen();
+			enter("open");
+		};
+		socket.onmessage = (event) => receive(event.data);
+		socket.onclose = (event) => lose(reasons[event.code]);
+		enter("connecting");
+	}
 
-  // forget lets go of the socket at once: the closing handshake of a dead connection takes minutes,
-  // and nothing that it still brings may be mistaken for news.
-  function forget() {
-    unanswered = state === "open" && timer !== undefined;
-    setTimer();
-    if (!socket) return;
-    socket.onopen = socket.onmessage = socket.onclose = null;
-    socket.close();
-    socket = undefined;
-  }
+	// stop lets go of the socket at once: the closing handshake of a dead one takes minutes, and what it
+	// still brings is no news.
+	function stop(next) {
+		setTimer();
+		heard = {};
+		if (socket) socket.onopen = socket.onmessage = socket.onclose = null;
+		socket?.close();
+		socket = why = nextTry = undefined;
+		if (next) enter(next);
+	}
 
-  function lose(code, because) {
-    forget();
-    why = because ?? reasons[code] ?? (openedAt === undefined ? "unreachable" : "lost");
-    if (openedAt !== undefined && now() - openedAt >= calm) failures = 0;
-    if (offline()) {
-      why = undefined;
-      enter("offline");
-      return;
-    }
-    const [least, most] = longer[code] ?? [0, Math.min(maxDelay, minDelay * 2 ** failures)];
-    failures++;
-    const delay = least + env.Math.random() * (most - least);
-    setTimer(open, delay);
-    enter("waiting", now() + delay);
-  }
+	async function lose(because) {
+		stop();
+		if (offline()) return enter("offline");
+		const opened = openedAt !== undefined;
+		if (opened && now() - openedAt >= calm) failures = 0;
+		// Scripts do not see a handshake's status, such as 503. But a server that answers /state between
+		// two that fail is there, and has no room.
+		why = because ?? (opened ? "lost" : there ? "busy" : "unreachable");
+		const [least, most] = waits[why] ?? [0, Math.min(maxDelay, minDelay * 2 ** failures)];
+		failures++;
+		const delay = least + env.Math.random() * (most - least);
+		nextTry = now() + delay;
+		setTimer(tryAgain, delay);
+		enter("waiting");
+		there = !opened && await ask() !== undefined;
+	}
 
-  function receive(data) {
-    let m;
-    try {
-      m = JSON.parse(data);
-    } catch {
-      return;
-    }
-    switch (m?.type) { // an unknown type is from a newer server, and not for us
-      case "state": on.state?.(m.value); break;
-      case "users": on.users?.(m.count); break;
-      case "error": on.error?.({ code: m.code, message: m.message }); break;
-    }
-  }
+	function tryAgain() {
+		if (hidden() && now() - hiddenAt >= forgotten) stop("hidden");
+		else open();
+	}
 
-  function send(action) {
-    if (state !== "open" || socket.readyState !== 1) return false;
-    socket.send(JSON.stringify({ action }));
-    if (timer === undefined) setTimer(() => lose(undefined, "silent"), patience);
-    return true;
-  }
+	const silent = () => lose("silent");
+	const listen = () => setTimer(check, quiet * (1 + env.Math.random()));
 
-  function retry() {
-    if (state === "waiting" || state === "offline") open();
-  }
+	async function check() {
+		if (hidden()) return listen();
+		const before = heard;
+		const answer = await ask();
+		if (heard !== before) return;
+		const { value, users } = { ...before, ...answer };
+		if (answer && value === before.value && users === before.users) listen();
+		else setTimer(silent, grace);
+	}
 
-  const online = () => retry();
-  // After a loss of the network the socket may look open for minutes and swallow what is sent.
-  const cutOff = () => {
-    if (!offline() || state === "offline") return;
-    forget();
-    why = undefined;
-    enter("offline");
-  };
-  // Browsers slow down the timers of hidden pages, so the wait may be long over. Someone is looking now.
-  const seen = () => {
-    if (env.document.visibilityState === "visible" && state === "waiting") open();
-  };
-  const listeners = [[env, "online", online], [env, "offline", cutOff], [env.document, "visibilitychange", seen]];
-  for (const [target, type, f] of listeners) target?.addEventListener?.(type, f);
+	// ask returns what GET /state says, {} if we may not read it, and undefined without an answer.
+	async function ask() {
+		const origin = url.replace(/^ws(.*?\/\/[^/]*).*/i, "http$1");
+		const mode = env.location?.origin === origin ? "same-origin" : "no-cors";
+		try {
+			const answer = await env.fetch(origin + "/state", { mode, signal: AbortSignal.timeout(patience) });
+			return answer.ok ? await answer.json() : {};
+		} catch {}
+	}
 
-  function close() {
-    forget();
-    for (const [target, type, f] of listeners) target?.removeEventListener?.(type, f);
-    why = undefined;
-    enter("closed");
-  }
+	function receive(data) {
+		let m = {};
+		try {
+			m = JSON.parse(data) ?? m;
+		} catch {}
+		heard = { ...heard };
+		listen();
+		switch (m.type) { // an unknown type is from a newer server, and not for us
+			case "state":
+				acted = false;
+				on.state?.(heard.value = m.value);
+				break;
+			case "users":
+				on.users?.(heard.users = m.count);
+				break;
+			case "error":
+				acted &&= m.code === "store_undecided"; // which is not the last word
+				on.error?.({ code: m.code, message: m.message });
+		}
+	}
 
-  if (offline()) enter("offline");
-  else open();
-  return { send, retry, close };
+	function send(action) {
+		if (state !== "open" || socket.readyState !== 1) return false;
+		socket.send(JSON.stringify({ action }));
+		if (!acted) {
+			heard = { ...heard };
+			setTimer(silent, patience);
+		}
+		return acted = true;
+	}
+
+	function retry() {
+		if (state !== "closed" && !socket) open();
+	}
+
+	// Without a network the socket may look open for minutes and swallow what is sent.
+	function cutOff() {
+		if (offline() && state !== "offline") stop("offline");
+	}
+
+	// Browsers slow down the timers of hidden pages, so a wait or a check may be overdue.
+	function seen() {
+		if (hidden()) hiddenAt = now();
+		else if (state === "open" && !acted) check();
+		else if (state === "hidden" || state === "waiting" && why !== "busy" && why !== "refused") open();
+	}
+
+	function close() {
+		stop("closed");
+		ended.abort();
+	}
+
+	const follow = (target, type, f) => target?.addEventListener?.(type, f, { signal: ended.signal });
+	follow(env, "online", retry);
+	follow(env, "offline", cutOff);
+	follow(env.document, "visibilitychange", seen);
+	if (hidden()) hiddenAt = now();
+	if (offline()) enter("offline");
+	else open();
+	return { send, retry, close };
 }

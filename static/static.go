@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-//go:embed index.html app.js client.js style.css favicon.svg
+//go:embed index.html app.js client.js plot.js style.css favicon.svg
 var files embed.FS
 
 // contentTypes maps the path of each file in the URL to its Content-Type. They are written here
@@ -24,6 +24,7 @@ var contentTypes = map[string]string{
 	"/":            "text/html; charset=utf-8",
 	"/app.js":      "text/javascript; charset=utf-8",
 	"/client.js":   "text/javascript; charset=utf-8",
+	"/plot.js":     "text/javascript; charset=utf-8",
 	"/style.css":   "text/css; charset=utf-8",
 	"/favicon.svg": "image/svg+xml; charset=utf-8",
 }

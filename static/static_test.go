@@ -52,6 +52,7 @@ func TestHandler(t *testing.T) {
 		{"GET", "/?from=elsewhere", 200, "text/html; charset=utf-8", "index.html"},
 		{"GET", "/app.js", 200, "text/javascript; charset=utf-8", "app.js"},
 		{"GET", "/client.js", 200, "text/javascript; charset=utf-8", "client.js"},
+		{"GET", "/plot.js", 200, "text/javascript; charset=utf-8", "plot.js"},
 		{"GET", "/style.css", 200, "text/css; charset=utf-8", "style.css"},
 		{"GET", "/favicon.svg", 200, "image/svg+xml; charset=utf-8", "favicon.svg"},
 		{"POST", "/", 405, "text/plain; charset=utf-8", ""},
@@ -188,7 +189,7 @@ func TestReferences(t *testing.T) {
 	for _, m := range regexp.MustCompile(`(?:src|href)="([^"]*)"`).FindAllStringSubmatch(read(t, "index.html"), -1) {
 		refs = append(refs, m[1])
 	}
-	for _, name := range []string{"app.js", "client.js"} {
+	for _, name := range []string{"app.js", "client.js", "plot.js"} {
 		for _, m := range regexp.MustCompile(`(?m)^import .* from "\.([^"]*)"`).FindAllStringSubmatch(read(t, name), -1) {
 			refs = append(refs, m[1])
 		}
@@ -210,12 +211,26 @@ func TestReferences(t *testing.T) {
 	}
 }
 
-// TestIDs checks the ids that app.js looks up and those that tests of the whole program rely on.
+// TestIDs compares the ids of the page with those that app.js takes from it and those that style.css names.
 func TestIDs(t *testing.T) {
-	page := read(t, "index.html")
-	for _, id := range []string{"value", "announcer", "users", "message", "plus", "minus", "status", "sentence", "countdown", "retry"} {
-		if n := strings.Count(page, `id="`+id+`"`); n != 1 {
-			t.Errorf("index.html has id %q %d times, want once", id, n)
+	page := map[string]bool{}
+	for _, m := range regexp.MustCompile(`\sid="([^"]*)"`).FindAllStringSubmatch(read(t, "index.html"), -1) {
+		if page[m[1]] {
+			t.Errorf("index.html has id %q twice", m[1])
+		}
+		page[m[1]] = true
+	}
+	taken := regexp.MustCompile(`(?s)const \{ (.*?), \.\.\.rest \} =\s+Object`).FindStringSubmatch(read(t, "app.js"))
+	if taken == nil {
+		t.Fatal("app.js does not take its elements as it did")
+	}
+	ids := strings.Split(taken[1], ", ")
+	for _, m := range regexp.MustCompile(`#([a-z]+)\b[^;]*\{`).FindAllStringSubmatch(read(t, "style.css"), -1) {
+		ids = append(ids, m[1])
+	}
+	for _, id := range ids {
+		if !page[id] {
+			t.Errorf("index.html has no id %q", id)
 		}
 	}
 }
@@ -276,7 +291,7 @@ func TestClient(t *testing.T) {
 	defer cancel()
 	// No sandbox, because Chromium refuses to run as root with one; it loads nothing but our own files.
 	out, err := exec.CommandContext(ctx, chromium, "--headless=new", "--no-sandbox", "--disable-gpu",
-		"--user-data-dir="+t.TempDir(), "--dump-dom", srv.URL+"/").Output()
+		"--user-data-dir="+t.TempDir(), "--virtual-time-budget=60000", "--dump-dom", srv.URL+"/").Output()
 	if err != nil {
 		t.Fatalf("running %s: %v", chromium, err)
 	}

@@ -5,255 +5,416 @@ import { connect } from "/client.js";
 // Env is a stand-in for the window: time moves only in tick, and random is always 1, so that every
 // wait is the longest of its range.
 class Env {
-  clock = 1000;
-  timers = new Map();
-  lastTimer = 0;
-  sockets = [];
-  listeners = new Map();
-  navigator = { onLine: true };
-  Math = { random: () => 1 };
-  performance = { now: () => this.clock };
-  document = { visibilityState: "visible", ...this.target() };
+	clock = 1000;
+	timers = new Map();
+	lastTimer = 0;
+	sockets = [];
+	listeners = new Map();
+	navigator = { onLine: true };
+	Math = { random: () => 1 };
+	performance = { now: () => this.clock };
+	document = { visibilityState: "visible", ...this.target() };
+	location = { origin: "https://counter.example" };
+	asked = []; // what was fetched, and how
+	answer = undefined; // of GET /state: an object, or undefined if there is none
 
-  constructor() {
-    const env = this;
-    this.WebSocket = class {
-      readyState = 0;
-      sent = [];
-      constructor(url) { this.url = url; env.sockets.push(this); }
-      send(data) { this.sent.push(data); }
-      close() { this.readyState = 2; this.closed = true; }
-      open() { this.readyState = 1; this.onopen(); }
-      receive(m) { this.onmessage?.({ data: typeof m === "string" ? m : JSON.stringify(m) }); }
-      drop(code = 1006) { this.readyState = 3; this.onclose({ code }); }
-    };
-    Object.assign(this, this.target());
-  }
+	constructor() {
+		const env = this;
+		this.WebSocket = class {
+			readyState = 0;
+			sent = [];
+			constructor(url) { this.url = url; env.sockets.push(this); }
+			send(data) { this.sent.push(data); }
+			close() { this.readyState = 2; this.closed = true; }
+			open() { this.readyState = 1; this.onopen(); }
+			receive(m) { this.onmessage?.({ data: typeof m === "string" ? m : JSON.stringify(m) }); }
+			drop(code = 1006) { this.readyState = 3; this.onclose({ code }); }
+		};
+		Object.assign(this, this.target());
+	}
 
-  target() {
-    return {
-      addEventListener: (type, f) => this.listeners.set(type, f),
-      removeEventListener: (type, f) => this.listeners.get(type) === f && this.listeners.delete(type),
-    };
-  }
+	target() {
+		return {
+			addEventListener: (type, f, { signal }) => {
+				this.listeners.set(type, f);
+				signal.addEventListener("abort", () => this.listeners.delete(type));
+			},
+		};
+	}
 
-  setTimeout = (f, ms) => { this.timers.set(++this.lastTimer, [this.clock + ms, f]); return this.lastTimer; };
-  clearTimeout = (id) => { this.timers.delete(id); };
+	setTimeout = (f, ms) => { this.timers.set(++this.lastTimer, [this.clock + ms, f]); return this.lastTimer; };
+	clearTimeout = (id) => { this.timers.delete(id); };
 
-  tick(ms) {
-    const end = this.clock + ms;
-    for (;;) {
-      const due = [...this.timers].filter(([, [at]]) => at <= end).sort((a, b) => a[1][0] - b[1][0])[0];
-      if (!due) break;
-      const [id, [at, f]] = due;
-      this.timers.delete(id);
-      this.clock = at;
-      f();
-    }
-    this.clock = end;
-  }
+	tick(ms) {
+		const end = this.clock + ms;
+		for (;;) {
+			const due = [...this.timers].filter(([, [at]]) => at <= end).sort((a, b) => a[1][0] - b[1][0])[0];
+			if (!due) break;
+			const [id, [at, f]] = due;
+			this.timers.delete(id);
+			this.clock = at;
+			f();
+		}
+		this.clock = end;
+	}
 
-  get socket() { return this.sockets.at(-1); }
+	fetch = async (url, { mode }) => {
+		this.asked.push([String(url), mode]);
+		if (!this.answer) throw new TypeError("no answer");
+		return mode === "same-origin" ? { ok: true, json: async () => this.answer } : { ok: false }; // opaque
+	};
 
-  start(url = "wss://counter.example/") {
-    this.log = [];
-    this.status = undefined;
-    this.client = connect(url, {
-      state: (v) => this.log.push(["state", v]),
-      users: (n) => this.log.push(["users", n]),
-      error: (e) => this.log.push(["error", e.code, e.message]),
-      status: (s) => { this.status = s; },
-    }, this);
-    return this;
-  }
+	// pass is tick, and then lets promises settle.
+	async pass(ms) {
+		this.tick(ms);
+		await new Promise((done) => setTimeout(done));
+	}
 
-  // wait is how long the client means to wait, in milliseconds.
-  get wait() { return this.status.state === "waiting" ? this.status.nextTry - this.clock : undefined; }
+	show(visibilityState) {
+		this.document.visibilityState = visibilityState;
+		this.listeners.get("visibilitychange")();
+	}
+
+	get socket() { return this.sockets.at(-1); }
+
+	start(url = "wss://counter.example/") {
+		this.log = [];
+		this.status = undefined;
+		this.client = connect(url, {
+			state: (v) => this.log.push(["state", v]),
+			users: (n) => this.log.push(["users", n]),
+			error: (e) => this.log.push(["error", e.code, e.message]),
+			status: (s) => { this.status = s; },
+		}, this);
+		return this;
+	}
+
+	// wait is how long the client means to wait, in milliseconds.
+	get wait() { return this.status.state === "waiting" ? this.status.nextTry - this.clock : undefined; }
 }
 
 const failures = [];
 let current;
 
 function equal(got, want, what) {
-  const [g, w] = [JSON.stringify(got), JSON.stringify(want)];
-  if (g !== w) failures.push(`${current}: ${what} = ${g}, want ${w}`);
+	const [g, w] = [JSON.stringify(got), JSON.stringify(want)];
+	if (g !== w) failures.push(`${current}: ${what} = ${g}, want ${w}`);
 }
 
 const tests = {
-  "messages reach the callbacks, unknown ones do not"() {
-    const env = new Env().start();
-    env.socket.open();
-    for (const m of [{ type: "users", count: 2 }, { type: "state", value: -3, extra: 1 }, { type: "new" },
-      "no JSON", "null", "[]", { type: "error", code: "rate", message: "Too fast." }]) env.socket.receive(m);
-    equal(env.log, [["users", 2], ["state", -3], ["error", "rate", "Too fast."]], "calls");
-  },
+	"messages reach the callbacks, unknown ones do not"() {
+		const env = new Env().start();
+		env.socket.open();
+		for (const m of [{ type: "users", count: 2 }, { type: "state", value: -3, extra: 1 }, { type: "new" },
+			"no JSON", "null", "[]", { type: "error", code: "rate", message: "Too fast." }]) env.socket.receive(m);
+		equal(env.log, [["users", 2], ["state", -3], ["error", "rate", "Too fast."]], "calls");
+	},
 
-  "send says whether it sent"() {
-    const env = new Env().start();
-    equal(env.client.send("plus"), false, "send while connecting");
-    env.socket.open();
-    equal(env.client.send("plus"), true, "send while open");
-    equal(env.socket.sent, ['{"action":"plus"}'], "sent");
-    env.socket.readyState = 2;
-    equal(env.client.send("plus"), false, "send while closing");
-    env.socket.drop();
-    equal(env.client.send("plus"), false, "send while waiting");
-  },
+	"send says whether it sent"() {
+		const env = new Env().start();
+		equal(env.client.send("plus"), false, "send while connecting");
+		env.socket.open();
+		equal(env.client.send("plus"), true, "send while open");
+		equal(env.socket.sent, ['{"action":"plus"}'], "sent");
+		env.socket.readyState = 2;
+		equal(env.client.send("plus"), false, "send while closing");
+		env.socket.drop();
+		equal(env.client.send("plus"), false, "send while waiting");
+	},
 
-  "the limit doubles from 0.5 s to 30 s"() {
-    const env = new Env().start();
-    const waits = [];
-    for (let i = 0; i < 8; i++) {
-      env.socket.drop();
-      waits.push(env.wait);
-      equal(env.status.why, "unreachable", "why");
-      env.tick(env.wait - 1);
-      equal(env.status.state, "waiting", "state just before the next try");
-      env.tick(1);
-      equal(env.status.state, "connecting", "state at the next try");
-    }
-    equal(waits, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000], "waits");
-  },
+	"the limit doubles from 0.5 s to 30 s"() {
+		const env = new Env().start();
+		const waits = [];
+		for (let i = 0; i < 8; i++) {
+			env.socket.drop();
+			waits.push(env.wait);
+			equal(env.status.why, "unreachable", "why");
+			env.tick(env.wait - 1);
+			equal(env.status.state, "waiting", "state just before the next try");
+			env.tick(1);
+			equal(env.status.state, "connecting", "state at the next try");
+		}
+		equal(waits, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000], "waits");
+	},
 
-  "full jitter reaches down to 0"() {
-    const env = new Env().start();
-    env.Math.random = () => 0;
-    env.socket.drop();
-    equal(env.wait, 0, "wait");
-  },
+	"full jitter reaches down to 0"() {
+		const env = new Env().start();
+		env.Math.random = () => 0;
+		env.socket.drop();
+		equal(env.wait, 0, "wait");
+	},
 
-  "only 10 s of calm reset the limit"() {
-    const env = new Env().start();
-    for (const [calm, wait] of [[0, 500], [9_999, 1000], [10_000, 500], [0, 1000]]) {
-      env.socket.open();
-      env.tick(calm);
-      env.socket.drop();
-      equal(env.wait, wait, `wait after ${calm} ms`);
-      equal(env.status.why, "lost", "why");
-      env.tick(wait);
-    }
-  },
+	"only 10 s of calm reset the limit"() {
+		const env = new Env().start();
+		for (const [calm, wait] of [[0, 500], [9_999, 1000], [10_000, 500], [0, 1000]]) {
+			env.socket.open();
+			env.tick(calm);
+			env.socket.drop();
+			equal(env.wait, wait, `wait after ${calm} ms`);
+			equal(env.status.why, "lost", "why");
+			env.tick(wait);
+		}
+	},
 
-  "close codes that ask for a longer wait get it"() {
-    for (const [code, least, most, why] of [[1012, 5_000, 30_000, "restarting"], [1013, 30_000, 60_000, "busy"],
-      [1008, 30_000, 60_000, "refused"], [1001, 0, 500, "restarting"]]) {
-      for (const [random, want] of [[0, least], [1, most]]) {
-        const env = new Env().start();
-        env.Math.random = () => random;
-        env.socket.open();
-        env.socket.drop(code);
-        equal([env.wait, env.status.why], [want, why], `wait and why after ${code}`);
-      }
-    }
-  },
+	"close codes that say how long to wait are obeyed"() {
+		for (const [code, least, most, why] of [[1012, 0, 2_000, "restarting"], [1013, 30_000, 60_000, "busy"],
+			[1008, 30_000, 60_000, "refused"], [1001, 0, 2_000, "restarting"]]) {
+			for (const [random, want] of [[0, least], [1, most]]) {
+				const env = new Env().start();
+				env.Math.random = () => random;
+				env.socket.open();
+				env.socket.drop(code);
+				equal([env.wait, env.status.why], [want, why], `wait and why after ${code}`);
+			}
+		}
+	},
 
-  "a handshake that hangs is given up after 10 s"() {
-    const env = new Env().start();
-    env.tick(9_999);
-    equal(env.status.state, "connecting", "state");
-    env.tick(1);
-    equal([env.status.state, env.status.why, env.socket.closed], ["waiting", "unreachable", true], "state, why, closed");
-  },
+	"a handshake that hangs is given up after 10 s"() {
+		const env = new Env().start();
+		env.tick(9_999);
+		equal(env.status.state, "connecting", "state");
+		env.tick(1);
+		equal([env.status.state, env.status.why, env.socket.closed], ["waiting", "unreachable", true], "state, why, closed");
+	},
 
-  "an action without an answer for 10 s ends the connection"() {
-    const env = new Env().start();
-    env.socket.open();
-    env.client.send("plus");
-    env.tick(9_999);
-    env.socket.receive({ type: "state", value: 1 });
-    env.tick(60_000);
-    equal(env.status.state, "open", "state after an answer");
-    env.client.send("plus");
-    env.tick(5_000);
-    env.client.send("plus");
-    env.tick(5_000);
-    equal([env.status.state, env.status.why], ["waiting", "silent"], "state and why without one");
-    equal(env.status.unanswered, true, "unanswered");
-    env.tick(500);
-    equal(env.status.unanswered, false, "unanswered of the next try");
-    equal(env.sockets[0].onmessage, null, "onmessage of the old socket");
-  },
+	"an action without an answer for 10 s ends the connection"() {
+		const env = new Env().start();
+		env.socket.open();
+		env.client.send("plus");
+		env.tick(9_999);
+		env.socket.receive({ type: "state", value: 1 });
+		env.tick(60_000);
+		equal(env.status.state, "open", "state after an answer");
+		env.client.send("plus");
+		env.tick(5_000);
+		env.client.send("plus");
+		env.tick(5_000);
+		equal([env.status.state, env.status.why], ["waiting", "silent"], "state and why without one");
+		equal(env.status.unanswered, true, "unanswered");
+		env.tick(500);
+		equal(env.status.unanswered, false, "unanswered of the next try");
+		equal(env.sockets[0].onmessage, null, "onmessage of the old socket");
+	},
 
-  "an action that a lost connection may have swallowed is told"() {
-    for (const [act, answer, want] of [[false, false, false], [true, false, true], [true, true, false]]) {
-      const env = new Env().start();
-      env.socket.open();
-      if (act) env.client.send("minus");
-      if (answer) env.socket.receive({ type: "state", value: -1 });
-      env.socket.drop();
-      equal(env.status.unanswered, want, `unanswered with action ${act}, answer ${answer}`);
-    }
-  },
+	"an action that a lost connection may have swallowed is told"() {
+		const state = { type: "state", value: -1 };
+		const [limited, undecided] = ["rate_limited", "store_undecided"].map((code) => ({ type: "error", code }));
+		for (const [act, answers, want] of [[false, [], false], [true, [], true], [true, [state], false],
+			[true, [{ type: "users", count: 2 }], true], [true, [limited], false], [true, [undecided], true],
+			[true, [undecided, state], false], [true, [undecided, limited], false]]) {
+			const env = new Env().start();
+			env.socket.open();
+			if (act) env.client.send("minus");
+			for (const m of answers) env.socket.receive(m);
+			env.socket.drop();
+			equal(env.status.unanswered, want, `unanswered with action ${act}, answers ${JSON.stringify(answers)}`);
+			env.tick(env.wait);
+			env.socket.open();
+			equal([env.status.unanswered, env.socket.sent], [false, []], "unanswered, and what was sent, after that");
+		}
+	},
 
-  "no tries while offline, one when online"() {
-    const env = new Env().start();
-    env.socket.open();
-    env.navigator.onLine = false;
-    env.listeners.get("offline")();
-    equal([env.status.state, env.socket.closed], ["offline", true], "state, closed");
-    env.tick(3_600_000);
-    equal(env.sockets.length, 1, "sockets");
-    env.navigator.onLine = true;
-    env.listeners.get("online")();
-    equal([env.sockets.length, env.status.state], [2, "connecting"], "sockets, state");
-  },
+	"no tries while offline, one when online"() {
+		const env = new Env().start();
+		env.socket.open();
+		env.navigator.onLine = false;
+		env.listeners.get("offline")();
+		equal([env.status.state, env.socket.closed], ["offline", true], "state, closed");
+		env.tick(3_600_000);
+		equal(env.sockets.length, 1, "sockets");
+		env.navigator.onLine = true;
+		env.listeners.get("online")();
+		equal([env.sockets.length, env.status.state], [2, "connecting"], "sockets, state");
+	},
 
-  "offline at the start, and between two tries"() {
-    const env = new Env();
-    env.navigator.onLine = false;
-    env.start();
-    equal([env.status.state, env.sockets.length], ["offline", 0], "state, sockets");
-    env.client.retry();
-    equal(env.sockets.length, 1, "sockets after retry");
-    env.socket.drop();
-    equal(env.status.state, "offline", "state after a failed retry");
-  },
+	"offline at the start, and between two tries"() {
+		const env = new Env();
+		env.navigator.onLine = false;
+		env.start();
+		equal([env.status.state, env.sockets.length], ["offline", 0], "state, sockets");
+		env.client.retry();
+		equal(env.sockets.length, 1, "sockets after retry");
+		env.socket.drop();
+		equal(env.status.state, "offline", "state after a failed retry");
+	},
 
-  "this machine needs no network"() {
-    for (const [url, state] of [["ws://localhost:8080/", "connecting"], ["wss://a.localhost/", "connecting"],
-      ["wss://127.0.0.1:8443/", "connecting"], ["wss://[::1]:8443/", "connecting"],
-      ["wss://localhost.example/", "offline"], ["wss://127.example/", "offline"]]) {
-      const env = new Env();
-      env.navigator.onLine = false;
-      env.start(url);
-      equal(env.status.state, state, `state for ${url}`);
-    }
-  },
+	"this machine needs no network"() {
+		for (const [url, state] of [["ws://localhost:8080/", "connecting"], ["wss://a.localhost/", "connecting"],
+			["wss://127.0.0.1:8443/", "connecting"], ["wss://[::1]:8443/", "connecting"],
+			["wss://localhost.example/", "offline"], ["wss://127.example/", "offline"]]) {
+			const env = new Env();
+			env.navigator.onLine = false;
+			env.start(url);
+			equal(env.status.state, state, `state for ${url}`);
+		}
+	},
 
-  "a page that becomes visible, and retry, do not wait"() {
-    const env = new Env().start();
-    env.socket.drop(1013);
-    env.document.visibilityState = "hidden";
-    env.listeners.get("visibilitychange")();
-    equal(env.status.state, "waiting", "state while hidden");
-    env.document.visibilityState = "visible";
-    env.listeners.get("visibilitychange")();
-    equal(env.status.state, "connecting", "state when seen");
-    env.socket.drop(1013);
-    env.client.retry();
-    equal(env.status.state, "connecting", "state after retry");
-    env.client.retry();
-    env.listeners.get("visibilitychange")();
-    equal(env.sockets.length, 3, "sockets"); // one try at a time
-  },
+	"a page that becomes visible does not wait, unless the server said so"() {
+		for (const [code, state] of [[1006, "connecting"], [1012, "connecting"], [1013, "waiting"], [1008, "waiting"]]) {
+			const env = new Env().start();
+			env.socket.open();
+			env.socket.drop(code);
+			env.show("hidden");
+			equal(env.status.state, "waiting", `state while hidden, after ${code}`);
+			env.show("visible");
+			equal(env.status.state, state, `state when seen, after ${code}`);
+			env.show("visible");
+			equal(env.sockets.length, state === "waiting" ? 1 : 2, "sockets"); // one try at a time
+		}
+	},
 
-  "close is for good"() {
-    const env = new Env().start();
-    env.socket.open();
-    env.client.close();
-    env.client.retry();
-    env.tick(3_600_000);
-    equal([env.status.state, env.sockets.length, env.timers.size, env.listeners.size, env.client.send("plus")],
-      ["closed", 1, 0, 0, false], "state, sockets, timers, listeners, send");
-  },
+	"retry does not wait"() {
+		const env = new Env().start();
+		env.socket.drop(1013);
+		env.client.retry();
+		env.client.retry();
+		equal([env.status.state, env.sockets.length], ["connecting", 2], "state, sockets");
+	},
+
+	"a page that nobody looks at stops trying after 5 minutes"() {
+		const env = new Env().start();
+		env.show("hidden");
+		for (let i = 0; env.status.state !== "hidden" && i < 1000; i++) {
+			if (env.status.state === "connecting") env.socket.drop();
+			env.tick(1_000);
+		}
+		const tries = env.sockets.length;
+		equal(env.clock >= 301_000 && env.clock < 331_000, true, `stops in time, at ${env.clock}`);
+		env.tick(86_400_000);
+		equal(env.sockets.length, tries, "sockets after a day");
+		env.show("visible");
+		equal([env.status.state, env.sockets.length], ["connecting", tries + 1], "state and sockets when seen");
+	},
+
+	"a connection stays however long nobody looks"() {
+		const env = new Env().start();
+		env.socket.open();
+		env.show("hidden");
+		env.tick(86_400_000);
+		equal([env.status.state, env.asked.length], ["open", 0], "state, questions");
+	},
+
+	async "a server that answers /state but lets nobody in is busy"() {
+		const env = new Env().start();
+		env.answer = { value: 1, users: 1 };
+		env.socket.drop();
+		equal([env.status.why, env.wait], ["unreachable", 500], "why and wait at first"); // it may have come back just now
+		await env.pass(500);
+		env.socket.drop();
+		equal([env.status.why, env.wait], ["busy", 60_000], "why and wait then");
+		env.answer = undefined;
+		await env.pass(0);
+		env.client.retry();
+		env.socket.drop();
+		await env.pass(0);
+		equal([env.status.why, env.wait], ["unreachable", 2_000], "why and wait when it is gone");
+		equal(env.asked[0], ["https://counter.example/state", "same-origin"], "question");
+	},
+
+	async "a connection without news is checked, and stays if none was missed"() {
+		const env = new Env().start();
+		env.answer = { value: 7, users: 2 };
+		env.socket.open();
+		env.socket.receive({ type: "users", count: 2 });
+		env.socket.receive({ type: "state", value: 7 });
+		await env.pass(59_999);
+		equal(env.asked.length, 0, "questions before a minute");
+		for (let i = 1; i <= 3; i++) {
+			await env.pass(i === 1 ? 1 : 60_000);
+			equal([env.asked.length, env.status.state], [i, "open"], "questions, state");
+		}
+		env.Math.random = () => 0;
+		env.socket.receive({ type: "users", count: 2 });
+		await env.pass(29_999);
+		equal(env.asked.length, 3, "questions within half a minute");
+		await env.pass(1);
+		equal(env.asked.length, 4, "questions after it");
+	},
+
+	async "a connection that missed news is lost"() {
+		for (const [answer, saved] of [[{ value: 8, users: 2 }], [{ value: 7, users: 1 }], [undefined], [undefined, true]]) {
+			const env = new Env().start();
+			env.answer = answer;
+			env.socket.open();
+			env.socket.receive({ type: "users", count: 2 });
+			env.socket.receive({ type: "state", value: 7 });
+			await env.pass(60_000);
+			await env.pass(4_999);
+			equal(env.status.state, "open", "state within the grace");
+			if (saved) env.socket.receive({ type: "state", value: 8 });
+			await env.pass(1);
+			equal([env.status.state, env.status.why], saved ? ["open", undefined] : ["waiting", "silent"],
+				`state and why with ${JSON.stringify(answer)}, saved ${saved}`);
+		}
+	},
+
+	async "a connection that never brought the value is lost"() {
+		const env = new Env().start();
+		env.answer = { value: 0, users: 1 };
+		env.socket.open();
+		await env.pass(60_000);
+		await env.pass(5_000);
+		equal(env.status.why, "silent", "why");
+	},
+
+	async "a check does not outlive what came while it asked"() {
+		for (const event of ["message", "action", "loss"]) {
+			const env = new Env().start();
+			env.socket.open();
+			env.socket.receive({ type: "state", value: 7 });
+			env.tick(60_000); // asks, and has no answer yet
+			if (event === "message") env.socket.receive({ type: "state", value: 8 });
+			if (event === "action") env.client.send("plus");
+			if (event === "loss") env.socket.drop(1012);
+			await env.pass(1_999);
+			equal(env.status.state, event === "loss" ? "waiting" : "open", `state after ${event}`);
+			equal(env.timers.size, 1, `timers after ${event}`);
+			await env.pass(8_001);
+			equal(env.status.why, { action: "silent", loss: "restarting" }[event], `why after ${event}`);
+		}
+	},
+
+	async "a page that becomes visible checks at once"() {
+		const env = new Env().start();
+		env.socket.open();
+		env.show("hidden");
+		await env.pass(3_600_000);
+		env.show("visible");
+		equal(env.asked.length, 1, "questions");
+		await env.pass(5_000);
+		await env.pass(5_000);
+		equal(env.status.why, "silent", "why");
+	},
+
+	async "elsewhere only an answer is asked for, since its text cannot be read"() {
+		const env = new Env();
+		env.location.origin = "https://elsewhere.example";
+		env.start("wss://counter.example:8443/any");
+		env.answer = { value: 9, users: 9 };
+		env.socket.open();
+		env.socket.receive({ type: "state", value: 7 });
+		await env.pass(60_000);
+		await env.pass(5_000);
+		equal([env.asked, env.status.state], [[["https://counter.example:8443/state", "no-cors"]], "open"], "question, state");
+	},
+
+	"close is for good"() {
+		const env = new Env().start();
+		env.socket.open();
+		env.client.close();
+		env.client.retry();
+		env.tick(3_600_000);
+		equal([env.status.state, env.sockets.length, env.timers.size, env.listeners.size, env.client.send("plus")],
+			["closed", 1, 0, 0, false], "state, sockets, timers, listeners, send");
+	},
 };
 
 for (const [name, test] of Object.entries(tests)) {
-  current = name;
-  try {
-    test();
-  } catch (err) {
-    failures.push(`${name}: ${err.stack}`);
-  }
+	current = name;
+	try {
+		await test();
+	} catch (err) {
+		failures.push(`${name}: ${err.stack}`);
+	}
 }
 document.body.textContent = failures.length ? failures.join("\n") : `${Object.keys(tests).length} passed`;

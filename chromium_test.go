@@ -1,0 +1,720 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/accessibility"
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/network"
+	cdppage "github.com/chromedp/cdproto/page"
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+	"github.com/coder/websocket"
+
+	"plusminus/static"
+)
+
+// chromium returns a browser that ends with the test, or skips it. It finds every name under .test on
+// this machine: what has another name than localhost can be offline.
+func chromium(t *testing.T, options ...chromedp.ExecAllocatorOption) context.Context {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts a browser")
+	}
+	options = append(options,
+		chromedp.NoSandbox,        // Chromium refuses to run as root with one; it loads nothing but our own page
+		chromedp.IgnoreCertErrors, // that chains verify is what other tests are for
+		chromedp.Flag("host-resolver-rules", "MAP *.test 127.0.0.1"),
+		// A mouse, which a machine without a screen has not.
+		chromedp.Flag("blink-settings", "availableHoverTypes=2,primaryHoverType=2,availablePointerTypes=4,primaryPointerType=4"),
+		chromedp.Flag("force-color-profile", "srgb"),
+	)
+	ctx, cancel := chromedp.NewExecAllocator(t.Context(), append(chromedp.DefaultExecAllocatorOptions[:], options...)...)
+	t.Cleanup(cancel)
+	ctx, cancel = chromedp.NewContext(ctx)
+	t.Cleanup(cancel)
+	err := chromedp.Do(ctx)
+	if errors.Is(err, exec.ErrNotFound) {
+		t.Skip("Chromium is not installed (Debian: chromium)")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ctx
+}
+
+// page is one tab that shows the page of a plusminus.
+type page struct {
+	t   *testing.T
+	ctx context.Context
+
+	mu       sync.Mutex
+	problems []string // what the browser complained about
+}
+
+// openPage opens url in a tab of its own.
+func openPage(t *testing.T, browser context.Context, url string) *page {
+	t.Helper()
+	p := newPage(t, browser)
+	p.do(chromedp.Navigate(url))
+	return p
+}
+
+// newPage opens an empty tab.
+func newPage(t *testing.T, browser context.Context) *page {
+	t.Helper()
+	ctx, cancel := chromedp.NewContext(browser)
+	t.Cleanup(cancel)
+	p := &page{t: t, ctx: ctx}
+	console := chromedp.Console(ctx) // exceptions and violations of the policy, too
+	go func() {
+		for m, err := range console {
+			if err != nil {
+				return
+			}
+			p.mu.Lock()
+			p.problems = append(p.problems, m.String())
+			p.mu.Unlock()
+		}
+	}()
+	p.do(chromedp.EmulateViewport(1280, 800))
+	return p
+}
+
+func (p *page) do(actions ...chromedp.Action[chromedp.Void]) {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(p.ctx, time.Minute)
+	defer cancel()
+	if err := chromedp.Do(ctx, actions...); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// wait waits until the JavaScript expression is true.
+func (p *page) wait(expression string) {
+	p.t.Helper()
+	// Not at each animation frame, the default: a tab in the background has none.
+	_, err := chromedp.Run(p.ctx, chromedp.Poll[bool](expression,
+		chromedp.WithPollingInterval(20*time.Millisecond), chromedp.WithPollingTimeout(time.Minute)))
+	if err != nil {
+		text, _ := chromedp.Run(p.ctx, chromedp.Text(chromedp.CSS("body")))
+		p.t.Fatalf("waiting for %s: %v; the page says %q", expression, err, text)
+	}
+}
+
+// call runs a command of the DevTools protocol on the tab.
+func call[P, R any](p *page, cmd cdp.Command[P, R], params P) R {
+	p.t.Helper()
+	result, err := chromedp.Call(p.ctx, cmd, params)
+	if err != nil {
+		p.t.Fatalf("%s: %v", cmd.Method, err)
+	}
+	return result
+}
+
+// eval returns what the JavaScript expression is, as text.
+func (p *page) eval(expression string) string {
+	p.t.Helper()
+	text, err := chromedp.Run(p.ctx, chromedp.Evaluate[string]("String("+expression+")"))
+	if err != nil {
+		p.t.Fatalf("%s: %v", expression, err)
+	}
+	return text
+}
+
+// emulate sets media features, given as names and values in turn.
+func (p *page) emulate(features ...string) {
+	p.t.Helper()
+	var params emulation.SetEmulatedMediaParams
+	for i := 0; i < len(features); i += 2 {
+		params.Features = append(params.Features, &emulation.MediaFeature{Name: features[i], Value: features[i+1]})
+	}
+	call(p, emulation.SetEmulatedMedia, params)
+}
+
+func (p *page) click(id chromedp.ID) {
+	p.t.Helper()
+	p.do(chromedp.Click(id))
+}
+
+func (p *page) waitText(id, text string) {
+	p.t.Helper()
+	p.wait(fmt.Sprintf("document.getElementById(%q).textContent === %q", id, text))
+}
+
+// takeProblems returns what the browser has complained about since the last call.
+func (p *page) takeProblems() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	problems := p.problems
+	p.problems = nil
+	return problems
+}
+
+// quiet fails the test if the browser has complained about anything: an exception, a violation of the
+// policy, a request that failed.
+func (p *page) quiet(when string) {
+	p.t.Helper()
+	if problems := p.takeProblems(); problems != nil {
+		p.t.Errorf("%s, the browser complains: %q", when, problems)
+	}
+}
+
+func (p *page) waitState(state string) {
+	p.t.Helper()
+	p.wait(fmt.Sprintf("document.getElementById('status').dataset.state === %q", state))
+}
+
+func (p *page) waitOpen() {
+	p.t.Helper()
+	p.waitState("open")
+}
+
+func (p *page) key(keys string, options ...chromedp.KeyOption) {
+	p.t.Helper()
+	p.do(chromedp.KeyEvent(keys, options...))
+}
+
+// network puts the tab online or offline, as the browser tells the page.
+func (p *page) network(online bool) {
+	p.t.Helper()
+	call(p, network.OverrideNetworkState, network.OverrideNetworkStateParams{
+		Offline: !online, DownloadThroughput: -1, UploadThroughput: -1,
+	})
+}
+
+// Two people count together in a browser, and go on after the server was replaced.
+func TestChromium(t *testing.T) {
+	browser := chromium(t)
+	data := t.TempDir()
+	s := start(t, "-data", data)
+	url := "https://localhost" + portOf(t, s.addrs.HTTPS[0]) + "/"
+	a := openPage(t, browser, url)
+	b := openPage(t, browser, url)
+	for _, p := range []*page{a, b} {
+		p.waitOpen()
+		p.waitText("live", "Live")
+		p.waitText("value", "0")
+		p.waitText("users", " · 2 people here")
+	}
+	a.click("plus")
+	a.waitText("value", "1")
+	b.waitText("value", "1")
+	b.click("minus")
+	b.click("minus")
+	a.waitText("value", "−1")
+	b.waitText("value", "−1")
+	b.wait(`document.title === "−1 · plusminus"`)
+	b.waitText("caption", "Last 5 minutes: −1 to 1")
+	for _, p := range []*page{a, b} {
+		p.quiet("counting")
+	}
+
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+	a.wait(`document.getElementById("status").dataset.state !== "open"`)
+	a.click("plus")
+	a.waitText("message", "Not connected: that did not count.")
+
+	start(t, "-data", data, "-https", s.addrs.HTTPS[0])
+	for _, p := range []*page{a, b} {
+		p.waitOpen()
+		p.waitText("value", "−1")
+		p.takeProblems() // it could not connect for a while, and said so
+	}
+	a.click("plus")
+	b.waitText("value", "0")
+	for _, p := range []*page{a, b} {
+		p.quiet("after the restart")
+	}
+}
+
+// A server is killed under the page: an action that it had answered is still there when it is back, one
+// that was sent to nobody is not, and the page does not send anything twice.
+func TestChromiumKill(t *testing.T) {
+	browser := chromium(t)
+	data, addr := t.TempDir(), freeAddr(t)
+	run := func() *exec.Cmd {
+		cmd := command(t, "-data", data, "-https", addr, "-http", "off", "-admin", "off")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			cmd.Process.Kill()
+			cmd.Wait()
+		})
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+			conn, err := net.Dial("tcp", addr)
+			if err == nil {
+				conn.Close()
+				return cmd
+			}
+			if time.Now().After(deadline) {
+				t.Fatal(err)
+			}
+		}
+	}
+	cmd := run()
+	p := openPage(t, browser, "https://localhost"+portOf(t, addr)+"/")
+	p.waitOpen()
+	for range 3 {
+		p.click("plus")
+	}
+	p.waitText("value", "3")
+	p.quiet("counting")
+	cmd.Process.Kill()
+	cmd.Wait()
+	p.wait(`document.getElementById("status").dataset.state !== "open"`)
+	for range 3 {
+		p.click("plus")
+	}
+	p.waitText("message", "Not connected: that did not count.")
+	run()
+	p.waitOpen()
+	p.waitText("value", "3")
+	p.click("minus")
+	p.waitText("value", "2")
+}
+
+// Offline is said at once, a click is refused, and the page is back by itself.
+func TestChromiumOffline(t *testing.T) {
+	browser := chromium(t)
+	s := start(t, "-domain", "counter.test")
+	p := openPage(t, browser, "https://counter.test"+portOf(t, s.addrs.HTTPS[0])+"/")
+	p.waitOpen()
+	p.click("plus")
+	p.waitText("value", "1")
+	p.network(false)
+	p.waitState("offline")
+	p.waitText("sentence", "This device is offline.")
+	p.waitText("countdown", "Trying again when it is online.")
+	p.click("plus")
+	p.waitText("message", "Not connected: that did not count.")
+	p.network(true)
+	p.waitOpen()
+	p.click("plus")
+	p.waitText("value", "2")
+	p.waitText("sentence", "")
+	p.quiet("offline and back")
+}
+
+// swift makes the timers of a page run twenty times as fast, but for those of a minute, which are the tests' own.
+const swift = `{
+	const { setTimeout: set, AbortSignal } = window, { timeout } = AbortSignal;
+	window.setTimeout = (f, ms, ...args) => set(f, ms < 60_000 ? ms / 20 : ms, ...args);
+	AbortSignal.timeout = (ms) => timeout.call(AbortSignal, ms / 20);
+}`
+
+// A page that only watches notices that its connection is dead, although nobody tells it: what is between
+// swallows all packets, as a router does that has forgotten the connection.
+func TestChromiumDeadConnection(t *testing.T) {
+	browser := chromium(t)
+	s := start(t, "-domain", "counter.test")
+	for _, what := range []string{"network", "connection"} {
+		t.Run(what, func(t *testing.T) {
+			hole := newHole(t, s.addrs.HTTPS[0])
+			p := newPage(t, browser)
+			call(p, cdppage.AddScriptToEvaluateOnNewDocument, cdppage.AddScriptToEvaluateOnNewDocumentParams{Source: swift})
+			p.do(chromedp.Navigate("https://counter.test" + portOf(t, hole.addr) + "/"))
+			p.waitOpen()
+			p.wait(`/^−?\d+$/.test(document.getElementById("value").textContent)`)
+			p.eval(`(window.seen = [], new MutationObserver(() => seen.push(sentence.textContent)).observe(sentence, { childList: true }))`)
+			hole.swallow(what == "network")
+			if what == "connection" { // the way to the server is open, but this page's connection is forgotten
+				send(t, s.join("wss://counter.test/"), `{"action":"plus"}`)
+			}
+			p.wait(`seen.includes("The server does not answer.")`)
+			hole.open()
+			p.waitOpen()
+			p.waitText("value", format(valueOf(s, "https://counter.test/")))
+		})
+	}
+}
+
+// A hole passes TCP connections on to a server, until it swallows what they carry.
+type hole struct {
+	addr string
+
+	mu    sync.Mutex
+	all   bool              // swallow new connections, too. Guarded by mu.
+	conns map[net.Conn]bool // both ends of each; true if it is swallowed. Guarded by mu.
+}
+
+func newHole(t *testing.T, server string) *hole {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &hole{addr: ln.Addr().String(), conns: map[net.Conn]bool{}}
+	var wg sync.WaitGroup
+	pass := func(to, from net.Conn) {
+		buf := make([]byte, 4096)
+		for {
+			n, err := from.Read(buf)
+			h.mu.Lock()
+			swallowed := h.conns[from]
+			h.mu.Unlock()
+			if swallowed {
+				if err != nil {
+					return
+				}
+				continue
+			}
+			if err != nil {
+				to.Close()
+				return
+			}
+			to.Write(buf[:n])
+		}
+	}
+	wg.Go(func() {
+		for {
+			a, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			b, err := net.Dial("tcp", server)
+			if err != nil {
+				a.Close()
+				continue
+			}
+			h.mu.Lock()
+			h.conns[a], h.conns[b] = h.all, h.all
+			h.mu.Unlock()
+			wg.Go(func() { pass(a, b) })
+			wg.Go(func() { pass(b, a) })
+		}
+	})
+	t.Cleanup(func() {
+		ln.Close()
+		h.mu.Lock()
+		for c := range h.conns {
+			c.Close()
+		}
+		h.mu.Unlock()
+		wg.Wait()
+	})
+	return h
+}
+
+// swallow swallows the connections that there are, and those to come if all is set.
+func (h *hole) swallow(all bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.all = all
+	for c := range h.conns {
+		h.conns[c] = true
+	}
+}
+
+// open lets new connections through again.
+func (h *hole) open() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.all = false
+}
+
+// What the server says reaches the person: an error, a full house, a close code.
+func TestChromiumRefusals(t *testing.T) {
+	browser := chromium(t)
+	t.Run("rate_limited", func(t *testing.T) {
+		s := start(t, "-action-rate", "0.001", "-action-burst", "1")
+		p := openPage(t, browser, "https://localhost"+portOf(t, s.addrs.HTTPS[0])+"/")
+		p.waitOpen()
+		p.click("plus")
+		p.waitText("value", "1")
+		p.click("plus")
+		p.waitText("message", "Too many actions at once: this one was not counted.")
+		p.waitText("value", "1")
+		p.quiet("with an error")
+	})
+	t.Run("full", func(t *testing.T) {
+		s := start(t, "-max-clients", "1")
+		s.join("wss://localhost/")
+		p := openPage(t, browser, "https://localhost"+portOf(t, s.addrs.HTTPS[0])+"/")
+		p.waitText("sentence", "The server is there, but has no room.")
+		p.wait(`/^Trying again in [3-6]\d s.$/.test(document.getElementById("countdown").textContent)`)
+	})
+	for code, sentence := range map[websocket.StatusCode]string{
+		websocket.StatusServiceRestart:  "The server is restarting.",
+		websocket.StatusGoingAway:       "The server is restarting.",
+		websocket.StatusTryAgainLater:   "The server is there, but has no room.",
+		websocket.StatusPolicyViolation: "The server ended the connection.",
+		websocket.StatusInternalError:   "The connection was lost.",
+	} {
+		t.Run(code.String(), func(t *testing.T) {
+			first := true
+			files := static.Handler()
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.Header.Get("Upgrade") == "" {
+					files.ServeHTTP(w, r)
+					return
+				}
+				ws, err := websocket.Accept(w, r, nil)
+				if err != nil {
+					return
+				}
+				defer ws.CloseNow()
+				if first { // a page that opens in time is never told why, so the second one stays
+					first = false
+					ws.Close(code, "")
+					return
+				}
+				ws.Read(t.Context())
+			}))
+			defer srv.CloseClientConnections()
+			p := newPage(t, browser)
+			call(p, cdppage.AddScriptToEvaluateOnNewDocument, cdppage.AddScriptToEvaluateOnNewDocumentParams{Source: `Math.random = () => 1`})
+			p.do(chromedp.Navigate(srv.URL + "/"))
+			p.waitText("sentence", sentence)
+			p.wait(`/^Trying again (in \d+ s\.|now…)$/.test(document.getElementById("countdown").textContent)`)
+			p.click("retry")
+			p.waitOpen()
+			p.wait(`document.activeElement.id === "plus"`) // and not lost with the button
+			p.quiet("with a close code")
+		})
+	}
+}
+
+// All of the page can be done with the keyboard alone, and single keys do nothing unless the focus is on
+// one of the two buttons: https://www.w3.org/TR/WCAG22/#character-key-shortcuts
+func TestChromiumKeyboard(t *testing.T) {
+	browser := chromium(t)
+	s := start(t, "-store", "memory")
+	p := openPage(t, browser, "https://localhost"+portOf(t, s.addrs.HTTPS[0])+"/")
+	p.waitOpen()
+	p.wait(`document.activeElement.id === "plus"`)
+	if p.eval(`getComputedStyle(document.getElementById("keys")).visibility`) != "visible" {
+		t.Error("the keys work, and the page does not say so")
+	}
+	want := 0
+	press := func(keys string, delta int, options ...chromedp.KeyOption) {
+		t.Helper()
+		p.key(keys, options...)
+		want += delta
+		p.waitText("value", format(int64(want)))
+	}
+	press("+", +1)
+	press("=", +1)
+	press(kb.ArrowUp, +1)
+	press("-", -1)
+	press(kb.ArrowDown, -1)
+	p.wait(`document.activeElement.id === "minus"`)
+	press(kb.Enter, -1)
+	press(" ", -1)
+	p.key(kb.Tab)
+	p.wait(`document.activeElement.id === "plus"`)
+	press(kb.Enter, +1)
+	press(" ", +1)
+	outline := p.eval(`getComputedStyle(document.activeElement).outlineStyle`)
+	if outline != "solid" {
+		t.Errorf("the focus is seen by an outline of style %q", outline)
+	}
+
+	p.key("+", chromedp.KeyModifiers(chromedp.ModifierCtrl))
+	p.key("x")
+	p.do(chromedp.Blur(chromedp.ID("plus")))
+	if got := p.eval(`getComputedStyle(document.getElementById("keys")).visibility`); got != "hidden" {
+		t.Errorf("without focus, the line about keys is %s", got)
+	}
+	for _, keys := range []string{"+", "-", kb.ArrowUp, kb.ArrowDown} {
+		p.key(keys)
+	}
+	p.click("plus") // one more, so that what the others may have done is in
+	want++
+	p.waitText("value", format(int64(want)))
+	if got := valueOf(s, "https://localhost/"); got != int64(want) {
+		t.Errorf("the value is %d, want %d", got, want)
+	}
+	p.quiet("with keys")
+}
+
+// What a screen reader is told: names and roles, and the value without a flood.
+func TestChromiumAccessibility(t *testing.T) {
+	browser := chromium(t)
+	s := start(t, "-action-rate", "0", "-store", "memory")
+	p := openPage(t, browser, "https://localhost"+portOf(t, s.addrs.HTTPS[0])+"/")
+	p.waitOpen()
+	p.waitText("caption", "Last 5 minutes: 0")
+	tree := call(p, accessibility.GetFullAXTree, accessibility.GetFullAXTreeParams{})
+	got := map[string]bool{}
+	for _, n := range tree.Nodes {
+		if n.Ignored || n.Role == nil {
+			continue
+		}
+		var role, name string
+		json.Unmarshal(n.Role.Value, &role)
+		if n.Name != nil {
+			json.Unmarshal(n.Name.Value, &name)
+		}
+		got[role+" "+name] = true
+		if name == "" && (role == "button" || role == "image" || role == "group") {
+			t.Errorf("a %s without a name", role)
+		}
+	}
+	for _, want := range []string{"RootWebArea 0 · plusminus", "heading plusminus", "button Plus one", "button Minus one",
+		"group Move the number", "image Last 5 minutes: 0", "StaticText 0", "StaticText Live", "banner ", "main "} {
+		if !got[want] {
+			t.Errorf("the accessibility tree has no %q; it has %q", want, slices.Sorted(maps.Keys(got)))
+		}
+	}
+	if lang := p.eval(`document.documentElement.lang`); lang != "en" {
+		t.Errorf("lang = %q", lang)
+	}
+
+	// A hundred values in a second, and a screen reader hears a few of them at most, the last one among them.
+	p.eval(`(window.spoken = [], new MutationObserver(() => spoken.push(announcer.textContent))
+		.observe(announcer, { childList: true, characterData: true, subtree: true }))`)
+	ws := s.join("wss://localhost/")
+	go drain(t, ws)
+	for range 100 {
+		send(t, ws, `{"action":"plus"}`)
+		time.Sleep(10 * time.Millisecond)
+	}
+	p.waitText("value", "100")
+	p.waitText("announcer", "100")
+	p.click("plus")
+	p.waitText("announcer", "101") // one's own within a second, or else the next would be said in ten
+	if n := p.eval(`spoken.length`); n != "2" && n != "3" {
+		t.Errorf("101 values were said %s times: %s", n, p.eval(`spoken`))
+	}
+	if live := p.eval(`[...document.querySelectorAll("[aria-live], [role=status]")].map((e) => e.id).sort()`); live != "announcer,live,message,sentence" {
+		t.Errorf("live regions: %s", live)
+	}
+}
+
+// contrasts is JavaScript that returns what is less than WCAG AA wants: 4.5 for text, 3 for what one has to
+// see to use the page. https://www.w3.org/TR/WCAG22/#contrast-minimum, #non-text-contrast
+const contrasts = `(() => {
+	const rgb = (color) => color.match(/[\d.]+/g).map(Number);
+	const light = (color) => {
+		const [r, g, b] = rgb(color).map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+		return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+	};
+	const contrast = (a, b) => (Math.max(light(a), light(b)) + 0.05) / (Math.min(light(a), light(b)) + 0.05);
+	const background = (e) => {
+		for (; e; e = e.parentElement) {
+			const { backgroundColor } = getComputedStyle(e), alpha = rgb(backgroundColor)[3] ?? 1;
+			if (alpha === 1) return backgroundColor;
+			if (alpha !== 0) throw new Error("a background that is half transparent");
+		}
+	};
+	const bad = [];
+	let n = 0;
+	const want = (what, least, a, b) => {
+		n++;
+		if (!(contrast(a, b) >= least)) bad.push(what + " has " + contrast(a, b).toFixed(2) + ", want " + least);
+	};
+	for (const e of document.querySelectorAll("body *")) {
+		const style = getComputedStyle(e), name = e.id || e.localName;
+		if (!e.checkVisibility()) continue;
+		if (style.opacity !== "1") throw new Error("opacity of " + name);
+		if ([...e.childNodes].some((c) => c.nodeType === Node.TEXT_NODE && c.data.trim())) want("text of " + name, 4.5, style.color, background(e));
+		if (e.localName === "button") want("edge of " + name, 3, style.borderTopColor, background(e.parentElement));
+		if (style.outlineStyle !== "none") want("focus of " + name, 3, style.outlineColor, background(e.parentElement));
+		if (style.stroke !== "none") want("stroke of " + name, 3, style.stroke, background(e));
+	}
+	want("light", 3, getComputedStyle(live, "::before").borderTopColor, background(live));
+	return n < 10 ? "looked at " + n + " only" : bad.join("; ");
+})()`
+
+// Both colour schemes are there, and in each all that one has to see can be seen, in every state.
+func TestChromiumContrast(t *testing.T) {
+	browser := chromium(t)
+	s := start(t, "-domain", "counter.test")
+	p := openPage(t, browser, "https://counter.test"+portOf(t, s.addrs.HTTPS[0])+"/")
+	p.waitOpen()
+	p.waitText("caption", "Last 5 minutes: 0")
+	check := func(state string) {
+		t.Helper()
+		papers := map[string]bool{}
+		for _, scheme := range []string{"light", "dark"} {
+			p.emulate("prefers-color-scheme", scheme)
+			papers[p.eval(`getComputedStyle(document.documentElement).backgroundColor`)] = true
+			for _, button := range []string{"plus", "minus"} {
+				p.do(chromedp.Focus(chromedp.ID(button)))
+				if bad := p.eval(contrasts); bad != "" {
+					t.Errorf("%s, %s: %s", state, scheme, bad)
+				}
+			}
+		}
+		if len(papers) != 2 {
+			t.Errorf("both schemes have the background %v", papers)
+		}
+	}
+	check("live")
+	p.network(false)
+	p.waitState("offline")
+	check("offline")
+	p.click("plus")
+	p.waitText("message", "Not connected: that did not count.")
+	check("offline with a message")
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+	p.network(true)
+	p.waitState("waiting")
+	check("waiting")
+}
+
+// Nothing moves for those who asked that nothing moves.
+func TestChromiumReducedMotion(t *testing.T) {
+	browser := chromium(t)
+	s := start(t, "-domain", "counter.test")
+	for _, motion := range []string{"no-preference", "reduce"} {
+		p := newPage(t, browser)
+		call(p, cdppage.AddScriptToEvaluateOnNewDocument, cdppage.AddScriptToEvaluateOnNewDocumentParams{Source: `{
+			window.moved = [];
+			const { animate } = Element.prototype;
+			Element.prototype.animate = function(...args) { moved.push(this.id); return animate.apply(this, args); };
+			for (const type of ["animationstart", "transitionstart"]) addEventListener(type, (e) => moved.push(type), true);
+		}`})
+		p.emulate("prefers-reduced-motion", motion)
+		p.do(chromedp.Navigate("https://counter.test" + portOf(t, s.addrs.HTTPS[0]) + "/"))
+		p.waitOpen()
+		before := valueOf(s, "https://counter.test/")
+		p.click("plus")
+		p.waitText("value", format(before+1))
+		p.network(false)
+		p.waitState("offline")
+		p.click("plus")
+		p.waitText("message", "Not connected: that did not count.")
+		moved := p.eval(`[...new Set(moved)].sort()`)
+		if want := map[string]string{"no-preference": "plus,value", "reduce": ""}[motion]; moved != want {
+			t.Errorf("with %s, %q moved, want %q", motion, moved, want)
+		}
+	}
+}
+
+// format writes a value as the page does.
+func format(v int64) string {
+	return strings.ReplaceAll(strconv.FormatInt(v, 10), "-", "−")
+}
+
+// valueOf returns what GET /state says under url.
+func valueOf(s *server, url string) int64 {
+	s.t.Helper()
+	_, body := s.get(url+"state", "")
+	var state struct{ Value int64 }
+	if err := json.Unmarshal([]byte(body), &state); err != nil {
+		s.t.Fatal(err)
+	}
+	return state.Value
+}

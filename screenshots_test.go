@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	cdppage "github.com/chromedp/cdproto/page"
+	"github.com/chromedp/chromedp"
+	"github.com/coder/websocket"
+)
+
+var update = flag.Bool("update", false, "TestScreenshots writes the pictures of README anew")
+
+// fastPlot makes the plot's minutes pass a hundred times as fast.
+const fastPlot = `{ const start = Date.now(), now = Date.now; Date.now = () => start + 100 * (now() - start); }`
+
+// fits is JavaScript that returns what does not fit the window, or overlaps: nothing, where all is well.
+const fits = `(() => {
+	const bad = [];
+	const { scrollWidth, scrollHeight } = document.documentElement;
+	if (scrollWidth > innerWidth || scrollHeight > innerHeight) bad.push("scrolls: " + [scrollWidth, scrollHeight]);
+	const boxes = [...document.querySelectorAll("header, #tagline, #value, figure, #notice, #buttons, #keys")]
+		.filter((e) => e.checkVisibility()).map((e) => [e.id || e.localName, e.getBoundingClientRect()]);
+	for (const [name, r] of boxes) {
+		if (r.left < 0 || r.top < 0 || r.right > innerWidth + .5 || r.bottom > innerHeight + .5) bad.push(name + " is cut off");
+	}
+	boxes.forEach(([name, r], i) => {
+		if (i && r.top < boxes[i - 1][1].bottom - .5) bad.push(name + " is over " + boxes[i - 1][0]);
+	});
+	for (const e of document.querySelectorAll("p, figcaption, button")) {
+		if (e.id !== "announcer" && e.scrollWidth > e.clientWidth + 1) bad.push("the text of " + (e.id || e.localName) + " is wider than it");
+	}
+	for (const e of document.querySelectorAll("button")) {
+		const r = e.getBoundingClientRect();
+		// https://www.w3.org/TR/WCAG22/#target-size-enhanced
+		if (e.checkVisibility() && (r.width < 44 || r.height < 44)) bad.push(e.id + " is small: " + [r.width, r.height]);
+	}
+	return bad.join("; ");
+})()`
+
+// TestScreenshots looks at the page in each state, at sizes from a small phone to a wall, in both colour
+// schemes. With -artifacts it leaves a picture of each, and with -update it writes those of README.
+func TestScreenshots(t *testing.T) {
+	browser := chromium(t)
+	s := start(t, "-domain", "counter.test", "-action-rate", "0", "-store", "memory")
+	url := "https://counter.test" + portOf(t, s.addrs.HTTPS[0]) + "/"
+	for range 6 {
+		go drain(t, s.join("wss://counter.test/"))
+	}
+	player := s.join("wss://counter.test/")
+	go drain(t, player)
+	for range 38 {
+		send(t, player, `{"action":"plus"}`)
+	}
+
+	p := newPage(t, browser)
+	call(p, cdppage.AddScriptToEvaluateOnNewDocument, cdppage.AddScriptToEvaluateOnNewDocumentParams{Source: fastPlot})
+	p.emulate("prefers-reduced-motion", "reduce")
+	p.do(chromedp.Navigate(url))
+	p.waitOpen()
+	// People come in waves: for a while more of them want up, then down.
+	random := rand.New(rand.NewPCG(6, 4))
+	for i := range 100 {
+		up := 0.5 + 0.25*float64(1-i/28%2*2)
+		for range random.IntN(3) {
+			action := `{"action":"minus"}`
+			if random.Float64() < up {
+				action = `{"action":"plus"}`
+			}
+			send(t, player, action)
+		}
+		time.Sleep(28 * time.Millisecond)
+	}
+	p.waitText("value", format(valueOf(s, "https://counter.test/")))
+
+	states := []struct {
+		name  string
+		enter func()
+	}{
+		{"live", func() {}},
+		{"offline", func() {
+			p.network(false)
+			p.waitState("offline")
+		}},
+		{"refusal", func() { p.click("plus") }},
+		{"waiting", func() {
+			if err := s.stop(); err != nil {
+				t.Fatal(err)
+			}
+			p.network(true)
+			p.waitState("waiting")
+		}},
+	}
+	for _, state := range states {
+		state.enter()
+		for _, size := range []struct {
+			width, height int64
+			touch         bool
+		}{{1280, 800, false}, {3840, 2160, false}, {320, 640, true}, {640, 320, true}} {
+			options := []chromedp.EmulateViewportOption{}
+			if size.touch {
+				options = append(options, chromedp.EmulateTouch, chromedp.EmulateMobile)
+			}
+			p.do(chromedp.EmulateViewport(size.width, size.height, options...))
+			for _, scheme := range []string{"light", "dark"} {
+				p.emulate("prefers-color-scheme", scheme, "prefers-reduced-motion", "reduce")
+				name := fmt.Sprintf("%s-%dx%d-%s", state.name, size.width, size.height, scheme)
+				if bad := p.eval(fits); bad != "" {
+					t.Errorf("%s: %s", name, bad)
+				}
+				picture, err := chromedp.Run(p.ctx, chromedp.CaptureScreenshot())
+				if err != nil {
+					t.Fatal(err)
+				}
+				write(t, filepath.Join(t.ArtifactDir(), name+".png"), picture)
+				if *update && state.name == "live" && size.width == 1280 {
+					write(t, filepath.Join(".ci", "pictures", scheme+".png"), picture)
+				}
+			}
+		}
+	}
+}
+
+func write(t *testing.T, name string, data []byte) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// drain reads what comes until the connection ends.
+func drain(t *testing.T, ws *websocket.Conn) {
+	for {
+		if _, _, err := ws.Read(context.WithoutCancel(t.Context())); err != nil {
+			return
+		}
+	}
+}
