@@ -1,15 +1,21 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/xml"
 	"flag"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/emulation"
 	cdppage "github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
 	"github.com/coder/websocket"
@@ -66,8 +72,8 @@ func TestScreenshots(t *testing.T) {
 	p.waitOpen()
 	// People come in waves: for a while more of them want up, then down.
 	random := rand.New(rand.NewPCG(6, 4))
-	for i := range 100 {
-		up := 0.5 + 0.25*float64(1-i/28%2*2)
+	for i := range 115 {
+		up := 0.5 - 0.25*float64(1-(i+12)/30%2*2)
 		for range random.IntN(3) {
 			action := `{"action":"minus"}`
 			if random.Float64() < up {
@@ -95,19 +101,16 @@ func TestScreenshots(t *testing.T) {
 			}
 			p.network(true)
 			p.waitState("waiting")
+			p.waitText("message", "")
 		}},
 	}
 	for _, state := range states {
 		state.enter()
-		for _, size := range []struct {
-			width, height int64
-			touch         bool
-		}{{1280, 800, false}, {3840, 2160, false}, {320, 640, true}, {640, 320, true}} {
-			options := []chromedp.EmulateViewportOption{}
-			if size.touch {
-				options = append(options, chromedp.EmulateTouch, chromedp.EmulateMobile)
-			}
-			p.do(chromedp.EmulateViewport(size.width, size.height, options...))
+		for _, size := range []struct{ width, height int64 }{{320, 640}, {640, 320}, {1280, 800}, {3840, 2160}} {
+			// Not EmulateViewport, which takes the mouse away.
+			call(p, emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{
+				Width: size.width, Height: size.height, DeviceScaleFactor: 1, Mobile: size.width < 1000,
+			})
 			for _, scheme := range []string{"light", "dark"} {
 				p.emulate("prefers-color-scheme", scheme, "prefers-reduced-motion", "reduce")
 				name := fmt.Sprintf("%s-%dx%d-%s", state.name, size.width, size.height, scheme)
@@ -124,6 +127,85 @@ func TestScreenshots(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// The longest value there is stays on one line of the smallest phone.
+func TestLongestValue(t *testing.T) {
+	browser := chromium(t)
+	data := t.TempDir()
+	if out, err := command(t, "value", "set", "-9007199254740991", "-data", data).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	s := start(t, "-data", data)
+	p := newPage(t, browser)
+	p.emulate("prefers-reduced-motion", "reduce") // nothing moves while it is measured
+	p.do(chromedp.EmulateViewport(320, 640), chromedp.Navigate("https://localhost"+portOf(t, s.addrs.HTTPS[0])+"/"))
+	p.waitText("value", "−9,007,199,254,740,991")
+	if bad := p.eval(fits); bad != "" {
+		t.Error(bad)
+	}
+	p.click("minus")
+	p.waitText("message", "The counter is at its limit: this action was not counted.")
+	if bad := p.eval(fits); bad != "" {
+		t.Error(bad)
+	}
+}
+
+// TestDiagram compares the picture of how an action travels with hub/doc.go: its goroutines and channels are
+// the same, so that neither outlives a change of the other.
+func TestDiagram(t *testing.T) {
+	svg, err := os.ReadFile(filepath.Join(".ci", "pictures", "action.svg"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := os.ReadFile(filepath.Join("hub", "doc.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	find := func(in []byte, expression string) []string {
+		var names []string
+		for _, m := range regexp.MustCompile(expression).FindAllSubmatch(in, -1) {
+			names = append(names, string(m[1]))
+		}
+		slices.Sort(names)
+		return slices.Compact(names)
+	}
+	for what, expressions := range map[string][2]string{
+		"goroutines": {`(?m)^//\t(\S+) +one\b`, `class="box goroutine".*\n<text class="name"[^>]*>([^<]*)<`},
+		"channels":   {`--(\w+)-->`, `class="channel"[^>]*>([^<]*)<`},
+	} {
+		want, got := find(doc, expressions[0]), find(svg, expressions[1])
+		if len(want) < 3 || !slices.Equal(got, want) {
+			t.Errorf("%s in the diagram: %q, in hub/doc.go: %q", what, got, want)
+		}
+	}
+	d := xml.NewDecoder(bytes.NewReader(svg))
+	for {
+		if _, err := d.Token(); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestPictures wants each picture of README to be there.
+func TestPictures(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, m := range regexp.MustCompile(`(?:src|srcset)="([^"]*)"|!\[[^\]]*\]\(([^)]*)\)`).FindAllSubmatch(readme, -1) {
+		name := string(m[1]) + string(m[2])
+		if _, err := os.Stat(filepath.FromSlash(name)); err != nil {
+			t.Errorf("README shows %s: %v", name, err)
+		}
+		n++
+	}
+	if n < 4 {
+		t.Errorf("README shows %d pictures, and has at least 4", n)
 	}
 }
 
