@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// README states facts that this package decides.
+// README and deploy state facts that this package decides.
 func TestReadme(t *testing.T) {
 	data, err := os.ReadFile("../README.md")
 	if err != nil {
@@ -28,6 +28,28 @@ func TestReadme(t *testing.T) {
 	} {
 		if !strings.Contains(readme, want) {
 			t.Errorf("README does not say %q", want)
+		}
+	}
+	for file, facts := range map[string][]string{
+		"../deploy/prometheus/rules.yml": {
+			fmt.Sprintf("at %v s actions are refused", storePatience.Seconds()),
+			fmt.Sprintf("takes more than %v seconds counts", storePatience.Seconds()),
+			fmt.Sprintf("took nothing for %v seconds", stallTimeout.Seconds()),
+		},
+		"../deploy/grafana/dashboard.json": {
+			fmt.Sprintf("From %v s on actions are refused", storePatience.Seconds()),
+			fmt.Sprintf("took nothing for %v seconds", stallTimeout.Seconds()),
+		},
+		"../deploy/haproxy.cfg": {fmt.Sprintf("pings a silent client after %d s at most, and disconnects it %d s later", pingEvery+pingJitter, pongTimeout)},
+	} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, fact := range facts {
+			if !strings.Contains(string(text), fact) {
+				t.Errorf("%s does not say %q", file, fact)
+			}
 		}
 	}
 	_, table, _ := strings.Cut(string(data), "| code of an error |")
