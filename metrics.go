@@ -41,8 +41,6 @@ var (
 	metricJoined  = newMetric(prometheus.CounterValue, "clients_joined_total", "Clients that have joined since the start.")
 	metricBehind  = newMetric(prometheus.GaugeValue, "clients_behind", "Clients that have not been sent the newest value; those that a sweep has not come to are among them.")
 	metricBlocked = newMetric(prometheus.GaugeValue, "clients_blocked", "Clients that do not take what they are sent.")
-	metricStalled = newMetric(prometheus.CounterValue, "clients_stalled_total", "Clients disconnected since they took nothing for 10 seconds.")
-	metricSilent  = newMetric(prometheus.CounterValue, "clients_silent_total", "Clients disconnected since they did not answer a ping.")
 	metricUsers   = newMetric(prometheus.GaugeValue, "users", "Clients of all replicas that share the store.")
 	metricHubs    = newMetric(prometheus.GaugeValue, "replicas", "Replicas that share the store, this one included.")
 
@@ -130,8 +128,6 @@ func tellStats(tell func(metric, float64, ...string), st hub.Stats) {
 	}
 	tell(metricBehind, float64(st.Behind))
 	tell(metricBlocked, float64(st.Blocked))
-	tell(metricStalled, float64(st.Stalled))
-	tell(metricSilent, float64(st.Silent))
 	tell(metricUsers, float64(st.Users))
 	if !st.Unknown {
 		tell(metricValue, float64(st.Value))

@@ -72,10 +72,8 @@ type Hub struct {
 	giveUp context.CancelCauseFunc // ends the context of the store's calls
 
 	nextShard atomic.Uint32
-	away      atomic.Bool   // the store does not answer: actions are refused
-	blocked   atomic.Int64  // clients that are blocked
-	stalled   atomic.Uint64 // clients disconnected since they took nothing
-	silent    atomic.Uint64 // clients disconnected since they did not answer a ping
+	away      atomic.Bool  // the store does not answer: actions are refused
+	blocked   atomic.Int64 // clients that are blocked
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -625,8 +623,6 @@ type Stats struct {
 	Behind  int    `json:"behind"`            // of Clients, how many have not been sent Value yet
 	Blocked int64  `json:"blocked"`           // of Clients, how many do not take what they are sent
 	Refused uint64 `json:"refused"`           // messages refused since the start
-	Stalled uint64 `json:"stalled"`           // clients disconnected since they took nothing for 10 seconds
-	Silent  uint64 `json:"silent"`            // clients disconnected since they did not answer a ping
 	Store   string `json:"store_error,omitempty"`
 }
 
@@ -646,8 +642,6 @@ func (h *Hub) Stats() Stats {
 		Behind:  h.behind(h.published.stateSeq),
 		Blocked: h.blocked.Load(),
 		Refused: h.refused(),
-		Stalled: h.stalled.Load(),
-		Silent:  h.silent.Load(),
 	}
 	if err := h.healthLocked(); err != nil {
 		s.Store = err.Error()

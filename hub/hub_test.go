@@ -429,8 +429,8 @@ func TestStalledClient(t *testing.T) {
 		a.want(fmt.Sprint("state ", n+1))
 		time.Sleep(flushEvery + usersEvery)
 		a.want("users 1")
-		if got := h.Stats().Stalled; got != 1 {
-			t.Errorf("Stalled = %d, want 1", got)
+		if got := h.cfg.Events.Tallies().Closes[ReasonStalled]; got != 1 {
+			t.Errorf("%d clients closed as stalled, want 1", got)
 		}
 	})
 }
@@ -488,8 +488,8 @@ func TestSilentClient(t *testing.T) {
 		a.want()
 		time.Sleep((pingJitter + 2) * time.Second)
 		a.want("users 1")
-		if got := h.Stats().Silent; got != 1 {
-			t.Errorf("Silent = %d, want 1", got)
+		if got := h.cfg.Events.Tallies().Closes[ReasonSilent]; got != 1 {
+			t.Errorf("%d clients closed as silent, want 1", got)
 		}
 		time.Sleep(10 * time.Minute)
 		a.want()

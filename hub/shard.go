@@ -301,7 +301,6 @@ func (s *shard) flushBlocked() {
 			}
 		case n == 0 && time.Since(c.stalledAt) >= stallTimeout:
 			c.end(ReasonStalled)
-			s.hub.stalled.Add(1)
 			c.wire.sock.abort()
 		default:
 			if n > 0 {
@@ -365,7 +364,6 @@ func (s *shard) turnWheel() {
 			s.schedule(c, pingEvery+rand.IntN(pingJitter+1))
 		case c.pinged:
 			c.end(ReasonSilent)
-			s.hub.silent.Add(1)
 			c.wire.sock.abort()
 		default:
 			c.pinged = true
