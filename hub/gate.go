@@ -51,8 +51,9 @@ type GateConfig struct {
 // Its methods are safe from any goroutine.
 type Gate struct {
 	// Immutable after NewGate.
-	cfg   GateConfig
-	turns chan struct{} // a token for each handshake that is being computed
+	cfg     GateConfig
+	turns   chan struct{} // a token for each handshake that is being computed
+	lookups chan struct{} // a token for each challenge that is being looked for
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -68,7 +69,11 @@ const maxWaiting = 64
 
 // NewGate returns a gate, which may have many listeners.
 func NewGate(cfg GateConfig) *Gate {
-	g := &Gate{cfg: cfg, turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
+	g := &Gate{
+		cfg:     cfg,
+		turns:   make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+		lookups: make(chan struct{}, maxLookups),
+	}
 	g.calm = sync.NewCond(&g.mu)
 	return g
 }
@@ -201,8 +206,10 @@ func (a *arrival) progressLocked() {
 	}
 }
 
-// compute waits for the turn of the handshake, which ends with wrote. It reports false if the
-// connection was closed meanwhile.
+// compute waits for the turn of the handshake, which ends with wrote: the answer to a hello
+// comes in one piece, so that nothing in a turn waits for the peer. (After a hello retry request
+// the second half is computed out of turn.) It reports false if the connection was closed
+// meanwhile.
 func (a *arrival) compute() bool {
 	if a == nil {
 		return true

@@ -369,6 +369,27 @@ func TestHandshakeOutcomes(t *testing.T) {
 	}
 }
 
+// When what holds the challenges hangs, those who look for them do not pile up, and nobody else
+// notices.
+func TestHangingChallenges(t *testing.T) {
+	h, g, addr := newTLSGateHub(t, Config{}, GateConfig{})
+	for range maxLookups {
+		g.lookups <- struct{}{}
+	}
+	config := addr.config()
+	config.NextProtos = []string{protocolChallenge}
+	if conn, err := tls.Dial("tcp", addr.String(), config); err == nil {
+		conn.Close()
+		t.Error("one more challenge is looked for")
+	}
+	conn, err := tls.Dial("tcp", addr.String(), addr.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	waitFor(t, "the count", func() bool { return h.events.Tallies().Handshakes[HandshakeNoCertificate] == 1 })
+}
+
 // A client that wants to renegotiate, which TLS 1.2 permits it to want, is turned away.
 func TestRenegotiation(t *testing.T) {
 	openssl, err := exec.LookPath("openssl")
@@ -474,9 +495,16 @@ func TestHandshakesTakeTurns(t *testing.T) {
 		t.Errorf("%d handshakes are counted, want %d", n, maxWaiting+extra)
 	}
 
-	// Those that have left do not keep a turn.
+	// A CA does not wait, and those that have left do not keep a turn.
 	for range cap(g.turns) {
 		g.turns <- struct{}{}
+	}
+	config := addr.config()
+	config.NextProtos = []string{protocolChallenge}
+	if conn, err := tls.Dial("tcp", addr.String(), config); err != nil {
+		t.Errorf("a CA, while others compute: %v", err)
+	} else {
+		conn.Close()
 	}
 	go func() {
 		dialer := &tls.Dialer{Config: addr.config()}

@@ -23,7 +23,9 @@ func (g *Gate) TLSListener(ln net.Listener, config *tls.Config) net.Listener {
 	config = config.Clone()
 	configFor, certificateFor := config.GetConfigForClient, config.GetCertificate
 	config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		if !arrivalOf(hello.Conn).compute() {
+		// A CA's hello costs nearly nothing but a look for its challenge, which may be on a disk or
+		// a server that hangs: nobody is to wait for that.
+		if !wantsChallenge(hello) && !arrivalOf(hello.Conn).compute() {
 			return nil, net.ErrClosed
 		}
 		if configFor != nil {
@@ -33,6 +35,14 @@ func (g *Gate) TLSListener(ln net.Listener, config *tls.Config) net.Listener {
 	}
 	if certificateFor != nil {
 		config.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if wantsChallenge(hello) {
+				select {
+				case g.lookups <- struct{}{}:
+					defer func() { <-g.lookups }()
+				default:
+					return nil, certificateError{errLookups}
+				}
+			}
 			cert, err := certificateFor(hello)
 			if err != nil {
 				return nil, certificateError{err}
@@ -45,6 +55,17 @@ func (g *Gate) TLSListener(ln net.Listener, config *tls.Config) net.Listener {
 	}
 	return &tlsListener{g.Listener(ln), g, config}
 }
+
+// wantsChallenge reports whether the hello is that of a CA, or of a stranger who says so.
+func wantsChallenge(hello *tls.ClientHelloInfo) bool {
+	return len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == protocolChallenge
+}
+
+// maxLookups is how many challenges may be looked for at once. A CA asks for a few, from
+// several places; only while that which holds them hangs can there be more.
+const maxLookups = 64
+
+var errLookups = errors.New("too many challenges are being looked for")
 
 // A certificateError is why there is no certificate for a peer.
 type certificateError struct{ error }
