@@ -6,10 +6,9 @@ import (
 	"github.com/coder/websocket"
 )
 
-// Status codes that the hub closes with, and their reasons (at most 123 bytes).
+// The status code that the hub is shut down with, and reasons that close frames tell (at most
+// 123 bytes). What frames finds has its reasons there.
 // https://www.rfc-editor.org/rfc/rfc6455#section-7.4.1
-//
-// Those of what frames finds are there.
 const (
 	// "1012 indicates that the service is restarted. A client may reconnect, and if it chooses
 	// to do, should reconnect using a randomized delay of 5 - 30s."

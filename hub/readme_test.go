@@ -68,3 +68,29 @@ func TestReadme(t *testing.T) {
 		t.Errorf("README's table of errors has %q, which is never sent", code)
 	}
 }
+
+// README's table of closes has each reason, with its status code.
+func TestReadmeCloses(t *testing.T) {
+	data, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(data), "| `plusminus_closes_total`, reason |")
+	table, _, _ = strings.Cut(table, "\n\n")
+	codes := map[Reason]string{}
+	for _, row := range regexp.MustCompile("(?m)^\\| (`[^|]*) \\| ([0-9, ]+) \\|").FindAllStringSubmatch(table, -1) {
+		told := strings.Split(row[2], ", ")
+		for i, m := range regexp.MustCompile("`([a-z_0-9]+)`").FindAllStringSubmatch(row[1], -1) {
+			codes[Reason(m[1])] = told[min(i, len(told)-1)]
+		}
+	}
+	for reason := range closeCodes {
+		if want := fmt.Sprint(reason.StatusCode()); codes[reason] != want {
+			t.Errorf("README has %q for %s, want %s", codes[reason], reason, want)
+		}
+		delete(codes, reason)
+	}
+	for reason := range codes {
+		t.Errorf("README has %s, which nothing is closed for", reason)
+	}
+}
