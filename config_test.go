@@ -113,6 +113,8 @@ func TestUsageErrors(t *testing.T) {
 		{"-proxy-protocol 10.0.0.1/8", "-proxy-protocol: \"10.0.0.1/8\" has bits set behind the first 8: write 10.0.0.0/8"},
 		{"-proxy-protocol ::ffff:10.0.0.0/104", "-proxy-protocol: \"::ffff:10.0.0.0/104\" is no network"},
 		{"-trusted-proxies proxy.example", "-trusted-proxies: \"proxy.example\" is no network"},
+		{"-connection-rate NaN", "-connection-rate: NaN is no number of connections a second"},
+		{"-connection-rate -1", "-connection-rate"},
 		{"-action-rate NaN", "-action-rate"},
 		{"-action-rate -1", "-action-rate"},
 		{"-action-burst 0", "-action-burst"},
@@ -141,6 +143,27 @@ func TestUsageErrors(t *testing.T) {
 		_, err := parse(tt.args)
 		if _, ok := err.(usageError); !ok || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v, want a usage error with %q", tt.args, err, tt.want)
+		}
+	}
+}
+
+// Where an address is not one visitor, it has no rate, unless a person says otherwise.
+func TestConnectionRate(t *testing.T) {
+	for _, tt := range []struct {
+		args string
+		want float64
+	}{
+		{"", 10},
+		{"-max-clients-per-ip 1000", 10},
+		{"-max-clients-per-ip 0", 0},
+		{"-plain", 0},
+		{"-plain -max-clients-per-ip 10", 10},
+		{"-plain -connection-rate 3", 3},
+		{"-connection-rate 0", 0},
+	} {
+		cfg, err := parse(tt.args)
+		if err != nil || cfg.connectionRate != tt.want {
+			t.Errorf("%s: rate %v, %v, want %v", tt.args, cfg.connectionRate, err, tt.want)
 		}
 	}
 }

@@ -93,7 +93,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 func serve(ctx context.Context, cfg *config, log *slog.Logger, listening func(addresses)) error {
 	log.Info("starting", "version", versionString(), "domains", domainNames(cfg.domains), "data", cfg.data, "max_clients", cfg.maxClients)
 	if cfg.maxClientsErr != nil {
-		log.Warn("-max-clients", "max_clients", cfg.maxClients, "err", cfg.maxClientsErr)
+		log.Warn("-max-clients does not fit this machine", "max_clients", cfg.maxClients, "err", cfg.maxClientsErr)
 	}
 	limitMemory(log)
 
