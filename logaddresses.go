@@ -86,7 +86,7 @@ func anonymous(s string) string {
 	return addressPattern.ReplaceAllStringFunc(s, func(found string) string {
 		end := len(found)
 		ip, ok := parseAddress(found)
-		for !ok && end > 0 && strings.ContainsRune(".:", rune(found[end-1])) { // it ends a sentence, perhaps
+		for !ok && end > max(0, len(found)-3) && strings.ContainsRune(".:", rune(found[end-1])) { // it ends a sentence, perhaps
 			end--
 			ip, ok = parseAddress(found[:end])
 		}

@@ -127,7 +127,7 @@ func TestLogAddresses(t *testing.T) {
 			s.trustLocalCA(data)
 			s.join("wss://localhost/").CloseNow()
 			s.connect = nil
-			for deadline := time.Now().Add(time.Minute); !strings.Contains(s.output.String(), "client disconnected"); time.Sleep(time.Millisecond) {
+			for deadline := time.Now().Add(time.Minute); !strings.Contains(s.output.String(), `"msg":"client `); time.Sleep(time.Millisecond) {
 				if time.Now().After(deadline) {
 					t.Fatal("nothing is logged of the client")
 				}
@@ -140,4 +140,31 @@ func TestLogAddresses(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Whatever an address is written behind and in front of, it does not stay.
+func FuzzAnonymous(f *testing.F) {
+	f.Add([]byte{192, 0, 2, 7}, "from ", ": EOF")
+	f.Add([]byte("\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x07"), "read tcp [", "]:443")
+	f.Add([]byte("\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), "(", ":")
+	f.Add([]byte("\xfe\x80\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01"), "a,", "%eth0/64")
+	f.Fuzz(func(t *testing.T, address []byte, before, behind string) {
+		ip, ok := netip.AddrFromSlice(address)
+		if !ok || ip.IsLoopback() || ip.Unmap().IsLoopback() || ip.IsUnspecified() || ip.Unmap().IsUnspecified() {
+			return
+		}
+		if strings.Contains(before, ip.String()) || strings.Contains(behind, ip.String()) {
+			return // as a part of something else, perhaps
+		}
+		for _, s := range []string{
+			before + " " + ip.String() + " " + behind,
+			before + " " + ip.String() + ": " + behind,
+			before + " (" + netip.AddrPortFrom(ip, 4711).String() + ")" + behind,
+			before + "->" + netip.AddrPortFrom(ip, 4711).String() + ": " + behind,
+		} {
+			if got := anonymous(s); strings.Contains(got, ip.String()) {
+				t.Errorf("anonymous(%q) = %q", s, got)
+			}
+		}
+	})
 }
