@@ -25,6 +25,8 @@ func TestReadme(t *testing.T) {
 		fmt.Sprintf("TLS handshake; request header | %.0f seconds", handshakeTimeout.Seconds()),
 		fmt.Sprintf("half of the processors; up to %d more wait", maxWaiting),
 		fmt.Sprintf("with more than %d clients less often: %.1f ms for each", usersEvery/usersPace, usersPace.Seconds()*1000),
+		fmt.Sprintf("clients are closed with %d", codeStopping),
+		fmt.Sprintf("%d at once, more of them one each %d ms", drainSlice/drainPace, drainPace.Milliseconds()),
 	} {
 		if !strings.Contains(readme, want) {
 			t.Errorf("README does not say %q", want)
