@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -145,6 +146,12 @@ func (p *page) emulate(features ...string) {
 		params.Features = append(params.Features, &emulation.MediaFeature{Name: features[i], Value: features[i+1]})
 	}
 	call(p, emulation.SetEmulatedMedia, params)
+}
+
+// inject makes the pages that the tab opens from now on run script first.
+func (p *page) inject(script string) {
+	p.t.Helper()
+	call(p, cdppage.AddScriptToEvaluateOnNewDocument, cdppage.AddScriptToEvaluateOnNewDocumentParams{Source: script})
 }
 
 func (p *page) click(id chromedp.ID) {
@@ -292,6 +299,34 @@ func TestChromiumKill(t *testing.T) {
 	p.waitText("value", "2")
 }
 
+// The policy holds in a browser, and quiet would tell of what breaks it.
+func TestChromiumPolicy(t *testing.T) {
+	browser := chromium(t)
+	s := start(t)
+	p := openPage(t, browser, "https://localhost"+portOf(t, s.addrs.HTTPS[0])+"/")
+	p.waitOpen()
+	p.quiet("as it is")
+	for what, code := range map[string]string{
+		"inline style":    `document.body.setAttribute("style", "color: red")`,
+		"inline script":   `document.body.append(Object.assign(document.createElement("script"), { textContent: "window.broken = true" }))`,
+		"foreign script":  `document.body.append(Object.assign(document.createElement("script"), { src: "https://elsewhere.test/" }))`,
+		"foreign image":   `document.body.append(Object.assign(new Image(), { src: "https://elsewhere.test/" }))`,
+		"foreign request": `void fetch("https://elsewhere.test/").catch(() => {})`,
+	} {
+		p.eval(code)
+		var problems []string
+		for deadline := time.Now().Add(10 * time.Second); problems == nil && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+			problems = p.takeProblems()
+		}
+		if !strings.Contains(strings.Join(problems, "\n"), "Content Security Policy") {
+			t.Errorf("%s: the browser says %q", what, problems)
+		}
+	}
+	if p.eval(`window.broken`) != "undefined" {
+		t.Error("an inline script ran")
+	}
+}
+
 // Offline is said at once, a click is refused, and the page is back by itself.
 func TestChromiumOffline(t *testing.T) {
 	browser := chromium(t)
@@ -330,7 +365,7 @@ func TestChromiumDeadConnection(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			hole := newHole(t, s.addrs.HTTPS[0])
 			p := newPage(t, browser)
-			call(p, cdppage.AddScriptToEvaluateOnNewDocument, cdppage.AddScriptToEvaluateOnNewDocumentParams{Source: swift})
+			p.inject(swift)
 			p.do(chromedp.Navigate("https://counter.test" + portOf(t, hole.addr) + "/"))
 			p.waitOpen()
 			p.wait(`/^−?\d+$/.test(document.getElementById("value").textContent)`)
@@ -344,6 +379,60 @@ func TestChromiumDeadConnection(t *testing.T) {
 			p.waitOpen()
 			p.waitText("value", format(valueOf(s, "https://counter.test/")))
 		})
+	}
+}
+
+// A click that goes into a connection which is dead is not lost silently: the page says that it waits, then
+// that nobody can tell whether it counted. It is not sent again.
+func TestChromiumLostClick(t *testing.T) {
+	browser := chromium(t)
+	s := start(t, "-domain", "counter.test")
+	hole := newHole(t, s.addrs.HTTPS[0])
+	p := newPage(t, browser)
+	p.inject(swift)
+	p.do(chromedp.Navigate("https://counter.test" + portOf(t, hole.addr) + "/"))
+	p.waitText("value", "0")
+	p.eval(`(window.said = [], new MutationObserver(() => said.push(message.textContent)).observe(message, { childList: true }))`)
+	hole.swallow(false)
+	p.click("plus")
+	p.click("plus")
+	p.wait(`said.includes("Waiting for the server's answer…")`)
+	p.wait(`said.includes("The last click got no answer: it may have counted or not.")`)
+	p.waitOpen()
+	p.waitText("message", "")
+	p.click("plus") // the first action that the server gets
+	p.waitText("value", "1")
+	if got := valueOf(s, "https://counter.test/"); got != 1 {
+		t.Errorf("the value is %d, want 1", got)
+	}
+}
+
+// A page is not overwhelmed by a crowd: of values that come faster than it can show them it shows the newest.
+func TestChromiumCrowd(t *testing.T) {
+	browser := chromium(t)
+	s := start(t, "-store", "memory")
+	p := newPage(t, browser)
+	p.inject(`window.WebSocket = class extends WebSocket { constructor(...args) { super(...args); window.ws = this; } }`)
+	p.do(chromedp.Navigate("https://localhost" + portOf(t, s.addrs.HTTPS[0]) + "/"))
+	p.waitText("value", "0")
+	p.eval(`(window.shown = [], new MutationObserver((records) => shown.push(...records.map((r) => r.addedNodes[0].data)))
+		.observe(value, { childList: true }))`)
+	p.eval(`(() => {
+		for (let v = 1; v <= 1000; v++) ws.onmessage({ data: JSON.stringify({ type: "state", value: v < 700 ? v : 1400 - v }) });
+	})()`)
+	p.waitText("value", "400")
+	p.waitText("caption", "Last 5 minutes: 0 to 700")
+	if shown := p.eval(`shown`); shown != "400" {
+		t.Errorf("a thousand values at once were shown as %s", shown)
+	}
+	p.quiet("with a crowd")
+
+	// The last value before an end is shown, and shown as old.
+	p.eval(`(ws.onmessage({ data: '{"type":"state","value":5}' }), ws.onclose({ code: 1013 }))`)
+	p.waitText("value", "5")
+	p.do(chromedp.Sleep(100 * time.Millisecond)) // several frames, one of which could undo it
+	if class := p.eval(`value.className`); class != "stale" {
+		t.Errorf("without a connection, the value has class %q, want stale", class)
 	}
 }
 
@@ -452,6 +541,33 @@ func TestChromiumRefusals(t *testing.T) {
 		p.waitText("sentence", "The server is there, but has no room.")
 		p.wait(`/^Trying again in [3-6]\d s.$/.test(document.getElementById("countdown").textContent)`)
 	})
+	t.Run("store_undecided", func(t *testing.T) {
+		decided := make(chan struct{})
+		p := openPage(t, browser, serveTo(t, func(ws *websocket.Conn) {
+			send(t, ws, `{"type":"users","count":1}`)
+			send(t, ws, `{"type":"state","value":7}`)
+			if _, _, err := ws.Read(t.Context()); err != nil {
+				return
+			}
+			send(t, ws, `{"type":"error","code":"store_undecided","message":"It counts when the store answers."}`)
+			select {
+			case <-decided:
+			case <-t.Context().Done():
+			}
+			send(t, ws, `{"type":"state","value":8}`)
+			ws.Read(t.Context())
+		}))
+		p.waitText("value", "7")
+		p.click("plus")
+		p.waitText("message", "It counts when the store answers.")
+		// It stays, where other messages go after five seconds.
+		p.eval(`(window.said = message.textContent, setTimeout(() => { said = "after 6 s: " + message.textContent; }, 6000))`)
+		p.wait(`said.startsWith("after")`)
+		p.waitText("message", "It counts when the store answers.")
+		close(decided)
+		p.waitText("value", "8")
+		p.waitText("message", "")
+	})
 	for code, sentence := range map[websocket.StatusCode]string{
 		websocket.StatusServiceRestart:  "The server is restarting.",
 		websocket.StatusGoingAway:       "The server is restarting.",
@@ -460,29 +576,17 @@ func TestChromiumRefusals(t *testing.T) {
 		websocket.StatusInternalError:   "The connection was lost.",
 	} {
 		t.Run(code.String(), func(t *testing.T) {
-			first := true
-			files := static.Handler()
-			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if r.Header.Get("Upgrade") == "" {
-					files.ServeHTTP(w, r)
-					return
-				}
-				ws, err := websocket.Accept(w, r, nil)
-				if err != nil {
-					return
-				}
-				defer ws.CloseNow()
-				if first { // a page that opens in time is never told why, so the second one stays
-					first = false
+			var connections atomic.Int32
+			url := serveTo(t, func(ws *websocket.Conn) {
+				if connections.Add(1) == 1 {
 					ws.Close(code, "")
 					return
 				}
 				ws.Read(t.Context())
-			}))
-			defer srv.CloseClientConnections()
+			})
 			p := newPage(t, browser)
-			call(p, cdppage.AddScriptToEvaluateOnNewDocument, cdppage.AddScriptToEvaluateOnNewDocumentParams{Source: `Math.random = () => 1`})
-			p.do(chromedp.Navigate(srv.URL + "/"))
+			p.inject(`Math.random = () => 1`)
+			p.do(chromedp.Navigate(url))
 			p.waitText("sentence", sentence)
 			p.wait(`/^Trying again (in \d+ s\.|now…)$/.test(document.getElementById("countdown").textContent)`)
 			p.click("retry")
@@ -491,6 +595,31 @@ func TestChromiumRefusals(t *testing.T) {
 			p.quiet("with a close code")
 		})
 	}
+}
+
+// serveTo serves the page, and each WebSocket by f, until the test ends.
+func serveTo(t *testing.T, f func(*websocket.Conn)) (url string) {
+	t.Helper()
+	files := static.Handler()
+	ctx, cancel := context.WithCancel(t.Context())
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") == "" {
+			files.ServeHTTP(w, r)
+			return
+		}
+		ws, err := websocket.Accept(w, r, nil)
+		if err != nil {
+			return
+		}
+		defer context.AfterFunc(ctx, func() { ws.CloseNow() })()
+		defer ws.CloseNow()
+		f(ws)
+	}))
+	t.Cleanup(func() {
+		cancel()
+		srv.Close()
+	})
+	return srv.URL + "/"
 }
 
 // All of the page can be done with the keyboard alone, and single keys do nothing unless the focus is on
@@ -534,7 +663,7 @@ func TestChromiumKeyboard(t *testing.T) {
 	if got := p.eval(`getComputedStyle(document.getElementById("keys")).visibility`); got != "hidden" {
 		t.Errorf("without focus, the line about keys is %s", got)
 	}
-	for _, keys := range []string{"+", "-", kb.ArrowUp, kb.ArrowDown} {
+	for _, keys := range []string{"+", "=", kb.ArrowUp, "-"} {
 		p.key(keys)
 	}
 	p.click("plus") // one more, so that what the others may have done is in
@@ -680,12 +809,12 @@ func TestChromiumReducedMotion(t *testing.T) {
 	s := start(t, "-domain", "counter.test")
 	for _, motion := range []string{"no-preference", "reduce"} {
 		p := newPage(t, browser)
-		call(p, cdppage.AddScriptToEvaluateOnNewDocument, cdppage.AddScriptToEvaluateOnNewDocumentParams{Source: `{
+		p.inject(`{
 			window.moved = [];
 			const { animate } = Element.prototype;
 			Element.prototype.animate = function(...args) { moved.push(this.id); return animate.apply(this, args); };
 			for (const type of ["animationstart", "transitionstart"]) addEventListener(type, (e) => moved.push(type), true);
-		}`})
+		}`)
 		p.emulate("prefers-reduced-motion", motion)
 		p.do(chromedp.Navigate("https://counter.test" + portOf(t, s.addrs.HTTPS[0]) + "/"))
 		p.waitOpen()

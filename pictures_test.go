@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/emulation"
-	cdppage "github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
 	"github.com/coder/websocket"
 )
@@ -66,7 +65,7 @@ func TestScreenshots(t *testing.T) {
 	}
 
 	p := newPage(t, browser)
-	call(p, cdppage.AddScriptToEvaluateOnNewDocument, cdppage.AddScriptToEvaluateOnNewDocumentParams{Source: fastPlot})
+	p.inject(fastPlot)
 	p.emulate("prefers-reduced-motion", "reduce")
 	p.do(chromedp.Navigate(url))
 	p.waitOpen()

@@ -17,18 +17,14 @@ const sentences = {
 	refused: "The server ended the connection.",
 };
 
-// When a screen reader hears a new value: soon after the last click, seldom when others move it.
-const hearOwn = 700;
-const hearOthers = 10_000;
-
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const format = (v) => v.toLocaleString("en").replace("-", "−");
 
 let current; // the last status
-let last; // the last value
+let last, shown; // values
 let own; // a click has no answer yet: the timer that will say so
 let lasting; // the message stays until there is an answer
-let counting, clearing, announcing; // timers
+let showing, counting, clearing, announcing; // timers
 
 const draw = plot(rest.plot, (low, high) => setText(caption,
 	`Last 5 minutes: ${format(low)}${low === high ? "" : ` to ${format(high)}`}`));
@@ -37,23 +33,31 @@ function setText(element, text) {
 	if (element.textContent !== text) element.textContent = text;
 }
 
-function showValue(v) {
-	if (own) announcing = clearTimeout(announcing);
-	announcing ??= setTimeout(announce, own ? hearOwn : hearOthers);
-	answered();
+// However many values come, the page shows one a frame.
+function newValue(v) {
 	draw(v);
-	setText(value, format(v));
-	document.title = `${format(v)} · plusminus`;
-	value.classList.remove("stale");
-	// What a script sets is no inline style to CSP. From 1 to 999 the size stays.
-	value.style.setProperty("--chars", Math.max(3, format(v).length));
-	if (!still.matches) value.animate({ translate: [`0 ${v < last ? -0.06 : 0.06}em`, "0"] }, 160);
 	last = v;
+	showing ??= setTimeout(showValue, 16);
 }
 
-function announce() {
-	announcing = undefined;
-	setText(announcer, value.textContent);
+function showValue() {
+	showing = clearTimeout(showing);
+	// A screen reader hears one's own doing soon, and that of others seldom.
+	const soon = own || value.classList.contains("stale");
+	if (soon) announcing = clearTimeout(announcing);
+	announcing ??= setTimeout(() => {
+		announcing = undefined;
+		setText(announcer, value.textContent);
+	}, soon ? 700 : 10_000);
+	answered();
+	const text = format(last);
+	setText(value, text);
+	document.title = `${text} · plusminus`;
+	value.classList.remove("stale");
+	// What a script sets is no inline style to CSP. From 1 to 999 the size stays.
+	value.style.setProperty("--chars", Math.max(3, text.length));
+	if (!still.matches) value.animate({ translate: [`0 ${last < shown ? -0.06 : 0.06}em`, "0"] }, 160);
+	shown = last;
 }
 
 function show(text, lasts = false) {
@@ -85,6 +89,7 @@ function showStatus(s) {
 
 	for (const button of [plus, minus]) button.setAttribute("aria-disabled", !open);
 	if (!open) {
+		if (showing) showValue();
 		answered();
 		value.classList.add("stale");
 		setText(users, ""); // not known any more
@@ -104,8 +109,8 @@ function showCountdown() {
 }
 
 const client = connect(location.origin.replace("http", "ws") + "/", {
-	state: showValue,
-	users: (n) => setText(users, ` · ${n.toLocaleString("en")} ${n === 1 ? "person" : "people"} here`),
+	state: newValue,
+	users: (n) => setText(users, ` · ${format(n)} ${n === 1 ? "person" : "people"} here`),
 	error: showError,
 	status: showStatus,
 });
@@ -125,7 +130,7 @@ for (const button of [plus, minus]) button.onclick = () => act(button);
 retry.onclick = client.retry;
 
 // "=" is the plus key without shift on many keyboards.
-const keys = { "+": plus, "=": plus, ArrowUp: plus, "-": minus, "−": minus, ArrowDown: minus };
+const keys = { "+": plus, "=": plus, ArrowUp: plus, "-": minus, ArrowDown: minus };
 
 // Single keys work while one of the two has the focus, so that nobody who dictates counts by accident.
 // https://www.w3.org/TR/WCAG22/#character-key-shortcuts

@@ -151,7 +151,7 @@ export function connect(url, on = {}, env = globalThis) {
 				break;
 			case "error":
 				acted &&= m.code === "store_undecided"; // which is not the last word
-				on.error?.({ code: m.code, message: m.message });
+				on.error?.(m);
 		}
 	}
 

@@ -16,7 +16,7 @@ export function plot(svg, onRange) {
 		const missing = Math.min(second() - newest, columns);
 		newest = second();
 		for (let i = 0; i < missing; i++) seconds.push(value === undefined ? undefined : [value, value, value]);
-		seconds = seconds.slice(-columns);
+		if (missing) seconds = seconds.slice(-columns);
 		frame ??= requestAnimationFrame(draw); // a hidden page draws nothing
 	}
 
