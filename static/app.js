@@ -1,4 +1,4 @@
-// The page: what client.js reports becomes text and plot, clicks and keys become actions.
+// The page: what client.js reports becomes text and plot, clicks become actions.
 
 import { connect } from "./client.js";
 import { plot } from "./plot.js";
@@ -13,7 +13,7 @@ const sentences = {
 	lost: "The connection was lost.",
 	silent: "The server does not answer.",
 	restarting: "The server is restarting.",
-	busy: "The server is there, but has no room.",
+	busy: "The server is there, but lets nobody in.",
 	refused: "The server ended the connection.",
 };
 

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -254,6 +255,36 @@ func TestSize(t *testing.T) {
 	}
 	if total > limit {
 		t.Errorf("the files have %d bytes, want at most %d", total, limit)
+	}
+}
+
+// TestReadme compares what README says of client.js with its constants.
+func TestReadme(t *testing.T) {
+	readme, err := os.ReadFile(filepath.Join("..", "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Join(strings.Fields(string(readme)), " ")
+	for code, words := range map[string]string{
+		"minDelay = 500;":                "comes back after 0 to 0.5 s, then up to 1, 2, 4",
+		"maxDelay = 30_000;":             "… 30 s, at random",
+		`1001: "restarting"`:             "within 2 s after 1001 or 1012",
+		`1012: "restarting"`:             "1012 (a restart)",
+		"restarting: [0, 2_000]":         "within 2 s",
+		`1013: "busy"`:                   "full (1013,",
+		"busy: [30_000, 60_000]":         "after 30 to 60 s when the server is full",
+		`1008: "refused"`:                "ended it with 1008",
+		"refused: [30_000, 60_000]":      "30 to 60 s",
+		"forgotten = 300_000;":           "for five minutes",
+		"quiet = 30_000;":                "asks `/state` after half a minute to a minute",
+		"quiet * (1 + env.Math.random()": "half a minute to a minute",
+	} {
+		if !strings.Contains(read(t, "client.js"), code) {
+			t.Errorf("client.js has no %q any more: what does README say of it?", code)
+		}
+		if !strings.Contains(text, words) {
+			t.Errorf("README does not say %q", words)
+		}
 	}
 }
 
