@@ -13,7 +13,7 @@ const patience = 10_000;
 
 // Scripts see no pings: a connection on which nobody acts looks the same dead or alive. After quiet to
 // twice quiet, GET /state tells whether we have missed a message, which then has grace to arrive.
-const quiet = 30_000;
+const quiet = 120_000;
 const grace = 5_000;
 
 // A page that nobody looked at for so long makes no more tries until somebody does.

@@ -276,8 +276,8 @@ func TestReadme(t *testing.T) {
 		`1008: "refused"`:                "ended it with 1008",
 		"refused: [30_000, 60_000]":      "30 to 60 s",
 		"forgotten = 300_000;":           "for five minutes",
-		"quiet = 30_000;":                "asks `/state` after half a minute to a minute",
-		"quiet * (1 + env.Math.random()": "half a minute to a minute",
+		"quiet = 120_000;":               "asks `/state` after two to four minutes",
+		"quiet * (1 + env.Math.random()": "two to four minutes",
 	} {
 		if !strings.Contains(read(t, "client.js"), code) {
 			t.Errorf("client.js has no %q any more: what does README say of it?", code)
