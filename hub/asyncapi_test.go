@@ -1,0 +1,379 @@
+package hub
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/coder/websocket"
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	yaml "go.yaml.in/yaml/v4"
+)
+
+const asyncAPIFile = "asyncapi.yaml"
+
+// asyncAPI is asyncapi.yaml as generic JSON.
+type asyncAPI struct {
+	t    *testing.T
+	root any
+}
+
+func readAsyncAPI(t *testing.T) *asyncAPI {
+	t.Helper()
+	data, err := os.ReadFile(asyncAPIFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var v any
+	if err := yaml.Unmarshal(data, &v); err != nil {
+		t.Fatal(err)
+	}
+	if data, err = json.Marshal(v); err != nil {
+		t.Fatal(err)
+	}
+	if v, err = jsonschema.UnmarshalJSON(bytes.NewReader(data)); err != nil {
+		t.Fatal(err)
+	}
+	return &asyncAPI{t, v}
+}
+
+// at returns what lies at a path such as "#/channels/counter", following references, or nil.
+func (a *asyncAPI) at(path string) any {
+	v := a.root
+	for name := range strings.SplitSeq(strings.TrimPrefix(path, "#/"), "/") {
+		object, _ := a.follow(v).(map[string]any)
+		v = object[name]
+	}
+	return a.follow(v)
+}
+
+func (a *asyncAPI) follow(v any) any {
+	if ref := refOf(v); ref != "" {
+		return a.at(ref)
+	}
+	return v
+}
+
+// refOf returns the reference that v is, or "".
+func refOf(v any) string {
+	object, _ := v.(map[string]any)
+	ref, _ := object["$ref"].(string)
+	return ref
+}
+
+// object returns the object at a path, which has to have the given fields.
+func (a *asyncAPI) object(path string, fields ...string) map[string]any {
+	a.t.Helper()
+	object, ok := a.at(path).(map[string]any)
+	if !ok {
+		a.t.Fatalf("%s is no object", path)
+	}
+	for _, f := range fields {
+		if object[f] == nil {
+			a.t.Errorf("%s has no %q", path, f)
+		}
+	}
+	return object
+}
+
+// list returns the references in the list at a path.
+func (a *asyncAPI) list(path string) []string {
+	var refs []string
+	items, _ := a.at(path).([]any)
+	for _, item := range items {
+		refs = append(refs, refOf(item))
+	}
+	return refs
+}
+
+// schema returns the schema of a message's payload. "Schema Object ... is a superset of the
+// JSON Schema Specification Draft 07". https://www.asyncapi.com/docs/reference/specification/v3.0.0#schemaObject
+func (a *asyncAPI) schema(message string) *jsonschema.Schema {
+	a.t.Helper()
+	c := jsonschema.NewCompiler()
+	c.DefaultDraft(jsonschema.Draft7)
+	if err := c.AddResource(asyncAPIFile, a.root); err != nil {
+		a.t.Fatal(err)
+	}
+	s, err := c.Compile(asyncAPIFile + "#/components/messages/" + message + "/payload")
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return s
+}
+
+// parse returns a message as a validator takes it.
+func parse(t *testing.T, message []byte) any {
+	t.Helper()
+	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(message))
+	if err != nil {
+		t.Fatalf("%q: %v", message, err)
+	}
+	return v
+}
+
+// typeOf returns which of the document's messages one from the server claims to be.
+func typeOf(message any) string {
+	object, _ := message.(map[string]any)
+	kind, _ := object["type"].(string)
+	return kind
+}
+
+// The document is AsyncAPI 3.0 as far as its own rules go: what has to be there is, each
+// reference leads to something of the right kind, and nothing is left unused.
+func TestAsyncAPIStructure(t *testing.T) {
+	a := readAsyncAPI(t)
+	root, _ := a.root.(map[string]any)
+	if root["asyncapi"] != "3.0.0" {
+		t.Errorf("asyncapi is %v, want 3.0.0", root["asyncapi"])
+	}
+	// The fixed fields of the AsyncAPI Object; all others begin with x-.
+	// https://www.asyncapi.com/docs/reference/specification/v3.0.0#A2SObject
+	known := []string{"asyncapi", "id", "info", "servers", "defaultContentType", "channels", "operations", "components"}
+	for field := range root {
+		if !slices.Contains(known, field) {
+			t.Errorf("the document has a field %q", field)
+		}
+	}
+	a.object("#/info", "title", "version")
+	for name := range a.object("#/servers") {
+		server := a.object("#/servers/"+name, "host", "protocol")
+		for variable := range a.object("#/servers/" + name + "/variables") {
+			if !strings.Contains(server["host"].(string), "{"+variable+"}") {
+				t.Errorf("server %s does not use its variable %s", name, variable)
+			}
+		}
+	}
+
+	carried := make(map[string]bool) // messages of channels, that an operation has to carry
+	for name := range a.object("#/channels") {
+		path := "#/channels/" + name
+		a.object(path, "address", "messages")
+		for _, ref := range a.list(path + "/servers") {
+			if !strings.HasPrefix(ref, "#/servers/") {
+				t.Errorf("%s has a server %q", path, ref)
+			}
+		}
+		for message := range a.object(path + "/messages") {
+			carried[path+"/messages/"+message] = false
+		}
+	}
+	for name := range a.object("#/operations") {
+		path := "#/operations/" + name
+		op := a.object(path, "action", "channel", "messages")
+		if op["action"] != "send" && op["action"] != "receive" {
+			t.Errorf("%s has the action %v", path, op["action"])
+		}
+		// "The channel ... MUST point to a channel definition located in the root Channels
+		// Object", and its messages to "a subset of the messages defined in the channel
+		// referenced in this operation, and MUST NOT point to" components.
+		channel := refOf(op["channel"])
+		if !strings.HasPrefix(channel, "#/channels/") {
+			t.Errorf("%s has the channel %q", path, channel)
+		}
+		for _, ref := range a.list(path + "/messages") {
+			if _, ok := carried[ref]; !ok || !strings.HasPrefix(ref, channel+"/messages/") {
+				t.Errorf("%s has the message %q, which is none of its channel", path, ref)
+			}
+			carried[ref] = true
+		}
+	}
+	for path, ok := range carried {
+		if !ok {
+			t.Errorf("no operation has %s", path)
+		}
+	}
+
+	used := make(map[string]bool)
+	var walk func(path string, v any)
+	walk = func(path string, v any) {
+		if ref := refOf(v); ref != "" {
+			used[ref] = true
+			if a.at(ref) == nil {
+				t.Errorf("%s refers to %s, which is nowhere", path, ref)
+			}
+		}
+		switch v := v.(type) {
+		case map[string]any:
+			for name, part := range v {
+				walk(path+"/"+name, part)
+			}
+		case []any:
+			for i, part := range v {
+				walk(fmt.Sprint(path, "/", i), part)
+			}
+		}
+	}
+	walk("#", a.root)
+	for kind := range a.object("#/components") {
+		for name := range a.object("#/components/" + kind) {
+			if !used["#/components/"+kind+"/"+name] {
+				t.Errorf("nothing refers to %s of components/%s", name, kind)
+			}
+		}
+	}
+}
+
+// The examples are valid, each against its own message's schema and no other.
+func TestAsyncAPIExamples(t *testing.T) {
+	a := readAsyncAPI(t)
+	names := slices.Sorted(maps.Keys(a.object("#/components/messages")))
+	for _, name := range names {
+		examples, _ := a.at("#/components/messages/" + name + "/examples").([]any)
+		if len(examples) == 0 {
+			t.Errorf("%s has no example", name)
+		}
+		for _, e := range examples {
+			payload := e.(map[string]any)["payload"]
+			for _, other := range names {
+				if err := a.schema(other).Validate(payload); (err == nil) != (other == name) {
+					t.Errorf("the example %v of %s, as %s: %v", payload, name, other, err)
+				}
+			}
+		}
+	}
+}
+
+// What the tutorial's server and its clients have said to each other is what the document
+// describes, but for what is refused.
+func TestAsyncAPIVectors(t *testing.T) {
+	a := readAsyncAPI(t)
+	data, err := os.ReadFile("testdata/vectors.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var vectors struct {
+		Conversations []struct {
+			Name  string
+			Steps []struct {
+				Do, Text string
+				Then     map[string][]json.RawMessage
+			}
+		}
+	}
+	if err := json.Unmarshal(data, &vectors); err != nil {
+		t.Fatal(err)
+	}
+	received := make(map[string]int)
+	sent := make(map[bool]int) // by whether it is an action
+	for _, c := range vectors.Conversations {
+		for i, step := range c.Steps {
+			if step.Do == "send" {
+				_, refused := decode(websocket.MessageText, []byte(step.Text))
+				v, err := jsonschema.UnmarshalJSON(strings.NewReader(step.Text))
+				if err == nil {
+					err = a.schema("action").Validate(v)
+				}
+				if (err == nil) != (refused == nil) {
+					t.Errorf("%s, step %d: %s is %v to the document, and the hub says %v", c.Name, i, step.Text, err, refused)
+				}
+				sent[refused == nil]++
+			}
+			for _, messages := range step.Then {
+				for _, m := range messages {
+					v := parse(t, m)
+					if string(canonicalJSON(t, v)) == `{"closed":1011}` {
+						continue // no message: the connection was closed
+					}
+					kind := typeOf(v)
+					if err := a.schema(kind).Validate(v); err != nil {
+						t.Errorf("%s, step %d: %s: %v", c.Name, i, m, err)
+					}
+					received[kind]++
+				}
+			}
+		}
+	}
+	if received["users"] == 0 || received["state"] == 0 || sent[true] == 0 || sent[false] == 0 {
+		t.Errorf("checked %v messages of the server and %v of clients, want some of each", received, sent)
+	}
+}
+
+func canonicalJSON(t *testing.T, v any) []byte {
+	t.Helper()
+	out, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// All that the hub sends is what the document describes.
+func TestAsyncAPIMessages(t *testing.T) {
+	a := readAsyncAPI(t)
+	var sent [][]byte
+	for _, n := range []int{0, 1, 1 << 30} {
+		sent = append(sent, payloadOf(appendUsers(nil, n)))
+	}
+	for _, v := range []int64{0, 1, -1, MaxValue, -MaxValue} {
+		sent = append(sent, payloadOf(appendState(nil, v)))
+	}
+	var codes []any
+	for _, r := range refusals {
+		sent = append(sent, payloadOf(r.frame))
+		codes = append(codes, r.code)
+	}
+	for _, m := range sent {
+		v := parse(t, m)
+		if err := a.schema(typeOf(v)).Validate(v); err != nil {
+			t.Errorf("%s: %v", m, err)
+		}
+	}
+	documented := a.object("#/components/schemas/error")["properties"].(map[string]any)["code"].(map[string]any)["enum"].([]any)
+	for _, code := range documented {
+		if !slices.Contains(codes, code) {
+			t.Errorf("the document has the error %v, which is never sent", code)
+		}
+	}
+	for _, fact := range []string{
+		fmt.Sprintf("A message over %d bytes", MaxMessage),
+		fmt.Sprintf("at most %d bytes", MaxMessage),
+		fmt.Sprintf("maximum: %d", MaxValue),
+	} {
+		if data, err := os.ReadFile(asyncAPIFile); err != nil || !strings.Contains(string(data), fact) {
+			t.Errorf("%s does not say %q (%v)", asyncAPIFile, fact, err)
+		}
+	}
+}
+
+// payloadOf returns the payload of a frame of the hub's.
+func payloadOf(frame []byte) []byte { return frame[bytes.IndexByte(frame, '{'):] }
+
+// What is none of the messages is none to the document, either.
+func TestAsyncAPIRefusesOthers(t *testing.T) {
+	a := readAsyncAPI(t)
+	for _, tt := range []struct{ message, text string }{
+		{"users", `{"type":"users"}`},
+		{"users", `{"type":"users","count":-1}`},
+		{"users", `{"type":"users","count":"1"}`},
+		{"users", `{"type":"users","count":1.5}`},
+		{"users", `{"type":"state","count":1}`},
+		{"users", `{"type":"users","count":1,"value":1}`},
+		{"state", `{"type":"state","value":9007199254740992}`},
+		{"state", `{"type":"state","value":-9007199254740992}`},
+		{"state", `{"type":"state","value":null}`},
+		{"state", `{"value":1}`},
+		{"error", `{"type":"error","code":"teapot","message":"x"}`},
+		{"error", `{"type":"error","code":"bad_message"}`},
+		{"error", `{"type":"error","code":"bad_message","message":""}`},
+		{"action", `{"action":"times"}`},
+		{"action", `{"action":1}`},
+		{"action", `{"Action":"plus"}`},
+		{"action", `["plus"]`},
+		{"action", `{}`},
+	} {
+		if err := a.schema(tt.message).Validate(parse(t, []byte(tt.text))); err == nil {
+			t.Errorf("%s is valid as %s", tt.text, tt.message)
+		}
+	}
+	for _, text := range []string{plus, minus, `{"action":"plus","by":10}`} {
+		if err := a.schema("action").Validate(parse(t, []byte(text))); err != nil {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
