@@ -187,7 +187,7 @@ func (o *options) flags() *flag.FlagSet {
 	fs.Var(&o.origin, "origin", "let pages of this `origin` connect, too: https://host, https://host:port, https://host:*\n(any port), https://*.host (every name below it) or * (any page); repeatable\n(default the domains)")
 	fs.IntVar(&o.maxClients, "max-clients", 0, "`number` of clients in all; 0 is what the file limit and the memory allow")
 	fs.IntVar(&o.maxClientsPerIP, "max-clients-per-ip", 64, "`number` of clients of one IPv4 address or IPv6 /64; 0 is no limit, as is -plain\nwithout -trusted-proxies or -proxy-protocol (there all have the proxy's address)")
-	fs.Float64Var(&o.connectionRate, "connection-rate", 10, "WebSocket `connections` a second that one IPv4 address or IPv6 /64 may open in the\nlong run, after -max-clients-per-ip of them (at least 10) at once; 0 is no limit, and the default if that is 0")
+	fs.Float64Var(&o.connectionRate, "connection-rate", 10, "WebSocket `connections` and streams a second that one IPv4 address or IPv6 /64 may open in the\nlong run, after -max-clients-per-ip of them (at least 10) at once; 0 is no limit, and the default if that is 0")
 	fs.Var(&o.proxyProtocol, "proxy-protocol", "`networks` of TCP load balancers, such as 10.0.0.0/8, that have to say with a PROXY protocol\nheader (version 1 or 2) whose connections they pass on; from elsewhere a header is refused.\nRepeatable, or several with commas")
 	fs.Var(&o.trustedProxies, "trusted-proxies", "`networks` of proxies, such as 127.0.0.1 or 10.0.0.0/8, whose X-Forwarded-For is believed:\nthe last address in it that is no trusted proxy's is the client's. Repeatable, or several\nwith commas")
 	fs.Float64Var(&o.actionRate, "action-rate", 20, "`actions` a second that a client may send in the long run; 0 is no limit")

@@ -31,18 +31,18 @@ var refusalHints = map[hub.Reason]string{
 }
 
 const (
-	// defaultBurst is how many WebSocket connections an address may open at once if no cap says
+	// defaultBurst is how many WebSocket connections and streams an address may open at once if no cap says
 	// how many it may have, and leastBurst how many in any case: a person reloads the page.
 	defaultBurst, leastBurst = 64, 10
 
-	// upgradeCost is how many other requests a WebSocket connection counts for. The page takes
+	// joinCost is how many other requests a WebSocket connection, or a stream, counts for. The page takes
 	// five, and nobody needs more of them than of connections.
-	upgradeCost = 10
+	joinCost = 10
 
-	// connectionsPerUpgrade is how many TCP connections an address may open for each WebSocket
-	// connection. A browser that loads the page opens up to six and keeps them, so that a
+	// connectionsPerJoin is how many TCP connections an address may open for each WebSocket
+	// connection or stream. A browser that loads the page opens up to six and keeps them, so that a
 	// classroom behind one address comes in at once; who opens more has no use for an answer.
-	connectionsPerUpgrade = 4
+	connectionsPerJoin = 4
 )
 
 // door returns what cfg has to be passed. The burst is what the cap of clients of an address
@@ -59,8 +59,8 @@ func (c *config) door(events *hub.Events) *door {
 		if c.maxClientsPerIP == 0 {
 			burst = defaultBurst
 		}
-		d.rates = hub.NewRates(upgradeCost*c.connectionRate, upgradeCost*burst)
-		gate.Rates = hub.NewRates(connectionsPerUpgrade*c.connectionRate, connectionsPerUpgrade*burst)
+		d.rates = hub.NewRates(joinCost*c.connectionRate, joinCost*burst)
+		gate.Rates = hub.NewRates(connectionsPerJoin*c.connectionRate, connectionsPerJoin*burst)
 	}
 	d.gate = hub.NewGate(gate)
 	return d
@@ -80,8 +80,8 @@ func (d *door) handler(next http.Handler) http.Handler {
 // allow reports whether the peer may ask for this now. If not it answers 429.
 func (d *door) allow(w http.ResponseWriter, r *http.Request) bool {
 	cost := 1
-	if isUpgrade(r) {
-		cost = upgradeCost
+	if joins(r) {
+		cost = joinCost
 	}
 	address := hub.AddressOf(r.RemoteAddr)
 	wait := d.rates.Take(address, cost)

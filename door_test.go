@@ -46,7 +46,7 @@ func TestAddressRates(t *testing.T) {
 		}
 	}
 	unheard := 0
-	for range 2 * clients * connectionsPerUpgrade {
+	for range 2 * clients * connectionsPerJoin {
 		conn, err := net.Dial("tcp", s.addrs.HTTPS[0])
 		if err != nil {
 			unheard++
@@ -59,7 +59,7 @@ func TestAddressRates(t *testing.T) {
 		conn.Close()
 	}
 	const taken = clients + 2 // above
-	if want := 2*clients*connectionsPerUpgrade - (clients*connectionsPerUpgrade - taken); unheard != want {
+	if want := 2*clients*connectionsPerJoin - (clients*connectionsPerJoin - taken); unheard != want {
 		t.Errorf("%d connections were closed without an answer, want %d", unheard, want)
 	}
 	_, body := s.get("http://"+s.addrs.Admin+"/metrics", "")

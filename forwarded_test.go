@@ -167,8 +167,13 @@ func TestBehindProxy(t *testing.T) {
 			if resp, body := s.get("https://"+proxyTestDomain+"/", ""); resp.StatusCode != 200 || !strings.Contains(body, "<html") {
 				t.Errorf("GET / = %s %q, want the page", resp.Status, body)
 			}
+			s.from("127.0.0.4", listen)
+			events := s.listen("https://" + proxyTestDomain + "/events")
+			events.wantRetry(2000, 8000)
+			events.want(`{"type":"users","count":1}`, `{"type":"state","value":0}`)
+
 			url := "wss://" + proxyTestDomain + "/"
-			users := 0
+			users := 1
 			for _, ip := range []string{"127.0.0.2", "127.0.0.3"} {
 				s.from(ip, listen)
 				for i := range 3 {
@@ -186,9 +191,11 @@ func TestBehindProxy(t *testing.T) {
 					t.Cleanup(func() { ws.CloseNow() })
 					users++
 					wantRead(t, ws, fmt.Sprintf(`{"count":%d,"type":"users"}`, users), `{"type":"state","value":0}`)
-					if users == 4 {
+					if users == 5 {
 						send(t, ws, plus)
 						for read(t, ws) != `{"type":"state","value":1}` {
+						}
+						for events.next() != `data: {"type":"state","value":1}` { // those of users before it
 						}
 						ended := make(chan error, 1)
 						go func() {
@@ -201,6 +208,7 @@ func TestBehindProxy(t *testing.T) {
 						if err := <-ended; websocket.CloseStatus(err) != websocket.StatusServiceRestart {
 							t.Errorf("the connection ended with %v, want status code 1012", err)
 						}
+						events.wantEnd()
 						return
 					}
 				}

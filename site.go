@@ -18,7 +18,7 @@ import (
 	"plusminus/hub"
 )
 
-// site is what the public sees: the page, the state, and the hub behind every path.
+// site is what the public sees: the page, the state, the stream, and the hub behind every path.
 type site struct {
 	domains []acme.Domain
 	certs   *acme.Provider // nil without TLS of our own
@@ -42,11 +42,21 @@ func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case isUpgrade(r):
 		s.hub.ServeHTTP(w, r)
+	case r.URL.Path == streamPath:
+		s.hub.ServeStream(w, r)
 	case r.URL.Path == "/state":
 		s.state(w, r)
 	default:
 		s.page.ServeHTTP(w, r)
 	}
+}
+
+// streamPath is where the hub is to be had as an event stream.
+const streamPath = "/events"
+
+// joins reports whether r wants to become a client of the hub.
+func joins(r *http.Request) bool {
+	return isUpgrade(r) || r.URL.Path == streamPath && r.Method == http.MethodGet
 }
 
 // isUpgrade reports whether r wants to be a WebSocket.

@@ -308,10 +308,10 @@ func TestAsyncAPIMessages(t *testing.T) {
 	a := readAsyncAPI(t)
 	var sent [][]byte
 	for _, n := range []int{0, 1, 1 << 30} {
-		sent = append(sent, payloadOf(appendUsers(nil, n)))
+		sent = append(sent, appendUsers(nil, n))
 	}
 	for _, v := range []int64{0, 1, -1, MaxValue, -MaxValue} {
-		sent = append(sent, payloadOf(appendState(nil, v)))
+		sent = append(sent, appendState(nil, v))
 	}
 	var codes []any
 	for _, r := range refusals {

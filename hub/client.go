@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 	"unicode/utf8"
 
@@ -15,14 +16,15 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// client is one WebSocket connection. Its goroutine runs serve.
+// client is one WebSocket connection, or one event stream. Its goroutine runs serve.
 type client struct {
 	// Immutable after join.
-	hub    *Hub
-	shard  *shard
-	ws     *websocket.Conn
-	remote netip.Prefix // what the cap per address counts it under
-	wire   wire         // safe from any goroutine
+	hub      *Hub
+	shard    *shard
+	ws       *websocket.Conn // nil for a stream
+	remote   netip.Prefix    // what the cap per address counts it under
+	encoding encoding
+	wire     wire // safe from any goroutine
 
 	owes atomic.Bool // the client is owed refusals; set under owing, read from anywhere
 
@@ -47,6 +49,7 @@ type client struct {
 	left    bool
 	limiter *rate.Limiter // nil until the first action
 	rubbish int           // messages in a row that were no actions
+	ignored int           // bytes behind the request for a stream
 }
 
 // serve runs the client from its joining to the end of its connection.
@@ -55,7 +58,12 @@ func (c *client) serve() {
 	defer h.release(c)
 	h.arrive()
 	sendTo(h, c.shard.members, membership{c, false})
-	err := c.readLoop()
+	var err error
+	if c.encoding == inStream {
+		err = c.readStream()
+	} else {
+		err = c.readLoop()
+	}
 	c.leave() // the others are told first; then there is time for the closing handshake
 	c.end(reasonOf(err), "err", err)
 	c.close(err)
@@ -75,9 +83,16 @@ func (c *client) leave() {
 // end notes why the connection ends, once: who ends it first knows best. Safe from any
 // goroutine.
 func (c *client) end(reason Reason, attrs ...any) {
-	if !c.ended.Swap(true) {
-		c.hub.events.closed(reason, append(attrs, "remote", c.remote)...)
+	if c.ended.Swap(true) {
+		return
 	}
+	switch reason {
+	case ReasonStalled:
+		c.hub.stalled.Add(1)
+	case ReasonSilent:
+		c.hub.silent.Add(1)
+	}
+	c.hub.events.closed(reason, append(attrs, "remote", c.remote)...)
 }
 
 // writeFailed disconnects a client to which a write has failed. serve finds out, and leaves.
@@ -97,6 +112,8 @@ func reasonOf(err error) Reason {
 		return ReasonDeaf
 	case websocket.CloseStatus(err) != -1:
 		return ReasonPeer
+	case errors.Is(err, syscall.ETIMEDOUT): // see socket.expectAcks
+		return ReasonSilent
 	}
 	return ReasonGone
 }
@@ -294,10 +311,14 @@ func (c *client) close(err error) {
 		}
 	}()
 	var ce closeError
-	if errors.As(err, &ce) {
+	if c.ws != nil && errors.As(err, &ce) {
 		c.sayGoodbye(ce)
 	}
-	_ = c.ws.CloseNow()
+	if c.ws == nil {
+		_ = c.wire.Close()
+	} else {
+		_ = c.ws.CloseNow()
+	}
 }
 
 // sayGoodbye sends a close frame and waits for the peer's, or for the end of the connection.

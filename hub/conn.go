@@ -7,6 +7,7 @@ import (
 	"net"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // NewListener returns a listener whose connections a [Hub] can write to without ever
@@ -63,6 +64,14 @@ type socket interface {
 
 	// flush tries to write the kept bytes, and returns how many went out.
 	flush() (int, error)
+
+	// finish ends what is sent, and leaves what comes: the peer sees the end of the stream. It
+	// is to be called when nothing is kept.
+	finish()
+
+	// expectAcks has the connection fail with ETIMEDOUT when the peer's system has not
+	// acknowledged for so long what it was sent, where the system can do that: Linux.
+	expectAcks(within time.Duration)
 
 	// abort closes the connection without sending what is kept, here and in the kernel.
 	abort()
@@ -192,6 +201,11 @@ func (c *conn) leaveGate() {
 	c.arrival = nil
 	c.mu.Unlock()
 	a.leave()
+}
+
+func (c *conn) finish() {
+	// It fails on a connection that is closed or reset, and there is nothing to finish.
+	_ = c.raw.Control(func(fd uintptr) { _ = syscall.Shutdown(int(fd), syscall.SHUT_WR) })
 }
 
 func (c *conn) abort() {

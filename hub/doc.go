@@ -1,5 +1,6 @@
 // Package hub is a broadcast hub: clients join it over WebSockets, act on one
-// shared counter, and each is sent every new state of it.
+// shared counter, and each is sent every new state of it. Who only wants to listen
+// may do so over HTTP (stream.go).
 //
 // # Goroutines, and what each owns
 //
@@ -56,7 +57,7 @@
 //
 // # The end
 //
-// [Hub.Shutdown] has the shards close their clients in slices: each shard has one timer, and
+// [Hub.Shutdown] has the shards close their clients, streams too, in slices: each shard has one timer, and
 // no client has any. Those whose turn has not come are served meanwhile.
 //
 // # Several hubs on one value

@@ -18,7 +18,7 @@ type Reason string
 const (
 	ReasonHost         Reason = "host"          // 421: the Host is none of ours
 	ReasonOrigin       Reason = "origin"        // 403: a page of that Origin may not connect
-	ReasonBadHandshake Reason = "bad_handshake" // 400, 405 or 426: no opening handshake of RFC 6455
+	ReasonBadHandshake Reason = "bad_handshake" // 400, 405 or 426: no opening handshake of RFC 6455, and no GET of a stream
 	ReasonAddressRate  Reason = "address_rate"  // 429: the address asks too often
 	ReasonAddressFull  Reason = "address_full"  // 429: the address has as many clients as it may
 	ReasonFull         Reason = "full"          // 503: there are as many clients as there may be
@@ -45,7 +45,7 @@ const (
 	ReasonProtocol  Reason = "protocol_error" // a frame that RFC 6455 forbids
 	ReasonNotUTF8   Reason = "not_utf8"       // text that is not UTF-8
 	ReasonRubbish   Reason = "rubbish"        // too many messages in a row that are no actions
-	ReasonFlood     Reason = "flood"          // too many control frames and refused messages in a short time
+	ReasonFlood     Reason = "flood"          // too many control frames and refused messages in a short time, or too much sent on a stream
 	ReasonFragments Reason = "fragments"      // a message in too many frames
 	ReasonTooBig    Reason = "too_big"        // a message over MaxMessage
 	ReasonStalled   Reason = "stalled"        // it took nothing for stallTimeout

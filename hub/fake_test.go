@@ -3,6 +3,7 @@ package hub
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -21,6 +22,10 @@ type fakeConn struct {
 	mu    sync.Mutex
 	async bool
 	tail  []byte
+
+	acksWithin time.Duration // as expectAcks was told
+
+	peer *fakeConn // the other end
 }
 
 // fakeBuffer is one direction of a connection.
@@ -30,6 +35,7 @@ type fakeBuffer struct {
 	data     []byte
 	size     int
 	closed   bool // by the writer's Close, or by either's abort
+	finished bool // by the writer's finish
 	deadline time.Time
 	timer    *time.Timer
 }
@@ -43,13 +49,22 @@ func newFakeBuffer(size int) *fakeBuffer {
 // fakePipe returns the two ends. size is what each direction holds, in bytes.
 func fakePipe(size int) (client, server *fakeConn) {
 	a, b := newFakeBuffer(size), newFakeBuffer(size)
-	return &fakeConn{in: a, out: b}, &fakeConn{in: b, out: a}
+	client, server = &fakeConn{in: a, out: b}, &fakeConn{in: b, out: a}
+	client.peer, server.peer = server, client
+	return client, server
 }
 
 func (b *fakeBuffer) close() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.closed = true
+	b.changed.Broadcast()
+}
+
+func (b *fakeBuffer) finish() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.finished = true
 	b.changed.Broadcast()
 }
 
@@ -79,6 +94,9 @@ func (b *fakeBuffer) get(p []byte) (int, error) {
 	for len(b.data) == 0 {
 		if b.closed {
 			return 0, net.ErrClosed
+		}
+		if b.finished {
+			return 0, io.EOF
 		}
 		if !b.deadline.IsZero() && !time.Now().Before(b.deadline) {
 			return 0, os.ErrDeadlineExceeded
@@ -154,6 +172,14 @@ func (c *fakeConn) flush() (int, error) {
 
 func (c *fakeConn) abort() { c.Close() }
 
+func (c *fakeConn) finish() { c.out.finish() }
+
+func (c *fakeConn) expectAcks(within time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.acksWithin = within
+}
+
 func (c *fakeConn) LocalAddr() net.Addr               { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1} }
 func (c *fakeConn) RemoteAddr() net.Addr              { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 2} }
 func (c *fakeConn) SetReadDeadline(t time.Time) error { c.in.setDeadline(t); return nil }
@@ -216,7 +242,13 @@ func newFakeHub(t testing.TB, cfg Config) *fakeHub {
 		t.Fatal(err)
 	}
 	f := &fakeHub{Hub: h, t: t, ln: newFakeListener(1 << 10)}
-	srv := &http.Server{Handler: h}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/events" {
+			h.ServeStream(w, r)
+		} else {
+			h.ServeHTTP(w, r)
+		}
+	})}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(f.ln) }()
 	t.Cleanup(func() {

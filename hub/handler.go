@@ -25,8 +25,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// https://www.rfc-editor.org/rfc/rfc6455#section-4.1
 	// A browser sends exactly one. Without any it is no browser, and nothing that it could do
 	// depends on whose page sent it.
-	if origins := r.Header["Origin"]; len(origins) > 1 || len(origins) == 1 && !h.allows(origins[0]) {
-		h.refuse(w, r, ReasonOrigin, http.StatusForbidden, fmt.Sprintf("pages of %q may not connect here", strings.Join(origins, ", ")))
+	if !h.checkOrigin(w, r) {
 		return
 	}
 	// What follows the header are frames. To a proxy in front a body would be something else.
@@ -35,16 +34,8 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.refuse(w, r, ReasonBadHandshake, http.StatusBadRequest, "an opening handshake has no body")
 		return
 	}
-	c := &client{hub: h, index: -1, remote: AddressOf(r.RemoteAddr)}
-	if reason, text := h.admit(c); reason != "" {
-		// Ten seconds: the page's own backoff is of that order, and a full server gains
-		// nothing from being asked more often.
-		w.Header().Set("Retry-After", "10")
-		status := http.StatusServiceUnavailable
-		if reason == ReasonAddressFull {
-			status = http.StatusTooManyRequests // the server is well, and others are let in
-		}
-		h.refuse(w, r, reason, status, text)
+	c := h.newClient(w, r)
+	if c == nil {
 		return
 	}
 	joined := false
@@ -53,7 +44,6 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			h.release(c)
 		}
 	}()
-	c.shard = h.shards[int(h.nextShard.Add(1))%len(h.shards)]
 	c.wire.client = c
 	ws, err := websocket.Accept(&upgrade{w, &c.wire}, r, &websocket.AcceptOptions{
 		InsecureSkipVerify: true, // the Origin was checked above, scheme and port included
@@ -73,6 +63,35 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// lets net/http free all that the request took.
 	joined = true
 	go c.serve()
+}
+
+// checkOrigin reports whether the page that r comes from, if it comes from one, may connect. If
+// not it answers 403.
+func (h *Hub) checkOrigin(w http.ResponseWriter, r *http.Request) bool {
+	origins := r.Header["Origin"]
+	if len(origins) == 0 || len(origins) == 1 && h.allows(origins[0]) {
+		return true
+	}
+	h.refuse(w, r, ReasonOrigin, http.StatusForbidden, fmt.Sprintf("pages of %q may not connect here", strings.Join(origins, ", ")))
+	return false
+}
+
+// newClient returns a client that was counted in, or answers the request and returns nil.
+func (h *Hub) newClient(w http.ResponseWriter, r *http.Request) *client {
+	c := &client{hub: h, index: -1, remote: AddressOf(r.RemoteAddr)}
+	if reason, text := h.admit(c); reason != "" {
+		// Ten seconds: the page's own backoff is of that order, and a full server gains
+		// nothing from being asked more often.
+		w.Header().Set("Retry-After", "10")
+		status := http.StatusServiceUnavailable
+		if reason == ReasonAddressFull {
+			status = http.StatusTooManyRequests // the server is well, and others are let in
+		}
+		h.refuse(w, r, reason, status, text)
+		return nil
+	}
+	c.shard = h.shards[int(h.nextShard.Add(1))%len(h.shards)]
+	return c
 }
 
 func (h *Hub) refuse(w http.ResponseWriter, r *http.Request, reason Reason, status int, text string) {

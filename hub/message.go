@@ -1,7 +1,6 @@
 package hub
 
 import (
-	"encoding/binary"
 	"encoding/json"
 	"strconv"
 
@@ -109,64 +108,17 @@ func decodeJSON(p []byte) (int8, *refusal) {
 	return 0, refusedAction
 }
 
-// The opcodes of the frames that the hub writes itself.
-// https://www.rfc-editor.org/rfc/rfc6455#section-5.2
-const (
-	opText  = 0x1
-	opClose = 0x8
-	opPing  = 0x9
-	opPong  = 0xA
-
-	finBit  = 0x80
-	maskBit = 0x80
-)
-
-// maxShortPayload is the longest payload whose length fits the second byte of a
-// frame header, and the longest of a control frame.
-// https://www.rfc-editor.org/rfc/rfc6455#section-5.2
-const maxShortPayload = 125
-
-// pingFrame is a ping without application data.
-var pingFrame = []byte{finBit | opPing, 0}
-
-// appendFrame appends a frame with the given payload of at most 65,535 bytes.
-// "A server MUST NOT mask any frames that it sends to the client."
-// https://www.rfc-editor.org/rfc/rfc6455#section-5.1
-func appendFrame(dst []byte, opcode byte, payload []byte) []byte {
-	dst = append(dst, finBit|opcode)
-	if len(payload) <= maxShortPayload {
-		dst = append(dst, byte(len(payload)))
-	} else {
-		dst = binary.BigEndian.AppendUint16(append(dst, 126), uint16(len(payload)))
-	}
-	return append(dst, payload...)
-}
-
-// appendClose appends a close frame. reason is at most 123 bytes of UTF-8.
-// https://www.rfc-editor.org/rfc/rfc6455#section-5.5.1
-func appendClose(dst []byte, code websocket.StatusCode, reason string) []byte {
-	payload := binary.BigEndian.AppendUint16(make([]byte, 0, maxShortPayload), uint16(code))
-	return appendFrame(dst, opClose, append(payload, reason...))
-}
-
-// appendUsers appends the frame that tells how many clients there are.
+// appendUsers appends the message that tells how many clients there are, and does not allocate
+// if dst has room.
 func appendUsers(dst []byte, count int) []byte {
-	return appendNumber(dst, `{"type":"users","count":`, int64(count))
+	dst = append(dst, `{"type":"users","count":`...)
+	dst = strconv.AppendInt(dst, int64(count), 10)
+	return append(dst, '}')
 }
 
-// appendState appends the frame that tells the value.
+// appendState appends the message that tells the value, likewise.
 func appendState(dst []byte, value int64) []byte {
-	return appendNumber(dst, `{"type":"state","value":`, value)
-}
-
-// appendNumber appends the text frame of prefix, n and a closing brace, and does not
-// allocate if dst has room. prefix is short enough for the result to be, too.
-func appendNumber(dst []byte, prefix string, n int64) []byte {
-	start := len(dst)
-	dst = append(dst, finBit|opText, 0)
-	dst = append(dst, prefix...)
-	dst = strconv.AppendInt(dst, n, 10)
-	dst = append(dst, '}')
-	dst[start+1] = byte(len(dst) - start - 2)
-	return dst
+	dst = append(dst, `{"type":"state","value":`...)
+	dst = strconv.AppendInt(dst, value, 10)
+	return append(dst, '}')
 }

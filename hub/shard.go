@@ -18,11 +18,11 @@ type shard struct {
 	// Owned by run.
 	clients  []*client
 	blocked  []*client
-	now      published // what the frames below say
-	users    []byte    // the frame of now.users
-	states   []byte    // the frames of now.recent, oldest first
-	offsets  [recentValues]int
-	scratch  []byte // users and states together
+	now      published          // what encoded says
+	encoded  [encodings]encoded // of those that there are clients of
+	using    [encodings]int     // how many of clients have the encoding
+	message  []byte             // one message, before it is encoded
+	scratch  []byte             // what one client is written
 	wheel    [wheelSlots][]*client
 	slot     int
 	draining bool
@@ -165,6 +165,7 @@ func (s *shard) run() {
 func (s *shard) join(c *client) {
 	c.index = len(s.clients)
 	s.clients = append(s.clients, c)
+	s.using[c.encoding]++
 	switch {
 	case s.aborting:
 		c.wire.sock.abort()
@@ -176,8 +177,10 @@ func (s *shard) join(c *client) {
 	s.schedule(c, pingEvery+rand.IntN(pingJitter+1))
 	now := s.hub.snapshot()
 	// The count that includes the newcomer may not have been announced to all yet.
-	s.scratch = appendUsers(s.scratch[:0], now.users)
-	s.scratch = appendState(s.scratch, now.value())
+	s.message = appendUsers(s.message[:0], now.users)
+	s.scratch = c.encoding.append(s.scratch[:0], s.message)
+	s.message = appendState(s.message[:0], now.value())
+	s.scratch = c.encoding.append(s.scratch, s.message)
 	c.users, c.usersSeq, c.stateSeq = now.users, now.usersSeq, now.stateSeq
 	s.tally.users++
 	s.tally.states++
@@ -193,6 +196,7 @@ func (s *shard) leave(c *client) {
 	s.clients[last] = nil
 	s.clients = s.clients[:last]
 	c.index = -1
+	s.using[c.encoding]--
 	s.unschedule(c)
 }
 
@@ -216,14 +220,13 @@ func (s *shard) countBehind() {
 	}
 }
 
-// encode makes the frames that a sweep sends, once for all clients.
+// encode makes what a sweep sends, once for all clients of an encoding.
 func (s *shard) encode(now published) {
 	s.now = now
-	s.users = appendUsers(s.users[:0], now.announced)
-	s.states = s.states[:0]
-	for i := range now.recent {
-		s.offsets[i] = len(s.states)
-		s.states = appendState(s.states, now.recent[i])
+	for e := range encodings {
+		if s.using[e] > 0 {
+			s.encoded[e].encode(e, &s.now, &s.message)
+		}
 	}
 }
 
@@ -238,7 +241,8 @@ func (s *shard) deliver(c *client) {
 		s.noteBlocked(c)
 		return // flushBlocked delivers
 	}
-	var frames []byte
+	e := &s.encoded[c.encoding]
+	var due []byte
 	if stateDue {
 		// Each value that it has not seen if they are few, or else the newest alone.
 		n := s.now.stateSeq - c.stateSeq
@@ -246,23 +250,23 @@ func (s *shard) deliver(c *client) {
 			s.tally.merged += n - 1
 			n = 1
 		}
-		frames = s.states[s.offsets[recentValues-n]:]
+		due = e.states[e.offsets[recentValues-n]:]
 		c.stateSeq = s.now.stateSeq
 		s.tally.states += n
 	}
 	if usersDue {
-		s.scratch = append(append(s.scratch[:0], s.users...), frames...)
-		frames = s.scratch
+		s.scratch = append(append(s.scratch[:0], e.users...), due...)
+		due = s.scratch
 		c.users = s.now.announced
 		s.tally.users++
 	}
 	c.usersSeq = max(c.usersSeq, s.now.announcedSeq)
-	s.write(c, frames)
+	s.write(c, due)
 }
 
-// write sends frames to a client that is not blocked.
-func (s *shard) write(c *client, frames []byte) {
-	if _, err := c.wire.send(frames, false); err != nil {
+// write sends messages that are encoded for it to a client that is not blocked.
+func (s *shard) write(c *client, encoded []byte) {
+	if _, err := c.wire.send(encoded, false); err != nil {
 		c.writeFailed(err)
 		return
 	}
@@ -296,7 +300,9 @@ func (s *shard) flushBlocked() {
 		case err != nil:
 			c.writeFailed(err)
 		case !c.wire.sock.blocked():
-			if s.tellOwed(c) {
+			if c.closing {
+				c.finishStream()
+			} else if s.tellOwed(c) {
 				s.deliver(c)
 			}
 		case n == 0 && time.Since(c.stalledAt) >= stallTimeout:
@@ -349,7 +355,8 @@ func (s *shard) unschedule(c *client) {
 }
 
 // turnWheel pings those clients whose turn it is, and disconnects those that were
-// silent after a ping: a peer that vanished without a FIN is found in no other way.
+// silent after a ping: a peer that vanished without a FIN is found in no other way. Streams,
+// whose peers answer nothing, are only kept alive: see socket.expectAcks.
 func (s *shard) turnWheel() {
 	s.slot = (s.slot + 1) % wheelSlots
 	due := s.wheel[s.slot]
@@ -359,6 +366,11 @@ func (s *shard) turnWheel() {
 		heard := c.wire.heard.Swap(false)
 		switch {
 		case c.closing: // has a deadline already
+		case c.encoding == inStream:
+			if !c.blocked {
+				s.write(c, keepAlive)
+			}
+			s.schedule(c, pingEvery+rand.IntN(pingJitter+1))
 		case heard || c.blocked: // flushBlocked looks after those that are blocked
 			c.pinged = false
 			s.schedule(c, pingEvery+rand.IntN(pingJitter+1))
@@ -374,15 +386,22 @@ func (s *shard) turnWheel() {
 }
 
 // closeClient starts the closing handshake of a client of a hub that is shut down. serve
-// ends it when the peer's close frame comes, or at the read deadline.
+// ends it when the peer's close frame comes, or at the read deadline. A stream has no such
+// handshake: it ends, and so does what the peer sends.
 func (s *shard) closeClient(c *client) {
 	c.closing = true
 	c.end(ReasonStopping)
 	// It can fail only on a closed connection, as can the write.
 	_ = c.wire.SetReadDeadline(time.Now().Add(s.hub.drain.answer))
-	_, _ = c.wire.send(appendClose(nil, codeStopping, reasonStopping), true)
+	if c.encoding == inStream {
+		c.endStream()
+	} else {
+		_, _ = c.wire.send(appendClose(nil, codeStopping, reasonStopping), true)
+	}
 	if c.wire.sock.blocked() {
 		s.noteBlocked(c)
+	} else {
+		c.finishStream()
 	}
 }
 

@@ -3,6 +3,7 @@ package hub
 import (
 	"net"
 	"testing"
+	"time"
 )
 
 // sinkConn is a socket that takes everything.
@@ -21,6 +22,9 @@ func (c *sinkConn) neverWait()          {}
 func (c *sinkConn) blocked() bool       { return false }
 func (c *sinkConn) flush() (int, error) { return 0, nil }
 func (c *sinkConn) abort()              {}
+func (c *sinkConn) finish()             {}
+
+func (c *sinkConn) expectAcks(time.Duration) {}
 
 // newSinkShard returns a shard that nobody runs, with n clients on one sink.
 func newSinkShard(tb testing.TB, n int) (*shard, *sinkConn) {
@@ -44,7 +48,7 @@ func TestOneWrite(t *testing.T) {
 	h.published.announced, h.published.announcedSeq = 2, 1
 	h.published.push(Snapshot{Version: 1, Value: 1}, []int8{+1})
 	s.sweep()
-	want := len(appendState(appendUsers(nil, 2), 1))
+	want := len(inFrames.append(inFrames.append(nil, appendUsers(nil, 2)), appendState(nil, 1)))
 	if sink.writes != 1 || sink.bytes != want {
 		t.Errorf("%d bytes in %d writes, want %d in one", sink.bytes, sink.writes, want)
 	}

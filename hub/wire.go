@@ -11,12 +11,12 @@ import (
 	"sync/atomic"
 )
 
-// wire is the byte stream below one client's WebSocket, where two writers meet: the
+// wire is the byte stream below one client. Below a WebSocket two writers meet: the
 // WebSocket library, which answers pings and closes, and the hub, which writes frames
 // that it has encoded once for many clients. Each Write carries one frame, or several
 // whole ones, so that they never mix. Write and send are safe from any goroutine.
 type wire struct {
-	// Immutable after upgrade.Hijack.
+	// Immutable after take.
 	net.Conn         // TLS, or TCP behind a proxy that ends TLS
 	sock     socket  // below Conn
 	client   *client // whose wire it is
@@ -58,17 +58,8 @@ func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	w := u.wire
-	if t := tlsOf(nc); t != nil {
-		nc = t
-	}
-	w.Conn, w.sock = nc, socketOf(nc)
-	if w.sock == nil {
-		nc.Close()
-		return nil, nil, errNotOurs
-	}
-	w.sock.neverWait()
-	if t, ok := nc.(*tls.Conn); ok {
-		trimTLS(t)
+	if err := w.take(nc); err != nil {
+		return nil, nil, err
 	}
 
 	// What the client sent right behind its handshake has to lie in the new reader's
@@ -84,6 +75,23 @@ func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	return w, bufio.NewReadWriter(w.in, bufio.NewWriterSize(w, writeBuffer)), nil
+}
+
+// take makes a connection that net/http has let go of the wire's.
+func (w *wire) take(nc net.Conn) error {
+	if t := tlsOf(nc); t != nil {
+		nc = t
+	}
+	w.Conn, w.sock = nc, socketOf(nc)
+	if w.sock == nil {
+		nc.Close()
+		return errNotOurs
+	}
+	w.sock.neverWait()
+	if t, ok := nc.(*tls.Conn); ok {
+		trimTLS(t)
+	}
+	return nil
 }
 
 // Read implements net.Conn. It returns what is right, and a closeError when something is not.
@@ -115,8 +123,8 @@ func (w *wire) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// send writes whole frames without waiting. isClose says that the last of them is a
-// close frame: nothing is written after one, not even the library's answer to the
+// send writes whole frames, or events, without waiting. isClose says that the last of them is a
+// close frame, or the end of a stream: nothing is written after one, not even the library's answer to the
 // peer's. "The application MUST NOT send any more data frames after sending a Close
 // frame." https://www.rfc-editor.org/rfc/rfc6455#section-5.5.1
 func (w *wire) send(p []byte, isClose bool) (int, error) {

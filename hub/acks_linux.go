@@ -1,0 +1,18 @@
+package hub
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// "When the value is greater than 0, it specifies the maximum amount of time in milliseconds that
+// transmitted data may remain unacknowledged, or buffered data may remain untransmitted (due to zero
+// window size) before TCP will forcibly close the corresponding connection and return ETIMEDOUT to
+// the application." https://man7.org/linux/man-pages/man7/tcp.7.html
+func (c *conn) expectAcks(within time.Duration) {
+	// It fails on a connection that is closed.
+	_ = c.raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(within.Milliseconds()))
+	})
+}

@@ -1,0 +1,84 @@
+package hub
+
+import (
+	"encoding/binary"
+
+	"github.com/coder/websocket"
+)
+
+// An encoding is how messages travel to a client. A shard encodes each message once for all of
+// its clients that have the same encoding.
+type encoding uint8
+
+const (
+	inFrames  encoding = iota // a text frame each, over a WebSocket
+	inStream                  // an event each, in an event stream
+	encodings                 // how many there are
+)
+
+// append appends a message of at most 65,535 bytes, and does not allocate if dst has room.
+func (e encoding) append(dst, message []byte) []byte {
+	if e == inStream {
+		return appendEvent(dst, message)
+	}
+	return appendFrame(dst, opText, message)
+}
+
+// The opcodes of the frames that the hub writes itself.
+// https://www.rfc-editor.org/rfc/rfc6455#section-5.2
+const (
+	opText  = 0x1
+	opClose = 0x8
+	opPing  = 0x9
+	opPong  = 0xA
+
+	finBit  = 0x80
+	maskBit = 0x80
+)
+
+// maxShortPayload is the longest payload whose length fits the second byte of a
+// frame header, and the longest of a control frame.
+// https://www.rfc-editor.org/rfc/rfc6455#section-5.2
+const maxShortPayload = 125
+
+// pingFrame is a ping without application data.
+var pingFrame = []byte{finBit | opPing, 0}
+
+// appendFrame appends a frame with the given payload of at most 65,535 bytes.
+// "A server MUST NOT mask any frames that it sends to the client."
+// https://www.rfc-editor.org/rfc/rfc6455#section-5.1
+func appendFrame(dst []byte, opcode byte, payload []byte) []byte {
+	dst = append(dst, finBit|opcode)
+	if len(payload) <= maxShortPayload {
+		dst = append(dst, byte(len(payload)))
+	} else {
+		dst = binary.BigEndian.AppendUint16(append(dst, 126), uint16(len(payload)))
+	}
+	return append(dst, payload...)
+}
+
+// appendClose appends a close frame. reason is at most 123 bytes of UTF-8.
+// https://www.rfc-editor.org/rfc/rfc6455#section-5.5.1
+func appendClose(dst []byte, code websocket.StatusCode, reason string) []byte {
+	payload := binary.BigEndian.AppendUint16(make([]byte, 0, maxShortPayload), uint16(code))
+	return appendFrame(dst, opClose, append(payload, reason...))
+}
+
+// encoded is one state in one encoding.
+type encoded struct {
+	users   []byte // the number of clients
+	states  []byte // the recent values, oldest first
+	offsets [recentValues]int
+}
+
+// encode makes of p what clients are sent. scratch is kept for the next call.
+func (b *encoded) encode(e encoding, p *published, scratch *[]byte) {
+	*scratch = appendUsers((*scratch)[:0], p.announced)
+	b.users = e.append(b.users[:0], *scratch)
+	b.states = b.states[:0]
+	for i, v := range p.recent {
+		b.offsets[i] = len(b.states)
+		*scratch = appendState((*scratch)[:0], v)
+		b.states = e.append(b.states, *scratch)
+	}
+}

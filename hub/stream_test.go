@@ -1,0 +1,561 @@
+package hub
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// streamPeer collects what one stream brings, until it ends.
+type streamPeer struct {
+	t    testing.TB
+	conn net.Conn
+	head *http.Response
+
+	mu    sync.Mutex
+	got   []string
+	retry time.Duration // as it was told last
+	err   error         // why the stream ended
+	end   time.Time     // and when
+}
+
+// ask sends a request for the stream, with further lines in its header, and returns the head
+// of the answer.
+func (f *fakeHub) ask(method string, lines ...string) (*streamPeer, *bufio.Reader) {
+	f.t.Helper()
+	conn, err := f.ln.dial()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Cleanup(func() { conn.Close() })
+	lines = append([]string{method + " /events HTTP/1.1", "Host: hub.test"}, lines...)
+	if _, err := io.WriteString(conn, strings.Join(lines, "\r\n")+"\r\n\r\n"); err != nil {
+		f.t.Fatal(err)
+	}
+	in := bufio.NewReaderSize(conn, 16) // so that a peer that does not read has little
+	head, err := http.ReadResponse(in, &http.Request{Method: method})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return &streamPeer{t: f.t, conn: conn, head: head}, in
+}
+
+// listen joins with a stream.
+func (f *fakeHub) listen(lines ...string) *streamPeer {
+	f.t.Helper()
+	p, in := f.ask("GET", lines...)
+	if p.head.StatusCode != http.StatusOK {
+		f.t.Fatalf("GET /events = %s", p.head.Status)
+	}
+	go p.read(in)
+	synctest.Wait()
+	return p
+}
+
+func (p *streamPeer) read(in *bufio.Reader) {
+	for {
+		event, err := readEvent(in)
+		p.mu.Lock()
+		if err != nil {
+			p.err, p.end = err, time.Now()
+			p.mu.Unlock()
+			p.conn.Close()
+			return
+		}
+		var retry int
+		switch data, isData := strings.CutPrefix(event, "data: "); {
+		case isData:
+			var m message
+			if err := json.Unmarshal([]byte(data), &m); err != nil {
+				p.t.Errorf("a message is no JSON: %q", data)
+			}
+			p.got = append(p.got, m.String())
+		case event == ":":
+			p.got = append(p.got, event)
+		default:
+			if n, _ := fmt.Sscanf(event, "retry: %d", &retry); n != 1 {
+				p.t.Errorf("what is %q?", event)
+			}
+			p.retry = time.Duration(retry) * time.Millisecond
+		}
+		p.mu.Unlock()
+	}
+}
+
+// readEvent reads one line and the blank one behind it.
+func readEvent(in *bufio.Reader) (string, error) {
+	line, err := in.ReadString('\n')
+	if err != nil {
+		return "", err
+	}
+	if blank, err := in.ReadString('\n'); err != nil || blank != "\n" {
+		return "", fmt.Errorf("%q is followed by %q, %v", line, blank, err)
+	}
+	return strings.TrimSuffix(line, "\n"), nil
+}
+
+func (p *streamPeer) take() []string {
+	synctest.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	got := p.got
+	p.got = nil
+	return got
+}
+
+func (p *streamPeer) want(want ...string) {
+	p.t.Helper()
+	if got := p.take(); !slices.Equal(got, want) {
+		p.t.Errorf("the stream brought %q, want %q", got, want)
+	}
+}
+
+// wantRetry checks when the peer was told last to come back.
+func (p *streamPeer) wantRetry(least, most time.Duration) {
+	p.t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.retry < least || p.retry > most {
+		p.t.Errorf("retry is %v, want between %v and %v", p.retry, least, most)
+	}
+}
+
+// ended returns why and when the stream ended; nil if it has not.
+func (p *streamPeer) ended() (error, time.Time) {
+	synctest.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err, p.end
+}
+
+// A stream tells the same as a WebSocket does, and is a client like any other.
+func TestStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHub(t, Config{Shards: 1})
+		defer h.stop()
+		a := h.join()
+		a.want("users 1", "state 0")
+		s := h.listen("Last-Event-ID: 7")
+		for name, want := range map[string]string{
+			"Content-Type":      "text/event-stream",
+			"Cache-Control":     "no-store, no-transform",
+			"X-Accel-Buffering": "no",
+			"Vary":              "Origin",
+		} {
+			if got := s.head.Header.Get(name); got != want {
+				t.Errorf("%s is %q, want %q", name, got, want)
+			}
+		}
+		if s.head.Header.Get("Date") == "" || !s.head.Close || len(s.head.TransferEncoding) > 0 {
+			t.Errorf("the head is %+v, want a Date, that the connection is closed, and no chunks", s.head)
+		}
+		s.want("users 2", "state 0")
+		s.wantRetry(retryLeast, retryMost)
+		if got := s.conn.(*fakeConn).peer.acksWithin; got != ackTimeout {
+			t.Errorf("acknowledgements are expected within %v, want %v", got, ackTimeout)
+		}
+		time.Sleep(usersEvery)
+		a.want("users 2")
+		a.send(plus)
+		a.send(minus)
+		a.send(minus)
+		s.want("state 1", "state 0", "state -1")
+		b := h.join()
+		b.want("users 3", "state -1")
+		time.Sleep(usersEvery)
+		s.want("users 3")
+		if st := h.Stats(); st.Users != 3 || st.Clients != 3 {
+			t.Errorf("Stats = %+v, want 3 users and clients", st)
+		}
+		s.conn.Close()
+		synctest.Wait()
+		time.Sleep(usersEvery)
+		b.want("users 2")
+		if n := h.events.Tallies().Closes[ReasonGone]; n != 1 {
+			t.Errorf("%d closes by %s, want 1", n, ReasonGone)
+		}
+		if n := h.Counts().Joined; n != 3 {
+			t.Errorf("%d joined, want 3", n)
+		}
+	})
+}
+
+// Values merge as they do for WebSockets: each of a few, or else the newest alone.
+func TestStreamMerges(t *testing.T) {
+	for _, n := range []int{recentValues, recentValues + 1} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newFakeHub(t, Config{Store: &slowStore{delay: time.Second}})
+			defer h.stop()
+			a, s := h.join(), h.listen()
+			a.take()
+			s.take()
+			for range 1 + n {
+				a.send(plus)
+			}
+			time.Sleep(usersEvery)
+			a.take()
+			time.Sleep(time.Second)
+			s.want("state 1")
+			time.Sleep(time.Second)
+			got := s.take()
+			if want := a.take(); !slices.Equal(got, want[1:]) { // the first of a's is state 1
+				t.Errorf("the stream brought %q, the WebSocket %q", got, want[1:])
+			}
+			if newest := fmt.Sprint("state ", 1+n); got[len(got)-1] != newest || (len(got) == 1) != (n > recentValues) {
+				t.Errorf("%d values: the stream brought %q", n, got)
+			}
+		})
+	}
+}
+
+// A stream whose peer does not read is skipped; it has the newest value when it reads again,
+// or else is disconnected.
+func TestStreamBlocked(t *testing.T) {
+	for _, stalls := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newFakeHub(t, Config{Shards: 1})
+			defer h.stop()
+			a := h.join()
+			s, in := h.ask("GET")
+			synctest.Wait()
+			for h.Stats().Blocked == 0 {
+				a.send(plus)
+			}
+			for range 100 {
+				a.send(plus)
+			}
+			a.take()
+			if stalls {
+				time.Sleep(stallTimeout + flushEvery + usersEvery)
+				a.want("users 1")
+				if st, n := h.Stats(), h.events.Tallies().Closes[ReasonStalled]; st.Stalled != 1 || n != 1 {
+					t.Errorf("%d stalled, %d closes, want 1 and 1", st.Stalled, n)
+				}
+				return
+			}
+			time.Sleep(stallTimeout / 2)
+			go s.read(in)
+			time.Sleep(2 * flushEvery)
+			got := s.take()
+			if last, newest := got[len(got)-1], fmt.Sprint("state ", h.Stats().Value); last != newest || len(got) >= 100 {
+				t.Errorf("%d messages, the last of them %q, want merged ones that end in %q", len(got), last, newest)
+			}
+			a.send(plus)
+			s.want(fmt.Sprint("state ", h.Stats().Value))
+		})
+	}
+}
+
+// A stream that brings nothing is kept alive by comments, and its peer has nothing to answer.
+func TestStreamKeptAlive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHub(t, Config{})
+		defer h.stop()
+		s := h.listen()
+		s.want("users 1", "state 0")
+		time.Sleep((pingEvery - 1) * time.Second)
+		s.want()
+		time.Sleep((pingJitter + 2) * time.Second)
+		s.want(":")
+		const long = 10 * time.Minute
+		time.Sleep(long)
+		if got := s.take(); len(got) < int(long/time.Second)/(pingEvery+pingJitter+1) || len(got) > int(long/time.Second)/pingEvery {
+			t.Errorf("%d comments in %v, want one each %d to %d seconds", len(got), long, pingEvery, pingEvery+pingJitter)
+		}
+		if err, _ := s.ended(); err != nil {
+			t.Errorf("the stream ended: %v", err)
+		}
+		if st := h.Stats(); st.Clients != 1 || st.Silent != 0 {
+			t.Errorf("Stats = %+v, want 1 client and none silent", st)
+		}
+	})
+}
+
+// A peer whose system acknowledges nothing any more has vanished, and is counted as one that does
+// not answer pings.
+func TestStreamVanishes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := &vanishingConn{gone: make(chan struct{})}
+		h := newFakeHub(t, Config{Shards: 1})
+		defer h.stop()
+		c := &client{hub: h.Hub, shard: h.shards[0], index: -1, encoding: inStream, wire: wire{Conn: conn, sock: conn}}
+		if reason, _ := h.admit(c); reason != "" {
+			t.Fatal(reason)
+		}
+		go c.serve()
+		synctest.Wait()
+		if st := h.Stats(); st.Clients != 1 {
+			t.Fatalf("%d clients, want 1", st.Clients)
+		}
+		close(conn.gone)
+		synctest.Wait()
+		if st, n := h.Stats(), h.events.Tallies().Closes[ReasonSilent]; st.Clients != 0 || st.Silent != 1 || n != 1 {
+			t.Errorf("%d clients, %d silent, %d closes, want 0, 1 and 1", st.Clients, st.Silent, n)
+		}
+	})
+}
+
+// vanishingConn is a socket whose system gives up on the peer.
+type vanishingConn struct {
+	sinkConn
+	gone chan struct{}
+}
+
+func (c *vanishingConn) Read([]byte) (int, error) {
+	<-c.gone
+	return 0, &net.OpError{Op: "read", Net: "tcp", Err: os.NewSyscallError("read", syscall.ETIMEDOUT)}
+}
+
+func (c *vanishingConn) Close() error { return nil }
+
+// When the hub is shut down, streams end in the same slices as WebSockets, each with the hint to
+// come back later, and Shutdown need not wait for them.
+func TestStreamDrains(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const each, left = 100, time.Second
+		h := newFakeHub(t, Config{Shards: 2})
+		var streams []*streamPeer
+		for range each {
+			streams = append(streams, h.listen())
+			h.join()
+		}
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), left)
+		defer cancel()
+		down := make(chan error, 1)
+		go func() { down <- h.Shutdown(ctx) }()
+		const spread = 2 * each * drainPace
+		time.Sleep(spread / 2)
+		open := 0
+		for _, s := range streams {
+			if err, _ := s.ended(); err == nil {
+				open++
+			} else if !errors.Is(err, io.EOF) {
+				t.Fatalf("a stream ended with %v, want its end", err)
+			}
+		}
+		if open < each/4 || open > each*3/4 {
+			t.Errorf("%d of %d streams are open after half of the time", open, each)
+		}
+		if err := <-down; err != nil {
+			t.Errorf("Shutdown = %v", err)
+		}
+		if took := time.Since(began); took > spread {
+			t.Errorf("Shutdown took %v, want %v at most: nobody has to be waited for", took, spread)
+		}
+		at := map[time.Time]bool{}
+		hints := map[time.Duration]bool{}
+		for _, s := range streams {
+			err, when := s.ended()
+			if !errors.Is(err, io.EOF) {
+				t.Errorf("a stream ended with %v, want its end", err)
+			}
+			at[when] = true
+			s.wantRetry(restartLeast, restartMost)
+			hints[s.retry] = true
+		}
+		if len(at) < 3 || len(hints) < each/2 {
+			t.Errorf("streams ended at %d times with %d hints, want slices, and each a hint of its own", len(at), len(hints))
+		}
+		if n := h.events.Tallies().Closes[ReasonStopping]; n != 2*each {
+			t.Errorf("%d closes by %s, want %d", n, ReasonStopping, 2*each)
+		}
+	})
+}
+
+// A stream that is blocked when the hub is shut down ends when its peer reads again. One whose peer
+// does not end its own side ends after the time for answers.
+func TestStreamDrainsBlocked(t *testing.T) {
+	for _, reads := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newFakeHub(t, Config{Shards: 1})
+			a := h.join()
+			s, in := h.ask("GET")
+			synctest.Wait()
+			for h.Stats().Blocked == 0 {
+				a.send(plus)
+			}
+			began := time.Now()
+			down := make(chan error, 1)
+			go func() { down <- h.Shutdown(t.Context()) }()
+			time.Sleep(time.Second)
+			if reads {
+				go s.read(in)
+				time.Sleep(2 * flushEvery)
+				if err, _ := s.ended(); !errors.Is(err, io.EOF) {
+					t.Errorf("the stream ended with %v, want its end", err)
+				}
+				s.wantRetry(restartLeast, restartMost)
+			}
+			if err := <-down; err != nil {
+				t.Errorf("Shutdown = %v", err)
+			}
+			if took := time.Since(began); (took == closeTimeout) == reads {
+				t.Errorf("Shutdown took %v, and the peer reads: %v", took, reads)
+			}
+		})
+	}
+}
+
+// What a peer sends behind its request is thrown away, up to a bound.
+func TestStreamBehindTheRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHub(t, Config{})
+		defer h.stop()
+		s := h.listen()
+		s.take()
+		for range MaxMessage {
+			if _, err := io.WriteString(s.conn, "x"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		if err, _ := s.ended(); err != nil || h.Stats().Clients != 1 {
+			t.Fatalf("the stream ended with %v", err)
+		}
+		h.join()
+		time.Sleep(usersEvery)
+		s.want("users 2")
+		if _, err := io.WriteString(s.conn, "x"); err != nil {
+			t.Fatal(err)
+		}
+		if err, _ := s.ended(); err == nil {
+			t.Error("the stream goes on")
+		}
+		if n := h.events.Tallies().Closes[ReasonFlood]; n != 1 {
+			t.Errorf("%d closes by %s, want 1", n, ReasonFlood)
+		}
+	})
+}
+
+func TestStreamRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		own, err := ParseOrigin("https://friend.example")
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := newFakeHub(t, Config{Origins: []Origin{own}})
+		defer h.stop()
+		for _, tt := range []struct {
+			name, method string
+			lines        []string
+			status       int
+			cors         string
+			reason       Reason
+		}{
+			{"no browser", "GET", nil, 200, "", ""},
+			{"our own page", "GET", []string{"Sec-Fetch-Site: same-origin"}, 200, "", ""},
+			{"a person", "GET", []string{"Sec-Fetch-Site: none"}, 200, "", ""},
+			{"a page that may", "GET", []string{"Origin: https://friend.example", "Sec-Fetch-Site: cross-site"}, 200, "https://friend.example", ""},
+			{"only the head", "HEAD", nil, 200, "", ""},
+			{"a foreign page", "GET", []string{"Origin: https://evil.example", "Sec-Fetch-Site: cross-site"}, 403, "", ReasonOrigin},
+			{"a foreign page's head", "HEAD", []string{"Origin: https://evil.example"}, 403, "", ReasonOrigin},
+			{"two origins", "GET", []string{"Origin: https://friend.example", "Origin: https://evil.example"}, 403, "", ReasonOrigin},
+			{"an empty origin", "GET", []string{"Origin:"}, 403, "", ReasonOrigin},
+			{"a foreign page's image", "GET", []string{"Sec-Fetch-Site: cross-site"}, 403, "", ReasonOrigin},
+			{"a sibling's image", "GET", []string{"Sec-Fetch-Site: same-site"}, 403, "", ReasonOrigin},
+			{"another method", "POST", []string{"Content-Length: 0"}, 405, "", ReasonBadHandshake},
+			{"a body", "GET", []string{"Content-Length: 1"}, 400, "", ReasonBadHandshake},
+			{"a body in chunks", "GET", []string{"Transfer-Encoding: chunked"}, 400, "", ReasonBadHandshake},
+		} {
+			joins := tt.status == 200 && tt.method == "GET"
+			before := h.events.Tallies().Refusals[tt.reason]
+			s, _ := h.ask(tt.method, tt.lines...)
+			synctest.Wait()
+			if s.head.StatusCode != tt.status || s.head.Header.Get("Access-Control-Allow-Origin") != tt.cors {
+				t.Errorf("%s: %s, allowed to %q, want %d and %q", tt.name, s.head.Status, s.head.Header.Get("Access-Control-Allow-Origin"), tt.status, tt.cors)
+			}
+			if got := s.head.Header.Get("Vary"); got != "Origin" {
+				t.Errorf("%s: Vary is %q, want Origin", tt.name, got)
+			}
+			if got := s.head.Header.Get("Content-Type"); (got == "text/event-stream") != (tt.status == 200) {
+				t.Errorf("%s: Content-Type is %q", tt.name, got)
+			}
+			if n := h.Stats().Clients; (n == 1) != joins || n > 1 {
+				t.Errorf("%s: %d clients", tt.name, n)
+			}
+			if n := h.events.Tallies().Refusals[tt.reason] - before; tt.reason != "" && n != 1 {
+				t.Errorf("%s: counted %d times under %s, want once", tt.name, n, tt.reason)
+			}
+			s.conn.Close()
+			synctest.Wait()
+			if n := h.admitted.total; n != 0 {
+				t.Fatalf("%s: %d clients are counted after the end", tt.name, n)
+			}
+		}
+	})
+}
+
+// WebSockets and streams share the caps.
+func TestStreamCaps(t *testing.T) {
+	for _, tt := range []struct {
+		cfg    Config
+		status int
+		reason Reason
+	}{
+		{Config{MaxClients: 2}, http.StatusServiceUnavailable, ReasonFull},
+		{Config{MaxClientsPerIP: 2}, http.StatusTooManyRequests, ReasonAddressFull},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newFakeHub(t, tt.cfg)
+			defer h.stop()
+			h.join()
+			first := h.listen()
+			s, _ := h.ask("GET")
+			if s.head.StatusCode != tt.status || s.head.Header.Get("Retry-After") == "" {
+				t.Errorf("%s: third client: %s, Retry-After %q, want %d and a time", tt.reason, s.head.Status, s.head.Header.Get("Retry-After"), tt.status)
+			}
+			if resp := h.refused(handshakeHeader()); resp.StatusCode != tt.status {
+				t.Errorf("%s: third WebSocket: %s, want %d", tt.reason, resp.Status, tt.status)
+			}
+			if n := h.events.Tallies().Refusals[tt.reason]; n != 2 {
+				t.Errorf("%s is counted %d times, want twice", tt.reason, n)
+			}
+			first.conn.Close()
+			synctest.Wait()
+			h.listen().want("users 2", "state 0") // there is room again
+		})
+	}
+}
+
+// Streams cost those who have none nothing, and a sweep over both kinds allocates nothing.
+func TestStreamsAndSweeps(t *testing.T) {
+	s, sink := newSinkShard(t, 10)
+	h := s.hub
+	s.sweep()
+	if s.encoded[inStream].states != nil {
+		t.Error("a shard without streams encodes events")
+	}
+	c := &client{hub: h, shard: s, encoding: inStream, wire: wire{Conn: sink, sock: sink}}
+	s.join(c)
+	s.sweep()
+	sink.writes = 0
+	version := uint64(0)
+	if n := testing.AllocsPerRun(100, func() {
+		version++
+		h.published.push(Snapshot{Version: version, Value: int64(version)}, []int8{+1})
+		s.sweep()
+	}); n > 0 {
+		t.Errorf("%v allocations a sweep, want none", n)
+	}
+	if want := 101 * 11; sink.writes != want {
+		t.Errorf("%d writes, want %d", sink.writes, want)
+	}
+	s.leave(c)
+	if s.using[inStream] != 0 || s.using[inFrames] != 10 {
+		t.Errorf("using is %v, want 10 with frames", s.using)
+	}
+}
