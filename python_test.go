@@ -36,18 +36,21 @@ async def main(url, root):
 asyncio.run(main(*sys.argv[1:]))
 `
 
-func TestPythonWebsockets(t *testing.T) {
+// pythonWebsockets returns a Python that has websockets, or skips the test.
+func pythonWebsockets(t *testing.T) string {
+	t.Helper()
 	// Debian's package is for Debian's Python, which need not be the first one in PATH.
-	python := ""
 	for _, name := range []string{"python3", "/usr/bin/python3"} {
 		if exec.CommandContext(t.Context(), name, "-c", "import websockets").Run() == nil {
-			python = name
-			break
+			return name
 		}
 	}
-	if python == "" {
-		t.Skip("Python with websockets is not installed (Debian: python3-websockets)")
-	}
+	t.Skip("Python with websockets is not installed (Debian: python3-websockets)")
+	return ""
+}
+
+func TestPythonWebsockets(t *testing.T) {
+	python := pythonWebsockets(t)
 	data := t.TempDir()
 	s := start(t, "-data", data)
 	url := "wss://localhost" + portOf(t, s.addrs.HTTPS[0]) + "/"

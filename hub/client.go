@@ -83,16 +83,9 @@ func (c *client) leave() {
 // end notes why the connection ends, once: who ends it first knows best. Safe from any
 // goroutine.
 func (c *client) end(reason Reason, attrs ...any) {
-	if c.ended.Swap(true) {
-		return
+	if !c.ended.Swap(true) {
+		c.hub.events.closed(reason, append(attrs, "remote", c.remote)...)
 	}
-	switch reason {
-	case ReasonStalled:
-		c.hub.stalled.Add(1)
-	case ReasonSilent:
-		c.hub.silent.Add(1)
-	}
-	c.hub.events.closed(reason, append(attrs, "remote", c.remote)...)
 }
 
 // writeFailed disconnects a client to which a write has failed. serve finds out, and leaves.
