@@ -116,11 +116,11 @@ func (s *site) state(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	body, err := json.Marshal(struct {
-		Value int64 `json:"value"`
-		Users int   `json:"users"`
+		Value hub.Value `json:"value"`
+		Users int       `json:"users"`
 	}{stats.Value, stats.Users})
 	if err != nil {
-		panic(err) // two numbers always marshal
+		panic(err) // numbers always marshal
 	}
 	sum := sha256.Sum256(body)
 	w.Header().Set("Content-Type", "application/json")

@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"slices"
-	"strconv"
 
 	"plusminus/hub"
 	"plusminus/hub/journal"
@@ -45,7 +44,7 @@ func value(args []string, lookupEnv func(string) (string, bool), stdout io.Write
 	if action != "get" && action != "set" {
 		return usageError{errors.New("plusminus value wants get or set: plusminus value get [flags], or plusminus value set N [flags]")}
 	}
-	var n int64
+	var n hub.Value
 	if action == "set" && (len(args) == 0 || !isHelp(args[0])) {
 		var err error
 		if n, args, err = valueArgument(args); err != nil {
@@ -71,16 +70,16 @@ func value(args []string, lookupEnv func(string) (string, bool), stdout io.Write
 
 // valueArgument takes the number off the front of args. It comes before the flags since it
 // may look like one.
-func valueArgument(args []string) (n int64, rest []string, err error) {
+func valueArgument(args []string) (n hub.Value, rest []string, err error) {
 	if len(args) == 0 {
-		return 0, nil, errors.New("the number is missing: plusminus value set N [flags]")
+		return n, nil, errors.New("the number is missing: plusminus value set N [flags]")
 	}
-	n, err = strconv.ParseInt(args[0], 10, 64)
+	n, err = hub.ParseValue(args[0])
 	switch {
-	case errors.Is(err, strconv.ErrRange), n > hub.MaxValue, n < -hub.MaxValue:
-		return 0, nil, fmt.Errorf("%s is out of range: it goes from %d to %d", args[0], -hub.MaxValue, hub.MaxValue)
+	case errors.Is(err, hub.ErrRange):
+		return n, nil, fmt.Errorf("%s is out of range: it goes from %d to %d", args[0], -hub.MaxValue, hub.MaxValue)
 	case err != nil:
-		return 0, nil, fmt.Errorf("%q is no number: plusminus value set N [flags], with N first", args[0])
+		return n, nil, fmt.Errorf("%q is no number: plusminus value set N [flags], with N first", args[0])
 	}
 	return n, args[1:], nil
 }
@@ -90,11 +89,11 @@ func valueGet(cfg *config, stdout io.Writer) error {
 	if err != nil {
 		return valueError(cfg, err)
 	}
-	_, err = fmt.Fprintln(stdout, n)
+	_, err = fmt.Fprintf(stdout, "%s\n", hub.AppendValue(nil, n))
 	return err
 }
 
-func valueSet(cfg *config, n int64, stdout io.Writer) error {
+func valueSet(cfg *config, n hub.Value, stdout io.Writer) error {
 	if err := makeFolder(cfg.data); err != nil {
 		return err
 	}
@@ -105,11 +104,11 @@ func valueSet(cfg *config, n int64, stdout io.Writer) error {
 	was := ""
 	switch {
 	case change.Had:
-		was = fmt.Sprintf("; it was %d", change.Was)
+		was = fmt.Sprintf("; it was %s", hub.AppendValue(nil, change.Was))
 	case change.Aside != "":
 		was = "; what could not be read is in " + change.Aside
 	}
-	_, err = fmt.Fprintf(stdout, "the counter is %d%s\n", n, was)
+	_, err = fmt.Fprintf(stdout, "the counter is %s%s\n", hub.AppendValue(nil, n), was)
 	return err
 }
 

@@ -141,7 +141,7 @@ func (c *client) readLoop() (err error) {
 		if err != nil {
 			return err
 		}
-		delta, refused, err := readAction(typ, r)
+		a, refused, err := readAction(typ, r)
 		if err != nil {
 			return err
 		}
@@ -162,24 +162,24 @@ func (c *client) readLoop() (err error) {
 				return err
 			}
 		default:
-			c.act(action{c, delta, 1})
+			c.act(run{c, a, 1})
 		}
 	}
 }
 
 // act passes a run of actions on to the hub, or refuses it if the store does not answer.
-func (c *client) act(run action) {
-	if run.count == 0 {
+func (c *client) act(r run) {
+	if r.count == 0 {
 		return
 	}
 	c.rubbish = 0
 	if c.hub.away.Load() {
-		for range run.count {
+		for range r.count {
 			c.refuse(refusedStore)
 		}
 		return
 	}
-	sendTo(c.hub, c.hub.actions, run)
+	sendTo(c.hub, c.hub.actions, r)
 }
 
 // allowed reports whether the client may send an action now, and counts it.
@@ -198,7 +198,7 @@ func (c *client) allowed() bool {
 var messages = sync.Pool{New: func() any { return new([MaxMessage + 1]byte) }}
 
 // readAction reads a message of at most MaxMessage bytes to its end.
-func readAction(typ websocket.MessageType, r io.Reader) (int8, *refusal, error) {
+func readAction(typ websocket.MessageType, r io.Reader) (action, *refusal, error) {
 	buf := messages.Get().(*[MaxMessage + 1]byte)
 	defer messages.Put(buf)
 	n := 0
@@ -219,8 +219,8 @@ func readAction(typ websocket.MessageType, r io.Reader) (int8, *refusal, error) 
 	if typ == websocket.MessageText && !utf8.Valid(buf[:n]) {
 		return 0, nil, closeError{ReasonNotUTF8, reasonNotUTF8}
 	}
-	delta, refused := decode(typ, buf[:n])
-	return delta, refused, nil
+	a, refused := decode(typ, buf[:n])
+	return a, refused, nil
 }
 
 // refuseOften refuses a message by the client's own fault. The error is that this happens too

@@ -111,7 +111,7 @@ func TestBehindDuringSweep(t *testing.T) {
 	if got := h.behind(h.published.stateSeq); got != 0 {
 		t.Errorf("%d behind before the change, want 0", got)
 	}
-	h.published.push(Snapshot{Version: 1, Value: 1}, []int8{+1})
+	h.published.push(Snapshot{Version: 1, Value: 1}, []action{+1})
 	if got := h.behind(h.published.stateSeq); got != 3 {
 		t.Errorf("%d behind before the sweep, want 3", got)
 	}

@@ -69,6 +69,6 @@
 //
 // # Replacing the counter
 //
-// message.go holds the wire messages, store.go what a store must do; the rest
-// moves bytes and does not know what they count.
+// message.go holds the protocol: what clients share, what they may do to it, and the messages. The
+// rest moves values, deltas and actions and does not look into them. README walks through a change of it.
 package hub

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -56,7 +57,7 @@ type Hub struct {
 	events *Events
 	shards []*shard
 
-	actions   chan action   // readLoops -> loop; 1024, so that a burst costs no handover; never closed
+	actions   chan run      // readLoops -> loop; 1024, so that a burst costs no handover; never closed
 	presence  chan struct{} // serve -> loop: the number of clients changed; 1, a token is enough
 	commits   chan *batch   // loop -> commitLoop; one batch is on its way at most; closed by loop
 	committed chan result   // commitLoop -> loop; 1, so that commitLoop can end after loop; never closed
@@ -99,7 +100,7 @@ const recentValues = 16
 // published is the state that clients are sent. The two Seq fields only grow, and tell
 // whether a client has been sent a thing.
 type published struct {
-	recent   [recentValues]int64 // the newest values, oldest first
+	recent   [recentValues]Value // the newest values, oldest first
 	stateSeq uint64              // how many values there have been
 	epoch    uint64              // the store's epoch and version of the newest one
 	version  uint64
@@ -114,7 +115,7 @@ type published struct {
 	announcedSeq uint64
 }
 
-func (p *published) value() int64 { return p.recent[recentValues-1] }
+func (p *published) value() Value { return p.recent[recentValues-1] }
 
 // The least time between two announcements of the number of clients is usersEvery, or
 // usersPace for each client if that is more. An announcement costs about 15 µs a client,
@@ -125,11 +126,11 @@ const (
 	usersPace  = 500 * time.Microsecond
 )
 
-// action is +1 or -1 from a client, or several of the same in a row.
-type action struct {
-	from  *client
-	delta int8
-	count int
+// run is an action from a client, or several of the same in a row.
+type run struct {
+	from   *client
+	action action
+	count  int
 }
 
 // maxBatch bounds how many actions one commit carries. When that many are waiting for
@@ -138,22 +139,22 @@ const maxBatch = 4096
 
 // batch is a series of actions that the store gets as one change.
 type batch struct {
-	delta      int64    // the sum of deltas
-	deltas     []int8   // one for each action that counts, in order
-	actions    []action // the same
-	outOfRange []action // those that would leave ±MaxValue
+	delta      Delta    // what the actions come to
+	actions    []action // those that count, in order
+	runs       []run    // the same
+	outOfRange []run    // those that would leave the range
 
 	// Who sets it tells the senders what became of the batch: commitLoop when the store
 	// answers, or loop when it does not for too long.
 	claimed atomic.Bool
 }
 
-func (b *batch) len() int { return len(b.deltas) + len(b.outOfRange) }
+func (b *batch) len() int { return len(b.actions) + len(b.outOfRange) }
 
 func (b *batch) reset() {
-	clear(b.actions) // or clients that left would be kept alive
+	clear(b.runs) // or clients that left would be kept alive
 	clear(b.outOfRange)
-	*b = batch{deltas: b.deltas[:0], actions: b.actions[:0], outOfRange: b.outOfRange[:0]}
+	*b = batch{actions: b.actions[:0], runs: b.runs[:0], outOfRange: b.outOfRange[:0]}
 }
 
 // result is what became of a batch.
@@ -190,7 +191,7 @@ func New(ctx context.Context, cfg Config) (*Hub, error) {
 		unknown:   err != nil,
 		log:       cfg.Logger,
 		events:    cfg.Events,
-		actions:   make(chan action, 1024),
+		actions:   make(chan run, 1024),
 		presence:  make(chan struct{}, 1),
 		commits:   make(chan *batch),
 		committed: make(chan result, 1),
@@ -285,8 +286,8 @@ func (h *Hub) loop(snap Snapshot) {
 			actions = nil
 		}
 		select {
-		case a := <-actions:
-			waiting.add(a, snap.Value, inFlight)
+		case r := <-actions:
+			waiting.add(r, snap.Value, inFlight)
 			h.takeActions(waiting, maxBatch, snap.Value, inFlight)
 			if h.away.Load() { // they were on their way when it turned out
 				waiting.refuse()
@@ -302,7 +303,7 @@ func (h *Hub) loop(snap Snapshot) {
 				retry.Reset(storeRetry)
 			case h.shared == nil || r.snap.newerThan(snap):
 				snap = r.snap
-				h.publish(snap, r.batch.deltas)
+				h.publish(snap, r.batch.actions)
 				announceAt = h.nextAnnouncement()
 			}
 			inFlight, spare = nil, r.batch
@@ -314,7 +315,7 @@ func (h *Hub) loop(snap Snapshot) {
 			if inFlight.claimed.CompareAndSwap(false, true) {
 				h.away.Store(true)
 				h.noteNoAnswer()
-				tellAll(inFlight.actions, undecided)
+				tellAll(inFlight.runs, undecided)
 				waiting.refuse()
 			}
 
@@ -377,11 +378,11 @@ func (h *Hub) untilCommit(commitAt time.Time) time.Duration {
 }
 
 // takeActions puts those actions behind b that have arrived already, up to limit.
-func (h *Hub) takeActions(b *batch, limit int, value int64, inFlight *batch) {
+func (h *Hub) takeActions(b *batch, limit int, value Value, inFlight *batch) {
 	for b.len() < limit {
 		select {
-		case a := <-h.actions:
-			b.add(a, value, inFlight)
+		case r := <-h.actions:
+			b.add(r, value, inFlight)
 		default:
 			return
 		}
@@ -391,24 +392,23 @@ func (h *Hub) takeActions(b *batch, limit int, value int64, inFlight *batch) {
 // storeRetry is how long after a failed commit the store is tried again, actions or not.
 const storeRetry = time.Second
 
-// add puts a behind the actions that are waiting, on top of value and inFlight.
-func (b *batch) add(a action, value int64, inFlight *batch) {
+// add puts r behind the actions that are waiting, on top of value and inFlight.
+func (b *batch) add(r run, value Value, inFlight *batch) {
 	if inFlight != nil {
-		value += inFlight.delta
+		value = sum(value, inFlight.delta)
 	}
-	room := MaxValue - int64(a.delta)*(value+b.delta) // before it leaves the range
-	refused := a
-	a.count = int(min(int64(a.count), room))
-	if refused.count -= a.count; refused.count > 0 {
+	refused := r
+	r.count = room(sum(value, b.delta), r.action, r.count)
+	if refused.count -= r.count; refused.count > 0 {
 		b.outOfRange = append(b.outOfRange, refused)
 	}
-	if a.count == 0 {
+	if r.count == 0 {
 		return
 	}
-	b.actions = append(b.actions, a)
-	b.delta += int64(a.delta) * int64(a.count)
-	for range a.count {
-		b.deltas = append(b.deltas, a.delta)
+	b.runs = append(b.runs, r)
+	b.delta = after(b.delta, r.action, r.count)
+	for range r.count {
+		b.actions = append(b.actions, r.action)
 	}
 }
 
@@ -419,7 +419,7 @@ func (h *Hub) commitLoop(ctx context.Context) {
 	for b := range h.commits {
 		began := time.Now()
 		snap, err := h.store.Apply(ctx, b.delta)
-		h.noteApply(len(b.deltas), time.Since(began), err)
+		h.noteApply(len(b.actions), time.Since(began), err)
 		if b.claimed.CompareAndSwap(false, true) {
 			b.tell(err)
 		}
@@ -432,24 +432,24 @@ func (h *Hub) commitLoop(ctx context.Context) {
 func (b *batch) tell(err error) {
 	tellAll(b.outOfRange, refusedRange)
 	if errors.Is(err, ErrRange) {
-		tellAll(b.actions, refusedRange)
+		tellAll(b.runs, refusedRange)
 	} else if err != nil {
-		tellAll(b.actions, refusedStore)
+		tellAll(b.runs, refusedStore)
 	}
 }
 
 // refuse empties b of actions that the store was never given, and tells their senders.
 func (b *batch) refuse() {
 	tellAll(b.outOfRange, refusedRange)
-	tellAll(b.actions, refusedStore)
+	tellAll(b.runs, refusedStore)
 	b.reset()
 }
 
-// tellAll tells the senders of actions r, once for each action.
-func tellAll(actions []action, r *refusal) {
-	for _, a := range actions {
-		for range a.count {
-			a.from.refuse(r)
+// tellAll tells the senders of actions why, once for each action.
+func tellAll(runs []run, why *refusal) {
+	for _, r := range runs {
+		for range r.count {
+			r.from.refuse(why)
 		}
 	}
 }
@@ -504,34 +504,34 @@ func (h *Hub) healthLocked() error {
 	return h.storeErr
 }
 
-// push appends the values that deltas lead to, the last of which is snap's, which the
+// push appends the values that actions lead to, the last of which is snap's, which the
 // store has just made of them.
-func (p *published) push(snap Snapshot, deltas []int8) {
+func (p *published) push(snap Snapshot, actions []action) {
 	p.epoch, p.version = snap.Epoch, snap.Version
-	p.stateSeq += uint64(max(len(deltas), 1))
+	p.stateSeq += uint64(max(len(actions), 1))
 	// Only the last few are kept. Count back from the end, then forward.
-	deltas = deltas[max(0, len(deltas)-recentValues):]
+	actions = actions[max(0, len(actions)-recentValues):]
 	value := snap.Value
-	for _, d := range deltas {
-		value -= int64(d)
+	for _, a := range slices.Backward(actions) {
+		value = after(value, a, -1)
 	}
-	n := max(len(deltas), 1)
+	n := max(len(actions), 1)
 	copy(p.recent[:], p.recent[n:])
 	for i := range n {
-		if i < len(deltas) {
-			value += int64(deltas[i])
+		if i < len(actions) {
+			value = after(value, actions[i], 1)
 		}
 		p.recent[recentValues-n+i] = value
 	}
 }
 
-// publish makes snap, the result of deltas, what clients are sent.
-func (h *Hub) publish(snap Snapshot, deltas []int8) {
+// publish makes snap, the result of actions, what clients are sent.
+func (h *Hub) publish(snap Snapshot, actions []action) {
 	h.mu.Lock()
 	h.unknown = false
 	p := &h.published
-	if len(deltas) > 0 || snap.Value != p.value() {
-		p.push(snap, deltas)
+	if len(actions) > 0 || snap.Value != p.value() {
+		p.push(snap, actions)
 	}
 	p.epoch, p.version = snap.Epoch, snap.Version
 	// All are being written to anyway, so that news of users cost no write now.
@@ -612,7 +612,7 @@ func (h *Hub) countUsers(n int) {
 
 // Stats tells about a hub at one moment.
 type Stats struct {
-	Value   int64  `json:"value"`
+	Value   Value  `json:"value"`
 	Unknown bool   `json:"unknown,omitempty"` // a shared store has not been reached yet: Value says nothing
 	Epoch   uint64 `json:"epoch,omitempty"`   // of a shared store: 1, and one more each time that it has lost what it held
 	Version uint64 `json:"version"`           // of the store

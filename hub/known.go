@@ -9,9 +9,9 @@ package hub
 const (
 	maskSize = 4
 
-	// The sizes of the frames of known actions, whose payloads are 17 to 19 bytes.
-	leastKnownAction = 2 + maskSize + len(`{"action":"plus"}`)
-	mostKnownAction  = 2 + maskSize + len(`{"action": "minus"}`)
+	// The sizes of the frames of known actions.
+	leastKnownAction = 2 + maskSize + leastKnown
+	mostKnownAction  = 2 + maskSize + mostKnown
 
 	// emptyPongSize is the size of what a client answers to pingFrame: "A Pong frame sent in
 	// response to a Ping frame must have identical "Application data" as found in the message
@@ -23,7 +23,7 @@ const (
 // knownFrame looks at the frame that begins at p[0]. It returns its size, and the action
 // that it is or 0 for a pong. A size greater than len(p) means: look again when p is so
 // long. A size of 0 means that the frame is for the library.
-func knownFrame(p []byte) (size int, delta int8) {
+func knownFrame(p []byte) (size int, a action) {
 	if len(p) < 2 {
 		return 2, 0
 	}
@@ -44,10 +44,10 @@ func knownFrame(p []byte) (size int, delta int8) {
 	for i, b := range masked {
 		text[i] = b ^ mask[i%maskSize]
 	}
-	if delta = knownAction(text[:len(masked)]); delta == 0 {
+	if a = knownAction(text[:len(masked)]); a == 0 {
 		return 0, 0
 	}
-	return size, delta
+	return size, a
 }
 
 // readKnown takes known frames, and waits for more, until a frame begins that is for the
@@ -78,34 +78,34 @@ func (c *client) readKnown() error {
 // go on: 0 if what comes then is for the library. The error is that the client is refused too
 // often.
 func (c *client) takeKnown(p []byte) (n, need int, err error) {
-	run := action{from: c}
+	same := run{from: c}
 	actions := uint64(0)
 	for {
-		size, delta := knownFrame(p[n:])
+		size, a := knownFrame(p[n:])
 		if size == 0 || n+size > len(p) {
 			if actions > 0 {
 				c.shard.counts.received.Add(actions)
 			}
-			c.act(run)
+			c.act(same)
 			return n, size, nil
 		}
 		n += size
-		if delta != 0 {
+		if a != 0 {
 			actions++
 		}
 		switch {
-		case delta == 0:
+		case a == 0:
 			// A pong. That it came is all that it says, and Read has noted and counted that.
 		case !c.allowed():
 			if err := c.refuseOften(refusedRate); err != nil {
-				c.act(run)
+				c.act(same)
 				return n, 0, err
 			}
-		case delta == run.delta:
-			run.count++
+		case a == same.action:
+			same.count++
 		default:
-			c.act(run)
-			run.delta, run.count = delta, 1
+			c.act(same)
+			same.action, same.count = a, 1
 		}
 	}
 }

@@ -2,10 +2,63 @@ package hub
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"strconv"
 
 	"github.com/coder/websocket"
 )
+
+// What clients share, what they may do to it, and what is said about it: all that the hub knows of
+// the counter is in this file. README says under "Replacing the counter" what else there is
+// to do.
+
+// Value is what clients share. It is comparable, and all of it is in each state message.
+type Value = int64
+
+// Delta is what a batch of actions does to a value: it is added to it.
+type Delta = Value
+
+// An action is what a client asks for: +1 or -1. 0 is none.
+type action int8
+
+// MaxValue bounds the counter: it stays in ±MaxValue, the integers that a browser
+// holds exactly (ECMA-262, Number.MAX_SAFE_INTEGER).
+const MaxValue = 1<<53 - 1
+
+// ErrRange is what [Store.Apply] returns, changing nothing, for a delta that would
+// take the value out of ±[MaxValue].
+var ErrRange = errors.New("hub: the counter is at its limit")
+
+// after returns what v is after a was done n times; after -n times, what it was before.
+func after(v Value, a action, n int) Value { return v + int64(a)*int64(n) }
+
+// room returns how many of n times a can be done to v before it leaves the range. v is within.
+func room(v Value, a action, n int) int { return int(min(int64(n), MaxValue-int64(a)*v)) }
+
+// sum returns v with d added. The result may be out of range.
+func sum(v Value, d Delta) Value { return v + d }
+
+// fits reports whether v, which is within the range, is so with d added, whatever d is.
+func fits(v Value, d Delta) bool { return d <= MaxValue-v && d >= -MaxValue-v }
+
+// AppendValue appends v as JSON without spaces and line breaks, of which there is one for each
+// value. Stores keep values so, too. It is at most 128 bytes long: recentValues of them are
+// written at once, and what is kept for a client (maxTail) has to have room for that.
+func AppendValue(dst []byte, v Value) []byte { return strconv.AppendInt(dst, v, 10) }
+
+// ParseValue understands what AppendValue has written. It returns [ErrRange] for what is a
+// value but out of range.
+func ParseValue(s string) (Value, error) {
+	v, err := strconv.ParseInt(s, 10, 64)
+	switch {
+	case errors.Is(err, strconv.ErrRange), v > MaxValue, v < -MaxValue:
+		return 0, ErrRange
+	case err != nil:
+		return 0, fmt.Errorf("%q is no value of a counter", s)
+	}
+	return v, nil
+}
 
 // MaxMessage is the longest message that a client may send, in bytes. An action
 // takes 18; the rest is room for fields that are ignored. A longer message closes
@@ -60,21 +113,27 @@ func (r *refusal) rubbish() bool {
 	return r == refusedJSON || r == refusedAction || r == refusedBinary
 }
 
-// decode returns what a message from a client asks for, +1 or -1, or why it is
-// refused. It does not keep p.
-func decode(typ websocket.MessageType, p []byte) (int8, *refusal) {
+// decode returns what a message from a client asks for, or why it is refused. It does
+// not keep p.
+func decode(typ websocket.MessageType, p []byte) (action, *refusal) {
 	if typ != websocket.MessageText {
 		return 0, refusedBinary
 	}
-	if delta := knownAction(p); delta != 0 {
-		return delta, nil
+	if a := knownAction(p); a != 0 {
+		return a, nil
 	}
 	return decodeJSON(p)
 }
 
-// knownAction returns +1 or -1 if p is an action in the very bytes that JSON.stringify or
+// The sizes of what knownAction knows.
+const (
+	leastKnown = len(`{"action":"plus"}`)
+	mostKnown  = len(`{"action": "minus"}`)
+)
+
+// knownAction returns the action that p is in the very bytes that JSON.stringify or
 // Python's json.dumps make, which need no decoder, and 0 if it is anything else.
-func knownAction(p []byte) int8 {
+func knownAction(p []byte) action {
 	switch string(p) {
 	case `{"action":"plus"}`, `{"action": "plus"}`:
 		return +1
@@ -84,7 +143,7 @@ func knownAction(p []byte) int8 {
 	return 0
 }
 
-func decodeJSON(p []byte) (int8, *refusal) {
+func decodeJSON(p []byte) (action, *refusal) {
 	// A map and not a struct: encoding/json matches a struct's fields whatever their
 	// case, and the tutorial's server takes "action" alone.
 	var fields map[string]json.RawMessage
@@ -95,11 +154,11 @@ func decodeJSON(p []byte) (int8, *refusal) {
 	if len(raw) == 0 || raw[0] != '"' { // null would decode into a string, too
 		return 0, refusedJSON
 	}
-	var action string
-	if err := json.Unmarshal(raw, &action); err != nil {
+	var name string
+	if err := json.Unmarshal(raw, &name); err != nil {
 		return 0, refusedJSON
 	}
-	switch action {
+	switch name {
 	case "plus":
 		return +1, nil
 	case "minus":
@@ -117,8 +176,8 @@ func appendUsers(dst []byte, count int) []byte {
 }
 
 // appendState appends the message that tells the value, likewise.
-func appendState(dst []byte, value int64) []byte {
+func appendState(dst []byte, value Value) []byte {
 	dst = append(dst, `{"type":"state","value":`...)
-	dst = strconv.AppendInt(dst, value, 10)
+	dst = AppendValue(dst, value)
 	return append(dst, '}')
 }

@@ -3,6 +3,8 @@ package hub
 import (
 	"bytes"
 	"encoding/json"
+	"math"
+	"strings"
 	"testing"
 
 	"github.com/coder/websocket"
@@ -37,6 +39,62 @@ func TestRefusalFrames(t *testing.T) {
 	}
 }
 
+// The counter's arithmetic at its limits, where int64 has room to spare and deltas do not.
+func TestArithmetic(t *testing.T) {
+	for _, tt := range []struct {
+		v       Value
+		a       action
+		n, room int
+	}{
+		{0, +1, 5, 5},
+		{MaxValue - 3, +1, 5, 3},
+		{MaxValue, +1, 5, 0},
+		{MaxValue, -1, 5, 5},
+		{-MaxValue, -1, 5, 0},
+		{-MaxValue + 3, -1, 5, 3},
+		{-MaxValue, +1, 5, 5},
+	} {
+		if got := room(tt.v, tt.a, tt.n); got != tt.room {
+			t.Errorf("room(%d, %d, %d) = %d, want %d", tt.v, tt.a, tt.n, got, tt.room)
+		}
+		v := after(tt.v, tt.a, tt.room)
+		if back := after(v, tt.a, -tt.room); back != tt.v {
+			t.Errorf("%d, and %d times %d, and back is %d", tt.v, tt.room, tt.a, back)
+		}
+		d := after(0, tt.a, tt.room)
+		if !fits(tt.v, d) || sum(tt.v, d) != v {
+			t.Errorf("%d and a delta of %d: fits %v, sum %d, want true and %d", tt.v, d, fits(tt.v, d), sum(tt.v, d), v)
+		}
+		if tt.room < tt.n && fits(tt.v, after(d, tt.a, 1)) {
+			t.Errorf("%d and a delta of %d more fits", tt.v, d)
+		}
+	}
+	for _, d := range []Delta{math.MaxInt64, math.MinInt64} {
+		for _, v := range []Value{MaxValue, 0, -MaxValue} {
+			if fits(v, d) {
+				t.Errorf("%d fits on top of %d", d, v)
+			}
+		}
+	}
+}
+
+func FuzzParseValue(f *testing.F) {
+	for _, seed := range []string{"0", "-3", "+3", "007", "-0", "9007199254740991", "9007199254740992", "-9007199254740992", "99999999999999999999", "", "1.0", "1 2"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		v, err := ParseValue(s)
+		if err != nil {
+			return
+		}
+		text := string(AppendValue(nil, v))
+		again, err := ParseValue(text)
+		if err != nil || again != v || !fits(v, 0) || !fits(0, v) || strings.ContainsAny(text, " \n") || len(text) > 128 || !json.Valid([]byte(text)) {
+			t.Errorf("%q is %d, which is written %q and read as %d, %v", s, v, text, again, err)
+		}
+	})
+}
+
 func FuzzDecode(f *testing.F) {
 	for _, seed := range []string{
 		plus, minus, `{"action": "plus"}`, `{"action":"times"}`, `{"\u0061ction": "pl\u0075s"}`,
@@ -52,18 +110,18 @@ func FuzzDecode(f *testing.F) {
 		}
 		// The same, said differently: any decoder, a generic value.
 		var v any
-		action := ""
+		name := ""
 		isAction := false
 		if json.Unmarshal(p, &v) == nil {
 			if object, ok := v.(map[string]any); ok {
-				action, isAction = object["action"].(string)
+				name, isAction = object["action"].(string)
 			}
 		}
-		want, wantRefused := int8(0), refusedJSON
+		want, wantRefused := action(0), refusedJSON
 		switch {
-		case isAction && action == "plus":
+		case isAction && name == "plus":
 			want, wantRefused = +1, nil
-		case isAction && action == "minus":
+		case isAction && name == "minus":
 			want, wantRefused = -1, nil
 		case isAction:
 			wantRefused = refusedAction

@@ -46,7 +46,7 @@ func TestOneWrite(t *testing.T) {
 	sink.writes, sink.bytes = 0, 0
 	h.published.users, h.published.usersSeq = 2, 1
 	h.published.announced, h.published.announcedSeq = 2, 1
-	h.published.push(Snapshot{Version: 1, Value: 1}, []int8{+1})
+	h.published.push(Snapshot{Version: 1, Value: 1}, []action{+1})
 	s.sweep()
 	want := len(inFrames.append(inFrames.append(nil, appendUsers(nil, 2)), appendState(nil, 1)))
 	if sink.writes != 1 || sink.bytes != want {
@@ -63,7 +63,7 @@ func TestSweepDoesNotAllocate(t *testing.T) {
 	h := s.hub
 	s.sweep() // makes the buffers
 	sink.writes = 0
-	deltas := []int8{+1, +1, -1}
+	deltas := []action{+1, +1, -1}
 	version := uint64(0)
 	n := testing.AllocsPerRun(100, func() {
 		version++
@@ -87,11 +87,11 @@ func TestPush(t *testing.T) {
 	if p.value() != 3 || p.stateSeq != 1 {
 		t.Errorf("after the first value: %+v", p)
 	}
-	p.push(Snapshot{Version: 8, Value: 4}, []int8{+1, +1, -1})
+	p.push(Snapshot{Version: 8, Value: 4}, []action{+1, +1, -1})
 	if got := p.recent[recentValues-4:]; got[0] != 3 || got[1] != 4 || got[2] != 5 || got[3] != 4 || p.stateSeq != 4 {
 		t.Errorf("recent values %v, seq %d, want 3 4 5 4 and 4", got, p.stateSeq)
 	}
-	long := make([]int8, 1000)
+	long := make([]action, 1000)
 	for i := range long {
 		long[i] = +1
 	}
@@ -110,7 +110,7 @@ func BenchmarkSweep(b *testing.B) {
 	s, _ := newSinkShard(b, 1000)
 	b.ReportAllocs()
 	for version := uint64(1); b.Loop(); version++ {
-		s.hub.published.push(Snapshot{Version: version, Value: int64(version)}, []int8{+1})
+		s.hub.published.push(Snapshot{Version: version, Value: int64(version)}, []action{+1})
 		s.sweep()
 	}
 }

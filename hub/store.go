@@ -2,27 +2,18 @@ package hub
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
 )
 
-// MaxValue bounds the counter: it stays in ±MaxValue, the integers that a browser
-// holds exactly (ECMA-262, Number.MAX_SAFE_INTEGER).
-const MaxValue = 1<<53 - 1
-
-// ErrRange is what [Store.Apply] returns, changing nothing, for a delta that would
-// take the value out of ±[MaxValue].
-var ErrRange = errors.New("hub: the counter is at its limit")
-
-// Snapshot is the counter at one moment.
+// Snapshot is the value at one moment.
 type Snapshot struct {
 	// Epoch grows when a [Shared] store has lost what it held: versions of two epochs do
 	// not compare. It counts from 1 in each process. Stores that are not shared leave it 0.
 	Epoch uint64
 
 	Version uint64 // grows with each change that a store has made
-	Value   int64
+	Value   Value
 }
 
 // newerThan reports whether s is a later moment of the same store than t.
@@ -37,14 +28,14 @@ type Store interface {
 	Load(ctx context.Context) (Snapshot, error)
 
 	// Apply adds delta, the sum of a batch of actions, and returns once the result is
-	// as safe as this store makes it. It returns [ErrRange] if the value would leave
-	// ±[MaxValue]. After any error the value is what it was. delta may be 0: the store
+	// as safe as this store makes it. It returns [ErrRange] if the value would leave its
+	// range. After any error the value is what it was. delta may be 0: the store
 	// then shows that it can write at all.
 	//
 	// As long as a store does not know whether delta has counted it must not return; the
 	// hub refuses actions meanwhile. ctx ends when the hub gives up, at the end of
 	// [Hub.Shutdown]; only then may the outcome stay unknown.
-	Apply(ctx context.Context, delta int64) (Snapshot, error)
+	Apply(ctx context.Context, delta Delta) (Snapshot, error)
 }
 
 // Shared is a [Store] that several hubs use at once, each through a Shared of its own, so
@@ -76,16 +67,15 @@ type News struct {
 }
 
 // Add returns the snapshot that follows s when delta is applied, or [ErrRange].
-func (s Snapshot) Add(delta int64) (Snapshot, error) {
-	// |s.Value| <= MaxValue, so that neither difference can overflow.
-	if delta > MaxValue-s.Value || delta < -MaxValue-s.Value {
+func (s Snapshot) Add(delta Delta) (Snapshot, error) {
+	if !fits(s.Value, delta) {
 		return s, ErrRange
 	}
-	return Snapshot{Epoch: s.Epoch, Version: s.Version + 1, Value: s.Value + delta}, nil
+	return Snapshot{Epoch: s.Epoch, Version: s.Version + 1, Value: sum(s.Value, delta)}, nil
 }
 
 // Memory is a [Store] that forgets its value when the process ends. The zero value
-// holds 0. It is safe for concurrent use.
+// holds the zero [Value]. It is safe for concurrent use.
 type Memory struct {
 	mu  sync.Mutex
 	now Snapshot // Guarded by mu.
@@ -99,7 +89,7 @@ func (m *Memory) Load(context.Context) (Snapshot, error) {
 }
 
 // Apply adds delta. Its only error is [ErrRange].
-func (m *Memory) Apply(_ context.Context, delta int64) (Snapshot, error) {
+func (m *Memory) Apply(_ context.Context, delta Delta) (Snapshot, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	next, err := m.now.Add(delta)

@@ -546,7 +546,7 @@ func TestStreamsAndSweeps(t *testing.T) {
 	version := uint64(0)
 	if n := testing.AllocsPerRun(100, func() {
 		version++
-		h.published.push(Snapshot{Version: version, Value: int64(version)}, []int8{+1})
+		h.published.push(Snapshot{Version: version, Value: int64(version)}, []action{+1})
 		s.sweep()
 	}); n > 0 {
 		t.Errorf("%v allocations a sweep, want none", n)

@@ -101,32 +101,32 @@ func Open(dir string) (*Journal, error) { return open(osSystem{}, dir, &hub.Snap
 
 // Value returns the value in the journal in folder dir. It returns [ErrNone] if there is
 // none, and makes none. Its other errors are those of [Open].
-func Value(dir string) (int64, error) { return value(osSystem{}, dir) }
+func Value(dir string) (hub.Value, error) { return value(osSystem{}, dir) }
 
-func value(sys system, dir string) (int64, error) {
+func value(sys system, dir string) (v hub.Value, err error) {
 	j, err := open(sys, dir, nil)
 	if err != nil {
-		return 0, err
+		return v, err
 	}
 	return j.now.Value, j.Close()
 }
 
 // Change is what [Set] has done.
 type Change struct {
-	Was   int64  // the value before; 0 if there was none
-	Had   bool   // there was one
-	Aside string // where a journal that could not be read has been moved; "" if there was none
+	Was   hub.Value // the value before, if there was one
+	Had   bool      // there was one
+	Aside string    // where a journal that could not be read has been moved; "" if there was none
 }
 
 // Set makes the value in the journal in folder dir what it is told, which is in
-// ±[hub.MaxValue], or else it returns [hub.ErrRange]. It makes a journal if there is none or
+// its range, or else it returns [hub.ErrRange]. It makes a journal if there is none or
 // it is gone, and in place of one that is damaged, which it keeps under another name. It
 // returns [ErrInUse] if a process has the folder, and [ErrNewer] as [Open] does.
-func Set(dir string, value int64) (Change, error) { return set(osSystem{}, dir, value) }
+func Set(dir string, value hub.Value) (Change, error) { return set(osSystem{}, dir, value) }
 
-func set(sys system, dir string, value int64) (c Change, err error) {
-	if value > hub.MaxValue || value < -hub.MaxValue {
-		return c, hub.ErrRange
+func set(sys system, dir string, value hub.Value) (c Change, err error) {
+	if _, err := hub.ParseValue(string(hub.AppendValue(nil, value))); err != nil {
+		return c, err
 	}
 	lock, err := lockFolder(sys, dir)
 	if err != nil {
@@ -312,11 +312,11 @@ func (j *Journal) closeFile() error {
 func (j *Journal) Load(context.Context) (hub.Snapshot, error) { return j.now, nil }
 
 // Apply adds delta and returns once the result is on disk. It returns [hub.ErrRange],
-// and changes nothing, if the value would leave ±[hub.MaxValue]. It writes even if delta
+// and changes nothing, if the value would leave its range. It writes even if delta
 // is 0, which shows that it can. After another error the old value is put back at once; if
 // that fails too, it is put back before anything else is written, and a crash before then
 // may leave the value with delta.
-func (j *Journal) Apply(_ context.Context, delta int64) (hub.Snapshot, error) {
+func (j *Journal) Apply(_ context.Context, delta hub.Delta) (hub.Snapshot, error) {
 	next, err := j.now.Add(delta)
 	if err != nil {
 		return j.now, err

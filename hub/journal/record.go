@@ -30,7 +30,8 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // encode returns the line that holds s.
 func encode(s hub.Snapshot) []byte {
-	line := fmt.Appendf(nil, "%s%d: version %d, value %d, crc32c ", intro, format, s.Version, s.Value)
+	line := fmt.Appendf(nil, "%s%d: version %d, value ", intro, format, s.Version)
+	line = append(hub.AppendValue(line, s.Value), ", crc32c "...)
 	return fmt.Appendf(line, "%08x\n", crc32.Checksum(line, castagnoli))
 }
 
@@ -46,12 +47,15 @@ func decode(page []byte) (hub.Snapshot, error) {
 		return s, fmt.Errorf("%w, in format %d", ErrNewer, f)
 	}
 	// Scanning is lenient; what was meant is told by writing it again.
-	fmt.Sscanf(string(line), intro+"1: version %d, value %d", &s.Version, &s.Value)
-	if !bytes.HasPrefix(page, encode(s)) {
-		return s, errors.New("the checksum does not match")
+	fmt.Sscanf(string(line), intro+"1: version %d", &s.Version)
+	_, value, _ := strings.Cut(string(line), ", value ")
+	value, _, _ = strings.Cut(value, ", crc32c ")
+	var err error
+	if s.Value, err = hub.ParseValue(value); errors.Is(err, hub.ErrRange) {
+		return s, fmt.Errorf("value %s is out of range", value)
 	}
-	if s.Value > hub.MaxValue || s.Value < -hub.MaxValue {
-		return s, fmt.Errorf("value %d is out of range", s.Value)
+	if err != nil || !bytes.HasPrefix(page, encode(s)) {
+		return s, errors.New("the checksum does not match")
 	}
 	return s, nil
 }

@@ -103,6 +103,14 @@ end
 return {'ok', epoch, version, value, users, usersseq, untold}
 `)
 
+// deltaArgument returns a delta as applyScript takes it, or [hub.ErrRange] for one that Lua's
+// doubles would round.
+func deltaArgument(delta hub.Delta) (string, error) {
+	s := string(hub.AppendValue(nil, delta))
+	_, err := hub.ParseValue(s)
+	return s, err
+}
+
 // beatScript tells that a hub lives: 7 how many clients it has, or -1 if it stops, 8
 // whether there is something to publish (1), 9 after how many ms of silence a hub counts as gone,
 // 10 after how many its last batch is forgotten. It costs the same for any number of
@@ -157,7 +165,7 @@ type reply struct {
 	status   string // ok, range (nothing done), epoch (nothing done, this is the present one), old (never)
 	epoch    string
 	version  uint64
-	value    int64
+	value    hub.Value
 	users    int    // clients of all hubs
 	usersSeq uint64 // how often users has changed in this epoch
 	untold   bool   // the others have not been told of all this yet
@@ -174,18 +182,38 @@ func parseReply(res valkey.ValkeyResult) (reply, error) {
 		return reply{}, fmt.Errorf("a script has returned %d values", len(list))
 	}
 	var r reply
-	var errs [3]error
+	var errs [4]error
 	r.status, errs[0] = list[0].ToString()
 	r.epoch, errs[1] = list[1].ToString()
+	r.value, errs[2] = parseValue(list[3])
 	var n [6]int64
 	for i := range min(len(list)-2, len(n)) {
+		if i == 1 {
+			continue // the value
+		}
 		if n[i], err = list[2+i].AsInt64(); err != nil {
-			errs[2] = err
+			errs[3] = err
 		}
 	}
-	r.version, r.value, r.users, r.usersSeq = uint64(n[0]), n[1], int(n[2]), uint64(n[3])
+	r.version, r.users, r.usersSeq = uint64(n[0]), int(n[2]), uint64(n[3])
 	r.untold, r.hubs = n[4] == 1, int(n[5])
 	return r, errors.Join(errs[:]...)
+}
+
+// parseValue returns the value that a script has returned, as a number or as text.
+func parseValue(m valkey.ValkeyMessage) (v hub.Value, err error) {
+	var s string
+	if m.IsInt64() {
+		var n int64
+		n, err = m.AsInt64()
+		s = strconv.FormatInt(n, 10)
+	} else {
+		s, err = m.ToString()
+	}
+	if err != nil {
+		return v, err
+	}
+	return hub.ParseValue(s)
 }
 
 // parseMessage reports whether s is a message.
@@ -197,9 +225,8 @@ func parseMessage(s string) (reply, bool) {
 	var errs [4]error
 	r := reply{status: "ok", epoch: f[0], from: f[5]}
 	r.version, errs[0] = strconv.ParseUint(f[1], 10, 64)
-	r.value, errs[1] = strconv.ParseInt(f[2], 10, 64)
+	r.value, errs[1] = hub.ParseValue(f[2])
 	r.users, errs[2] = strconv.Atoi(f[3])
 	r.usersSeq, errs[3] = strconv.ParseUint(f[4], 10, 64)
-	ok := errors.Join(errs[:]...) == nil && r.value <= hub.MaxValue && r.value >= -hub.MaxValue
-	return r, ok
+	return r, errors.Join(errs[:]...) == nil
 }

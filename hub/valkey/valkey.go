@@ -227,11 +227,12 @@ func (s *Store) Pace() time.Duration {
 // once. If the connection breaks, or the server does not answer, delta may have counted: then
 // Apply sends the same batch again until it has an answer. It returns without one, and logs
 // that, only when ctx ends or after 12 hours.
-func (s *Store) Apply(ctx context.Context, delta int64) (hub.Snapshot, error) {
+func (s *Store) Apply(ctx context.Context, delta hub.Delta) (hub.Snapshot, error) {
 	s.applying.Lock()
 	defer s.applying.Unlock()
-	if delta > hub.MaxValue || delta < -hub.MaxValue {
-		return s.snapshot(), hub.ErrRange // Lua's doubles would round it
+	argument, err := deltaArgument(delta)
+	if err != nil {
+		return s.snapshot(), err
 	}
 	s.seq++
 	var unknown error   // why the outcome is unknown, since
@@ -241,7 +242,7 @@ func (s *Store) Apply(ctx context.Context, delta int64) (hub.Snapshot, error) {
 		client, err := s.connection(ctx, unknown != nil)
 		var r reply
 		if err == nil {
-			r, err = s.call(ctx, client, applyScript, s.keys, strconv.FormatUint(s.seq, 10), strconv.FormatInt(delta, 10))
+			r, err = s.call(ctx, client, applyScript, s.keys, strconv.FormatUint(s.seq, 10), argument)
 		}
 		switch {
 		case err == nil && r.status == "ok":
