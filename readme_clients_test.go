@@ -25,31 +25,31 @@ var readmeClients = []struct {
 		for _, options := range [][]string{nil, {"--experimental-websocket"}} { // without from Node 22 on
 			probe := exec.CommandContext(t.Context(), "node", append(options, "-e", "new WebSocket('ws://127.0.0.1:1/').onerror = () => {}")...)
 			if probe.Run() == nil {
-				return exec.CommandContext(t.Context(), "node", append(options, write(t, dir, "client.js", code))...)
+				return exec.CommandContext(t.Context(), "node", append(options, writeIn(t, dir, "client.js", code))...)
 			}
 		}
 		t.Skip("this Node has no WebSocket; those from 20.10 on do")
 		return nil
 	}},
 	{"python", true, func(t *testing.T, dir, code string) *exec.Cmd {
-		return exec.CommandContext(t.Context(), pythonWebsockets(t), write(t, dir, "client.py", code))
+		return exec.CommandContext(t.Context(), pythonWebsockets(t), writeIn(t, dir, "client.py", code))
 	}},
 	{"go", true, func(t *testing.T, dir, code string) *exec.Cmd {
 		if _, err := exec.LookPath("go"); err != nil {
 			t.Skip("the go command is not in PATH")
 		}
-		write(t, dir, "main.go", code)
+		writeIn(t, dir, "main.go", code)
 		mod, err := os.ReadFile("go.mod")
 		if err != nil {
 			t.Fatal(err)
 		}
 		library := regexp.MustCompile(`github\.com/coder/websocket v\S+`).Find(mod)
-		write(t, dir, "go.mod", "module client\n\ngo 1.26.0\n\nrequire "+string(library)+"\n")
+		writeIn(t, dir, "go.mod", "module client\n\ngo 1.26.0\n\nrequire "+string(library)+"\n")
 		sum, err := os.ReadFile("go.sum")
 		if err != nil {
 			t.Fatal(err)
 		}
-		write(t, dir, "go.sum", string(sum))
+		writeIn(t, dir, "go.sum", string(sum))
 		cmd := exec.CommandContext(t.Context(), "go", "run", ".")
 		cmd.Env = append(os.Environ(), "GOPROXY=off", "GOWORK=off", "GOFLAGS=") // this module has it already
 		return cmd
@@ -58,12 +58,12 @@ var readmeClients = []struct {
 		if _, err := exec.LookPath("curl"); err != nil {
 			t.Skip("curl is not installed (Debian: curl)")
 		}
-		return exec.CommandContext(t.Context(), "sh", write(t, dir, "client.sh", code))
+		return exec.CommandContext(t.Context(), "sh", writeIn(t, dir, "client.sh", code))
 	}},
 }
 
-// write writes a file and returns its path.
-func write(t *testing.T, dir, name, text string) string {
+// writeIn writes a file in dir and returns its path.
+func writeIn(t *testing.T, dir, name, text string) string {
 	t.Helper()
 	path := filepath.Join(dir, name)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {

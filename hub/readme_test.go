@@ -100,3 +100,42 @@ func TestReadmeCloses(t *testing.T) {
 		t.Errorf("README has %s, which nothing is closed for", reason)
 	}
 }
+
+// The walk-through of README names files and declarations that are there, in our message.go and in the poll's.
+func TestReadmeReplacingTheCounter(t *testing.T) {
+	data, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(data), "### Replacing the counter\n")
+	section, _, _ = strings.Cut(section, "\n#")
+	files := regexp.MustCompile("`((?:hub|static)/[a-z/]+\\.[a-z]+|[a-z]+\\.go)`").FindAllStringSubmatch(section, -1)
+	if len(files) < 8 {
+		t.Errorf("README names only the files %v", files)
+	}
+	for _, m := range files {
+		if _, err := os.Stat("../" + m[1]); err != nil {
+			t.Errorf("README names a file that is not there: %v", err)
+		}
+	}
+	var names []string
+	for _, row := range regexp.MustCompile("(?m)^\\| ((?:`[A-Za-z]+`(?:, )?)+) \\|").FindAllStringSubmatch(section, -1) {
+		for _, m := range regexp.MustCompile("`([A-Za-z]+)`").FindAllStringSubmatch(row[1], -1) {
+			names = append(names, m[1])
+		}
+	}
+	if len(names) < 10 {
+		t.Errorf("README's table has only %q", names)
+	}
+	for _, file := range []string{"message.go", "testdata/poll/message.go"} {
+		source, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			if !regexp.MustCompile(`(?m)^(?:func|type) ` + name + `\b`).Match(source) {
+				t.Errorf("README names %s, which %s does not declare", name, file)
+			}
+		}
+	}
+}

@@ -1,0 +1,73 @@
+package hub
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// README says that one file of the hub has to be replaced to make something else of the counter. This
+// does it, with a poll: the hub is built and tested with testdata/poll in the place of message.go, and
+// so are the stores and the program, in which one line has to change.
+func TestReplacingTheCounter(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the program")
+	}
+	if _, err := exec.LookPath("go"); err != nil {
+		t.Skip("the go command is not in PATH")
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	poll := filepath.Join(dir, "testdata", "poll")
+	replace := map[string]string{
+		filepath.Join(dir, "message.go"):   filepath.Join(poll, "message.go"),
+		filepath.Join(dir, "poll_test.go"): filepath.Join(poll, "poll_test.go"), // in the place of this file
+	}
+	// Our other tests count.
+	tests, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range tests {
+		if name := filepath.Base(file); name != "fake_test.go" && name != "poll_test.go" {
+			replace[file] = "" // not there
+		}
+	}
+	metrics := filepath.Join(filepath.Dir(dir), "metrics.go")
+	text, err := os.ReadFile(metrics)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const line = "\ttell(metricValue, float64(st.Value))\n"
+	if strings.Count(string(text), strings.TrimSpace(line)) != 1 {
+		t.Fatalf("metrics.go does not have the line %q, of which README tells", line)
+	}
+	replace[metrics] = filepath.Join(t.TempDir(), "metrics.go")
+	changed := strings.Replace(string(text), line, "\tfor _, n := range st.Value {\n\t\ttell(metricValue, float64(n))\n\t}\n", 1)
+	if err := os.WriteFile(replace[metrics], []byte(changed), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	overlay, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "overlay.json")
+	if err := os.WriteFile(file, overlay, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{
+		{"test", "-overlay", file, "-count=1", "-v", "-run", "^(TestPoll|TestVotesAsText)$", "."},
+		{"build", "-overlay", file, "-o", os.DevNull, ".."}, // the stores, too
+	} {
+		out, err := exec.CommandContext(t.Context(), "go", args...).CombinedOutput()
+		if err != nil || args[0] == "test" && strings.Count(string(out), "--- PASS") != 2 {
+			t.Errorf("go %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+}
