@@ -77,10 +77,13 @@ func (h *Hub) ServeStream(w http.ResponseWriter, r *http.Request) {
 
 // checkFetch reports whether r may come from a page as far as its browser tells without an
 // Origin: an <img> or <script> of a foreign page sends none. If not it answers 403.
-// https://www.w3.org/TR/fetch-metadata/#sec-fetch-site-header
+// https://www.w3.org/TR/fetch-metadata/
 func (h *Hub) checkFetch(w http.ResponseWriter, r *http.Request) bool {
-	if r.Header.Get("Origin") != "" {
+	switch {
+	case r.Header.Get("Origin") != "":
 		return true // was allowed, and an EventSource of another site sends it
+	case r.Header.Get("Sec-Fetch-Dest") == "document":
+		return true // a person who follows a link, and sees what comes
 	}
 	switch site := r.Header.Get("Sec-Fetch-Site"); site {
 	case "", "same-origin", "none": // no browser, our own page, a person

@@ -459,6 +459,8 @@ func TestStreamRequests(t *testing.T) {
 			{"no browser", "GET", nil, 200, "", ""},
 			{"our own page", "GET", []string{"Sec-Fetch-Site: same-origin"}, 200, "", ""},
 			{"a person", "GET", []string{"Sec-Fetch-Site: none"}, 200, "", ""},
+			{"a link", "GET", []string{"Sec-Fetch-Site: cross-site", "Sec-Fetch-Dest: document"}, 200, "", ""},
+			{"a foreign page's frame", "GET", []string{"Sec-Fetch-Site: cross-site", "Sec-Fetch-Dest: iframe"}, 403, "", ReasonOrigin},
 			{"a page that may", "GET", []string{"Origin: https://friend.example", "Sec-Fetch-Site: cross-site"}, 200, "https://friend.example", ""},
 			{"only the head", "HEAD", nil, 200, "", ""},
 			{"a foreign page", "GET", []string{"Origin: https://evil.example", "Sec-Fetch-Site: cross-site"}, 403, "", ReasonOrigin},
