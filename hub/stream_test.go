@@ -278,8 +278,8 @@ func TestStreamKeptAlive(t *testing.T) {
 		if err, _ := s.ended(); err != nil {
 			t.Errorf("the stream ended: %v", err)
 		}
-		if st := h.Stats(); st.Clients != 1 || st.Silent != 0 {
-			t.Errorf("Stats = %+v, want 1 client and none silent", st)
+		if st, n := h.Stats(), h.events.Tallies().Closes[ReasonSilent]; st.Clients != 1 || n != 0 {
+			t.Errorf("%d clients, %d closed as silent, want 1 and none", st.Clients, n)
 		}
 	})
 }
