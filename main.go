@@ -33,8 +33,12 @@ import (
 var version string
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	signaled, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ctx, cancel := context.WithCancelCause(context.Background())
+	context.AfterFunc(signaled, func() {
+		stop() // a second signal ends the process at once, from before anybody can see that it is stopping
+		cancel(context.Cause(signaled))
+	})
 	// A write over the limit of a file's size (ulimit -f, systemd's LimitFSIZE) is to fail like any
 	// other, and not to end the process.
 	signal.Ignore(syscall.SIGXFSZ)
