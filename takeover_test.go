@@ -280,6 +280,11 @@ func TestSecondSignal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer silent.Close()
+	for deadline := time.Now().Add(time.Minute); s.metric("plusminus_arrivals") != "1"; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the connection is not accepted")
+		}
+	}
 	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
