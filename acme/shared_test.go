@@ -1,6 +1,7 @@
 package acme
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,9 +23,24 @@ func shareThrough(t *testing.T, srv *redistest.Server, cfg *Config) {
 	cfg.lookInterval = 100 * time.Millisecond
 }
 
+// startShared starts a server and a CA, and returns a configuration of a replica for the two listeners.
+func startShared(t *testing.T) (srv *redistest.Server, ca *pebbletest.CA, cfg Config, tlsLn, plainLn net.Listener) {
+	t.Helper()
+	srv, tlsLn, plainLn = redistest.Start(t), listen(t), listen(t)
+	ca, cfg = startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+	shareThrough(t, srv, &cfg)
+	return srv, ca, cfg, tlsLn, plainLn
+}
+
 // sharedKey is the server's key for what the CA's state has under name.
 func sharedKey(ca *pebbletest.CA, name string) string {
 	return "{plusminus}:file:acme/" + directoryName(ca.DirectoryURL) + "/" + name
+}
+
+// waitStored waits until the server has something under name.
+func waitStored(t *testing.T, srv *redistest.Server, ca *pebbletest.CA, name string) {
+	t.Helper()
+	waitFor(t, name+" in the store", func() bool { return srv.Do("EXISTS", sharedKey(ca, name)) == "1" })
 }
 
 // What TestReplicas shows is so for replicas with nothing in common but a server, too; and that server
@@ -54,10 +70,7 @@ func TestReplicasShared(t *testing.T) {
 // well by itself once the store is back, and a store that has lost everything is given it back.
 func TestSharedAway(t *testing.T) {
 	t.Parallel()
-	srv := redistest.Start(t)
-	tlsLn, plainLn := listen(t), listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
-	shareThrough(t, srv, &cfg)
+	srv, ca, cfg, tlsLn, plainLn := startShared(t)
 
 	srv.Kill()
 	first := serve(t, cfg, tlsLn, plainLn)
@@ -77,7 +90,7 @@ func TestSharedAway(t *testing.T) {
 		t.Fatalf("%d orders, want 1", got)
 	}
 	serial := first.status(t, domain).Serial
-	waitFor(t, "certificate in the store", func() bool { return srv.Do("EXISTS", sharedKey(ca, domain)) == "1" })
+	waitStored(t, srv, ca, domain)
 
 	// It goes on without the store, and starts without it.
 	srv.Kill()
@@ -94,13 +107,13 @@ func TestSharedAway(t *testing.T) {
 	srv.Restart()
 	srv.Do("FLUSHALL")
 	for _, name := range []string{domain, accountKeyName, accountKeyBackup} {
-		waitFor(t, name+" in the store again", func() bool { return srv.Do("EXISTS", sharedKey(ca, name)) == "1" })
+		waitStored(t, srv, ca, name)
 	}
 	// And once more under one that runs: its plan has to be there again, too.
-	waitFor(t, "renewal information", func() bool { return srv.Do("EXISTS", sharedKey(ca, domain+planSuffix)) == "1" })
+	waitStored(t, srv, ca, domain+planSuffix)
 	srv.Do("FLUSHALL")
 	for _, name := range []string{domain, domain + planSuffix, accountKeyName} {
-		waitFor(t, name+" in the store once more", func() bool { return srv.Do("EXISTS", sharedKey(ca, name)) == "1" })
+		waitStored(t, srv, ca, name)
 	}
 	// A new replica finds all there is.
 	other := cfg
@@ -133,7 +146,7 @@ func TestSharedAfterFolder(t *testing.T) {
 	cfg.Dir = dir
 	first := serveLater(t, cfg)
 	first.run()
-	waitFor(t, "certificate in the store", func() bool { return srv.Do("EXISTS", sharedKey(ca, domain)) == "1" })
+	waitStored(t, srv, ca, domain)
 	other := cfg
 	shareThrough(t, srv, &other)
 	second := serveLater(t, other)
@@ -155,13 +168,10 @@ func TestSharedAfterFolder(t *testing.T) {
 // A replica with another key leaves alone what it cannot read, orders nothing, and says what is wrong.
 func TestSharedOtherKey(t *testing.T) {
 	t.Parallel()
-	srv := redistest.Start(t)
-	tlsLn, plainLn := listen(t), listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
-	shareThrough(t, srv, &cfg)
+	srv, ca, cfg, tlsLn, plainLn := startShared(t)
 	right := serve(t, cfg, tlsLn, plainLn)
 	right.waitReady(t)
-	waitFor(t, "certificate in the store", func() bool { return srv.Do("EXISTS", sharedKey(ca, domain)) == "1" })
+	waitStored(t, srv, ca, domain)
 	right.stop()
 	state := func() string {
 		return srv.Do("EVAL", "local a = redis.call('KEYS', '*:file:*'); table.sort(a); for i, k in ipairs(a) do a[i] = k .. redis.call('HGET', k, 'version') end; return table.concat(a, ' ')", "0")
@@ -204,13 +214,10 @@ func TestSharedOtherKey(t *testing.T) {
 // What is damaged in the store is set aside and stored again by who has it, without an order.
 func TestSharedDamaged(t *testing.T) {
 	t.Parallel()
-	srv := redistest.Start(t)
-	tlsLn, plainLn := listen(t), listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
-	shareThrough(t, srv, &cfg)
+	srv, ca, cfg, tlsLn, plainLn := startShared(t)
 	s := serve(t, cfg, tlsLn, plainLn)
 	s.waitReady(t)
-	waitFor(t, "certificate in the store", func() bool { return srv.Do("EXISTS", sharedKey(ca, domain)) == "1" })
+	waitStored(t, srv, ca, domain)
 	waitFor(t, "end of the attempt", func() bool { return s.status(t, domain).NextAction == "renew" })
 	good := srv.Do("HGET", sharedKey(ca, domain), "data")
 	srv.Do("HSET", sharedKey(ca, domain), "version", "another", "data", good[:len(good)-1]+"x")
@@ -229,16 +236,13 @@ func TestSharedDamaged(t *testing.T) {
 // A data folder that cannot be written costs the copy, and not the certificate.
 func TestSharedWithoutCopies(t *testing.T) {
 	t.Parallel()
-	srv := redistest.Start(t)
-	tlsLn, plainLn := listen(t), listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
-	shareThrough(t, srv, &cfg)
+	srv, ca, cfg, tlsLn, plainLn := startShared(t)
 	if err := os.WriteFile(filepath.Join(cfg.Dir, "acme"), nil, 0o600); err != nil { // where the folder would be
 		t.Fatal(err)
 	}
 	s := serve(t, cfg, tlsLn, plainLn)
 	s.waitReady(t)
-	waitFor(t, "certificate in the store", func() bool { return srv.Do("EXISTS", sharedKey(ca, domain)) == "1" })
+	waitStored(t, srv, ca, domain)
 	if len(s.log.logged("no cop")) == 0 {
 		t.Error("nothing says that there are no copies")
 	}
@@ -260,7 +264,7 @@ func TestCheckShared(t *testing.T) {
 
 	s := serve(t, w.cfg.Config, tlsLn, plainLn)
 	s.waitReady(t)
-	waitFor(t, "certificate in the store", func() bool { return srv.Do("EXISTS", sharedKey(w.ca, checked)) == "1" })
+	waitStored(t, srv, w.ca, checked)
 	for _, ln := range append(w.cfg.HTTP.Listeners, w.cfg.TLS.Listeners...) {
 		ln.Close()
 	}
