@@ -408,6 +408,7 @@ func TestFailover(t *testing.T) {
 	p := redistest.StartProxy(t, primary.Addr) // the name that moves
 	a, b := newMember(t, on(p.Addr)), newMember(t, on(p.Addr))
 	c := newCrowd(t, a, b)
+	await(t, "actions count", 10*time.Second, func() bool { return primary.Do("HEXISTS", "{plusminus}:counter", "value") == "1" })
 	time.Sleep(200 * time.Millisecond)
 	// As a planned failover goes: writes stop, the second has all, and takes over.
 	primary.Do("CLIENT", "PAUSE", "1000", "WRITE")
