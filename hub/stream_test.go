@@ -133,12 +133,12 @@ func (p *streamPeer) wantRetry(least, most time.Duration) {
 	}
 }
 
-// ended returns why and when the stream ended; nil if it has not.
-func (p *streamPeer) ended() (error, time.Time) {
+// ended returns when the stream ended, and why; nil if it has not.
+func (p *streamPeer) ended() (when time.Time, err error) {
 	synctest.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.err, p.end
+	return p.end, p.err
 }
 
 // A stream tells the same as a WebSocket does, and is a client like any other.
@@ -275,7 +275,7 @@ func TestStreamKeptAlive(t *testing.T) {
 		if got := s.take(); len(got) < int(long/time.Second)/(pingEvery+pingJitter+1) || len(got) > int(long/time.Second)/pingEvery {
 			t.Errorf("%d comments in %v, want one each %d to %d seconds", len(got), long, pingEvery, pingEvery+pingJitter)
 		}
-		if err, _ := s.ended(); err != nil {
+		if _, err := s.ended(); err != nil {
 			t.Errorf("the stream ended: %v", err)
 		}
 		if st, n := h.Stats(), h.events.Tallies().Closes[ReasonSilent]; st.Clients != 1 || n != 0 {
@@ -341,7 +341,7 @@ func TestStreamDrains(t *testing.T) {
 		time.Sleep(spread / 2)
 		open := 0
 		for _, s := range streams {
-			if err, _ := s.ended(); err == nil {
+			if _, err := s.ended(); err == nil {
 				open++
 			} else if !errors.Is(err, io.EOF) {
 				t.Fatalf("a stream ended with %v, want its end", err)
@@ -359,7 +359,7 @@ func TestStreamDrains(t *testing.T) {
 		at := map[time.Time]bool{}
 		hints := map[time.Duration]bool{}
 		for _, s := range streams {
-			err, when := s.ended()
+			when, err := s.ended()
 			if !errors.Is(err, io.EOF) {
 				t.Errorf("a stream ended with %v, want its end", err)
 			}
@@ -395,7 +395,7 @@ func TestStreamDrainsBlocked(t *testing.T) {
 			if reads {
 				go s.read(in)
 				time.Sleep(2 * flushEvery)
-				if err, _ := s.ended(); !errors.Is(err, io.EOF) {
+				if _, err := s.ended(); !errors.Is(err, io.EOF) {
 					t.Errorf("the stream ended with %v, want its end", err)
 				}
 				s.wantRetry(restartLeast, restartMost)
@@ -423,7 +423,7 @@ func TestStreamBehindTheRequest(t *testing.T) {
 			}
 		}
 		synctest.Wait()
-		if err, _ := s.ended(); err != nil || h.Stats().Clients != 1 {
+		if _, err := s.ended(); err != nil || h.Stats().Clients != 1 {
 			t.Fatalf("the stream ended with %v", err)
 		}
 		h.join()
@@ -432,7 +432,7 @@ func TestStreamBehindTheRequest(t *testing.T) {
 		if _, err := io.WriteString(s.conn, "x"); err != nil {
 			t.Fatal(err)
 		}
-		if err, _ := s.ended(); err == nil {
+		if _, err := s.ended(); err == nil {
 			t.Error("the stream goes on")
 		}
 		if n := h.events.Tallies().Closes[ReasonFlood]; n != 1 {
