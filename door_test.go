@@ -73,11 +73,11 @@ func TestAddressRates(t *testing.T) {
 	}
 }
 
-// Each reason and outcome is in /metrics from the start, and README explains it.
+// Each reason and outcome is in /metrics from the start, and docs/limits.md explains it.
 func TestReasonsAreTold(t *testing.T) {
 	s := start(t, "-connection-rate", "0")
 	_, metrics := s.get("http://"+s.addrs.Admin+"/metrics", "")
-	readme, err := os.ReadFile("README.md")
+	page, err := os.ReadFile("docs/limits.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,8 +87,8 @@ func TestReasonsAreTold(t *testing.T) {
 		fmt.Sprintf("Of the file descriptors %d (", mostReserve),
 		fmt.Sprintf("told %.0f %% of the memory limit", memoryRatio*100),
 	} {
-		if !strings.Contains(strings.Join(strings.Fields(string(readme)), " "), want) {
-			t.Errorf("README does not say %q", want)
+		if !strings.Contains(strings.Join(strings.Fields(string(page)), " "), want) {
+			t.Errorf("docs/limits.md does not say %q", want)
 		}
 	}
 	tallies := hub.NewEvents(nil, nil).Tallies()
@@ -97,8 +97,8 @@ func TestReasonsAreTold(t *testing.T) {
 		if !strings.Contains(metrics, fmt.Sprintf("%s=%q} ", label, value)) || !strings.Contains(metrics, "\nplusminus_"+name+"{") {
 			t.Errorf("/metrics has no %s with %s=%q", name, label, value)
 		}
-		if !bytes.Contains(readme, []byte("`"+value+"`")) {
-			t.Errorf("README does not explain `%s` of %s", value, name)
+		if !bytes.Contains(page, []byte("`"+value+"`")) {
+			t.Errorf("docs/limits.md does not explain `%s` of %s", value, name)
 		}
 	}
 	for reason := range tallies.Refusals {

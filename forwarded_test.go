@@ -86,24 +86,24 @@ func TestDefaultCap(t *testing.T) {
 	}
 }
 
-// proxyTestDomain is README's.
+// proxyTestDomain is the domain in docs/run.md.
 const proxyTestDomain = "counter.example.com"
 
-// readmeExample returns the indented block of README that matches pattern.
+// readmeExample returns the indented block of docs/run.md that matches pattern.
 func readmeExample(t *testing.T, pattern string) string {
 	t.Helper()
-	readme, err := os.ReadFile("README.md")
+	page, err := os.ReadFile("docs/run.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	example := regexp.MustCompile(`(?m)(^    ` + pattern + `\n(    .*\n)+)`).Find(readme)
+	example := regexp.MustCompile(`(?m)(^    ` + pattern + `\n(    .*\n)+)`).Find(page)
 	if example == nil {
-		t.Fatalf("README has no example of %q", pattern)
+		t.Fatalf("docs/run.md has no example of %q", pattern)
 	}
 	return string(example)
 }
 
-// Each proxy runs README's example, with this test's addresses and a certificate. The files are in dir.
+// Each proxy runs the example of docs/run.md, with this test's addresses and a certificate. The files are in dir.
 var proxies = []struct {
 	name, debian string
 	config       func(t *testing.T, dir, listen, upstream string) string
@@ -141,7 +141,7 @@ http {
 	}},
 }
 
-// Behind real proxies, as README sets them up: the page and the hub work, the cap counts the clients' addresses
+// Behind real proxies, as docs/run.md sets them up: the page and the hub work, the cap counts the clients' addresses
 // whatever they say of themselves, and they are told of a restart.
 func TestBehindProxy(t *testing.T) {
 	for _, proxy := range proxies {

@@ -30,7 +30,7 @@ func newHistogram(name, help string) histogram {
 	return histogram{prometheus.NewDesc("plusminus_"+name, help, nil, nil)}
 }
 
-// All of them, which README's tables explain. Times are seconds since 1970, as everywhere in
+// All of them, which the tables of docs/metrics.md explain. Times are seconds since 1970, as everywhere in
 // Prometheus; a metric is left out while there is no such time.
 var (
 	metricInfo  = newMetric(prometheus.GaugeValue, "build_info", "Always 1.", "version")

@@ -6,6 +6,7 @@ import (
 	"go/parser"
 	"go/token"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -55,31 +56,41 @@ func declaredMetrics(t *testing.T) map[string][]string {
 	return metrics
 }
 
-// TestReadmeMetrics compares the tables of README with what there is.
+// TestReadmeMetrics compares the tables of docs/metrics.md with the declared metrics.
 func TestReadmeMetrics(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
+	page, err := os.ReadFile("docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	declared := declaredMetrics(t)
 	explained := make(map[string]bool)
 	name := regexp.MustCompile("`(plusminus_[a-z0-9_]+)`")
-	for _, row := range regexp.MustCompile("(?m)^\\| (`plusminus_[^|]*) \\|").FindAllStringSubmatch(string(readme), -1) {
+	for _, row := range regexp.MustCompile("(?m)^\\| (`plusminus_[^|]*) \\|").FindAllStringSubmatch(string(page), -1) {
 		for _, m := range name.FindAllStringSubmatch(row[1], -1) {
 			if explained[m[1]] {
-				t.Errorf("README explains %s twice", m[1])
+				t.Errorf("docs/metrics.md explains %s twice", m[1])
 			}
 			explained[m[1]] = true
 		}
 	}
 	for m := range declared {
 		if !explained[m] {
-			t.Errorf("README has no row for %s", m)
+			t.Errorf("docs/metrics.md has no row for %s", m)
 		}
 	}
-	for _, m := range regexp.MustCompile(`plusminus_[a-z0-9_]+`).FindAllString(string(readme), -1) {
-		if _, ok := declared[m]; !ok {
-			t.Errorf("README names %s, and there is no such metric", m)
+	pages, err := filepath.Glob("docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range append(pages, "README.md") {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`plusminus_[a-z0-9_]+`).FindAllString(string(text), -1) {
+			if _, ok := declared[m]; !ok {
+				t.Errorf("%s names %s, and there is no such metric", file, m)
+			}
 		}
 	}
 }

@@ -189,25 +189,6 @@ func TestDiagram(t *testing.T) {
 	}
 }
 
-// TestPictures wants each picture of README to be there.
-func TestPictures(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := 0
-	for _, m := range regexp.MustCompile(`(?:src|srcset)="([^"]*)"|!\[[^\]]*\]\(([^)]*)\)`).FindAllSubmatch(readme, -1) {
-		name := string(m[1]) + string(m[2])
-		if _, err := os.Stat(filepath.FromSlash(name)); err != nil {
-			t.Errorf("README shows %s: %v", name, err)
-		}
-		n++
-	}
-	if n < 4 {
-		t.Errorf("README shows %d pictures, and has at least 4", n)
-	}
-}
-
 func write(t *testing.T, name string, data []byte) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {

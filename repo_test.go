@@ -14,14 +14,14 @@ import (
 	"testing"
 )
 
-// TestFlagTable compares the flags of README with those of the program.
+// TestFlagTable compares the flags of docs/flags.md with those of the program.
 func TestFlagTable(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
+	page, err := os.ReadFile("docs/flags.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	documented := map[string]string{} // flag -> default
-	for _, row := range regexp.MustCompile("(?m)^\\| (`-[^|]*) \\| *([^|]*?) *\\|").FindAllStringSubmatch(string(readme), -1) {
+	for _, row := range regexp.MustCompile("(?m)^\\| (`-[^|]*) \\| *([^|]*?) *\\|").FindAllStringSubmatch(string(page), -1) {
 		names := regexp.MustCompile("`-([a-z-]+)`").FindAllStringSubmatch(row[1], -1)
 		values := strings.Split(row[2], ", ")
 		for i, name := range names {
@@ -36,16 +36,87 @@ func TestFlagTable(t *testing.T) {
 		value, ok := documented[f.Name]
 		delete(documented, f.Name)
 		if !ok {
-			t.Errorf("README has no row for -%s", f.Name)
+			t.Errorf("docs/flags.md has no row for -%s", f.Name)
 			return
 		}
 		// Defaults of false and 0 are said in words, and some depend on other flags.
 		if d := f.DefValue; d != "" && d != "false" && d != "0" && !strings.Contains(value, d) {
-			t.Errorf("README says that the default of -%s is %q, and it is %q", f.Name, value, d)
+			t.Errorf("docs/flags.md says that the default of -%s is %q, and it is %q", f.Name, value, d)
 		}
 	})
 	for name := range documented {
-		t.Errorf("README has a row for -%s, and there is no such flag", name)
+		t.Errorf("docs/flags.md has a row for -%s, and there is no such flag", name)
+	}
+}
+
+// TestPages checks that each relative link and picture of README, docs and the other pages leads to
+// a file that exists, and each #anchor to a heading, that README links to each page of docs, and that
+// README stays short.
+func TestPages(t *testing.T) {
+	const readmeLines = 230 // five screens
+	var pages []string
+	for _, pattern := range []string{"*.md", "docs/*.md", "bench/*.md", "deploy/*.md"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages = append(pages, files...)
+	}
+	var (
+		text     = make(map[string]string)          // without code blocks
+		anchors  = make(map[string]map[string]bool) // of the headings, as GitHub makes them
+		linked   = make(map[string]bool)            // from README
+		pictures int
+		code     = regexp.MustCompile("(?ms)^```.*?^```$|^ {4}.*?$")
+		heading  = regexp.MustCompile(`(?m)^#+ (.*)$`)
+		link     = regexp.MustCompile(`(!?)\[[^\]]*\]\(([^)\s]*)\)|(?:src|srcset)="([^"]*)"`)
+		dropped  = regexp.MustCompile(`[^\pL\pN _-]`)
+	)
+	for _, file := range pages {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if lines := strings.Count(string(data), "\n"); file == "README.md" && lines > readmeLines {
+			t.Errorf("README has %d lines, want at most %d", lines, readmeLines)
+		}
+		text[file] = code.ReplaceAllString(string(data), "")
+		anchors[file] = make(map[string]bool)
+		for _, m := range heading.FindAllStringSubmatch(text[file], -1) {
+			anchor := strings.ReplaceAll(dropped.ReplaceAllString(strings.ToLower(m[1]), ""), " ", "-")
+			if anchors[file][anchor] {
+				t.Errorf("%s has two headings %q", file, m[1])
+			}
+			anchors[file][anchor] = true
+		}
+	}
+	for _, file := range pages {
+		for _, m := range link.FindAllStringSubmatch(text[file], -1) {
+			target := m[2] + m[3]
+			if m[1] != "" || m[3] != "" {
+				pictures++
+			}
+			if strings.Contains(target, "://") {
+				continue
+			}
+			name, anchor, hasAnchor := strings.Cut(target, "#")
+			if name = path.Join(path.Dir(file), name); strings.HasPrefix(target, "#") {
+				name = file
+			}
+			if _, err := os.Stat(filepath.FromSlash(name)); err != nil {
+				t.Errorf("%s links to %s: %v", file, target, err)
+			}
+			if hasAnchor && !anchors[name][anchor] {
+				t.Errorf("%s links to %s, and there is no such heading", file, target)
+			}
+			linked[name] = linked[name] || file == "README.md"
+		}
+		if strings.HasPrefix(file, "docs/") && !linked[file] {
+			t.Errorf("README does not link to %s", file)
+		}
+	}
+	if pictures < 4 {
+		t.Errorf("the pages have %d pictures, want at least 4", pictures)
 	}
 }
 

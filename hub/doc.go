@@ -70,5 +70,5 @@
 // # Replacing the counter
 //
 // message.go holds the protocol: what clients share, what they may do to it, and the messages. The
-// rest moves values, deltas and actions and does not look into them. README walks through a change of it.
+// rest moves values, deltas and actions and does not look into them. docs/extend.md walks through a change of it.
 package hub

@@ -10,8 +10,7 @@ import (
 )
 
 // What clients share, what they may do to it, and what is said about it: all that the hub knows of
-// the counter is in this file. README says under "Replacing the counter" what else there is
-// to do.
+// the counter is in this file. docs/extend.md says what else there is to do.
 
 // Value is what clients share. It is comparable, and all of it is in each state message.
 type Value = int64

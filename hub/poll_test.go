@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// README says that one file of the hub has to be replaced to make something else of the counter. This
+// docs/extend.md says that one file of the hub has to be replaced to make something else of the counter. This
 // does it, with a poll: the hub is built and tested with testdata/poll in the place of message.go, and
 // so are the stores and the program, in which one line has to change.
 func TestReplacingTheCounter(t *testing.T) {
@@ -45,7 +45,7 @@ func TestReplacingTheCounter(t *testing.T) {
 	}
 	const line = "\ttell(metricValue, float64(st.Value))\n"
 	if strings.Count(string(text), strings.TrimSpace(line)) != 1 {
-		t.Fatalf("metrics.go does not have the line %q, of which README tells", line)
+		t.Fatalf("metrics.go does not have the line %q, which docs/extend.md names", line)
 	}
 	replace[metrics] = filepath.Join(t.TempDir(), "metrics.go")
 	changed := strings.Replace(string(text), line, "\tfor _, n := range st.Value {\n\t\ttell(metricValue, float64(n))\n\t}\n", 1)

@@ -8,22 +8,29 @@ import (
 	"testing"
 )
 
-// README and deploy state facts that this package decides.
-func TestReadme(t *testing.T) {
-	data, err := os.ReadFile("../README.md")
+// page returns the text of a page of docs.
+func page(t *testing.T, name string) string {
+	t.Helper()
+	data, err := os.ReadFile("../docs/" + name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	readme := strings.Join(strings.Fields(string(data)), " ")
+	return string(data)
+}
+
+// docs and deploy state facts that this package decides.
+func TestReadme(t *testing.T) {
+	protocol := page(t, "protocol.md")
+	docs := strings.Join(strings.Fields(protocol+page(t, "limits.md")+page(t, "operations.md")), " ")
 	for _, want := range []string{
-		fmt.Sprintf("A message over %d bytes", MaxMessage),
+		fmt.Sprintf("a message over %d bytes", MaxMessage),
 		fmt.Sprintf("more than %d values behind", recentValues),
 		fmt.Sprintf("does not answer for %v seconds, actions are refused", storePatience.Seconds()),
 		fmt.Sprintf("takes nothing for %.0f seconds", stallTimeout.Seconds()),
 		fmt.Sprintf("%d bytes; %d fragments | 1009; 1008", MaxMessage, maxFragments),
 		fmt.Sprintf("control frames and refused messages of a client | %d,%03d in %.0f seconds", maxExcess/1000, maxExcess%1000, excessTime.Seconds()),
 		fmt.Sprintf("come back after %.0f to %.0f seconds, and when the server stops after %.0f to %.0f", retryLeast.Seconds(), retryMost.Seconds(), restartLeast.Seconds(), restartMost.Seconds()),
-		fmt.Sprintf("Each %d to %d seconds a comment", pingEvery, pingEvery+pingJitter),
+		fmt.Sprintf("Every %d to %d seconds a comment", pingEvery, pingEvery+pingJitter),
 		fmt.Sprintf("acknowledged nothing for %.0f seconds", ackTimeout.Seconds()),
 		fmt.Sprintf("ends the stream if it is more than %d bytes", MaxMessage),
 		fmt.Sprintf("TLS handshake; request header | %.0f seconds", handshakeTimeout.Seconds()),
@@ -32,8 +39,8 @@ func TestReadme(t *testing.T) {
 		fmt.Sprintf("clients are closed with %d", codeStopping),
 		fmt.Sprintf("%d at once, more of them one each %d ms", drainSlice/drainPace, drainPace.Milliseconds()),
 	} {
-		if !strings.Contains(readme, want) {
-			t.Errorf("README does not say %q", want)
+		if !strings.Contains(docs, want) {
+			t.Errorf("docs do not say %q", want)
 		}
 	}
 	for file, facts := range map[string][]string{
@@ -58,7 +65,7 @@ func TestReadme(t *testing.T) {
 			}
 		}
 	}
-	_, table, _ := strings.Cut(string(data), "| code of an error |")
+	_, table, _ := strings.Cut(protocol, "| code of an error |")
 	table, _, _ = strings.Cut(table, "\n\n")
 	codes := map[string]bool{}
 	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|").FindAllStringSubmatch(table, -1) {
@@ -66,22 +73,18 @@ func TestReadme(t *testing.T) {
 	}
 	for _, r := range []*refusal{refusedJSON, refusedAction, refusedBinary, refusedRate, refusedRange, refusedStore, undecided} {
 		if !codes[r.code] {
-			t.Errorf("README's table of errors has no %q", r.code)
+			t.Errorf("docs/protocol.md's table of errors has no %q", r.code)
 		}
 		delete(codes, r.code)
 	}
 	for code := range codes {
-		t.Errorf("README's table of errors has %q, which is never sent", code)
+		t.Errorf("docs/protocol.md's table of errors has %q, which is never sent", code)
 	}
 }
 
-// README's table of closes has each reason, with its status code.
+// docs/limits.md's table of closes has each reason, with its status code.
 func TestReadmeCloses(t *testing.T) {
-	data, err := os.ReadFile("../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, table, _ := strings.Cut(string(data), "| `plusminus_closes_total`, reason |")
+	_, table, _ := strings.Cut(page(t, "limits.md"), "| `plusminus_closes_total`, reason |")
 	table, _, _ = strings.Cut(table, "\n\n")
 	codes := map[Reason]string{}
 	for _, row := range regexp.MustCompile("(?m)^\\| (`[^|]*) \\| ([0-9, ]+) \\|").FindAllStringSubmatch(table, -1) {
@@ -92,30 +95,26 @@ func TestReadmeCloses(t *testing.T) {
 	}
 	for reason := range closeCodes {
 		if want := fmt.Sprint(reason.StatusCode()); codes[reason] != want {
-			t.Errorf("README has %q for %s, want %s", codes[reason], reason, want)
+			t.Errorf("docs/limits.md has %q for %s, want %s", codes[reason], reason, want)
 		}
 		delete(codes, reason)
 	}
 	for reason := range codes {
-		t.Errorf("README has %s, which nothing is closed for", reason)
+		t.Errorf("docs/limits.md has %s, which nothing is closed for", reason)
 	}
 }
 
-// The walk-through of README names files and declarations that are there, in our message.go and in the poll's.
+// The walk-through of docs/extend.md names files and declarations that exist, in our message.go and in the poll's.
 func TestReadmeReplacingTheCounter(t *testing.T) {
-	data, err := os.ReadFile("../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, section, _ := strings.Cut(string(data), "### Replacing the counter\n")
+	_, section, _ := strings.Cut(page(t, "extend.md"), "## Replacing the counter\n")
 	section, _, _ = strings.Cut(section, "\n#")
 	files := regexp.MustCompile("`((?:hub|static)/[a-z/]+\\.[a-z]+|[a-z]+\\.go)`").FindAllStringSubmatch(section, -1)
 	if len(files) < 8 {
-		t.Errorf("README names only the files %v", files)
+		t.Errorf("docs/extend.md names only the files %v", files)
 	}
 	for _, m := range files {
 		if _, err := os.Stat("../" + m[1]); err != nil {
-			t.Errorf("README names a file that is not there: %v", err)
+			t.Errorf("docs/extend.md names a file that does not exist: %v", err)
 		}
 	}
 	var names []string
@@ -125,7 +124,7 @@ func TestReadmeReplacingTheCounter(t *testing.T) {
 		}
 	}
 	if len(names) < 10 {
-		t.Errorf("README's table has only %q", names)
+		t.Errorf("docs/extend.md's table has only %q", names)
 	}
 	for _, file := range []string{"message.go", "testdata/poll/message.go"} {
 		source, err := os.ReadFile(file)
@@ -134,7 +133,7 @@ func TestReadmeReplacingTheCounter(t *testing.T) {
 		}
 		for _, name := range names {
 			if !regexp.MustCompile(`(?m)^(?:func|type) ` + name + `\b`).Match(source) {
-				t.Errorf("README names %s, which %s does not declare", name, file)
+				t.Errorf("docs/extend.md names %s, which %s does not declare", name, file)
 			}
 		}
 	}

@@ -258,13 +258,13 @@ func TestSize(t *testing.T) {
 	}
 }
 
-// TestReadme compares what README says of client.js with its constants.
+// TestReadme compares what docs/protocol.md says of client.js with its constants.
 func TestReadme(t *testing.T) {
-	readme, err := os.ReadFile(filepath.Join("..", "README.md"))
+	page, err := os.ReadFile(filepath.Join("..", "docs", "protocol.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := strings.Join(strings.Fields(string(readme)), " ")
+	text := strings.Join(strings.Fields(string(page)), " ")
 	for code, words := range map[string]string{
 		"minDelay = 500;":                "comes back after 0 to 0.5 s, then up to 1, 2, 4",
 		"maxDelay = 30_000;":             "… 30 s, at random",
@@ -280,10 +280,10 @@ func TestReadme(t *testing.T) {
 		"quiet * (1 + env.Math.random()": "two to four minutes",
 	} {
 		if !strings.Contains(read(t, "client.js"), code) {
-			t.Errorf("client.js has no %q any more: what does README say of it?", code)
+			t.Errorf("client.js has no %q any more: what does docs/protocol.md say of it?", code)
 		}
 		if !strings.Contains(text, words) {
-			t.Errorf("README does not say %q", words)
+			t.Errorf("docs/protocol.md does not say %q", words)
 		}
 	}
 }

@@ -510,7 +510,7 @@ func TestCloseWhileHanging(t *testing.T) {
 	srv.Resume()
 }
 
-// The user of an ACL that README shows is enough, over TLS, and a wrong password is said
+// The user of an ACL that docs/replicas.md shows is enough, over TLS, and a wrong password is said
 // and not shown.
 func TestLogin(t *testing.T) {
 	cert, key := selfSigned(t)
@@ -568,16 +568,16 @@ func TestLogin(t *testing.T) {
 	}
 }
 
-// aclRule returns the rule that README shows.
+// aclRule returns the rule that docs/replicas.md shows.
 func aclRule(t *testing.T) string {
 	t.Helper()
-	readme, err := os.ReadFile("../../README.md")
+	page, err := os.ReadFile("../../docs/replicas.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rule, ok := strings.Cut(string(readme), "ACL SETUSER ")
+	_, rule, ok := strings.Cut(string(page), "ACL SETUSER ")
 	if !ok {
-		t.Fatal("README shows no ACL rule")
+		t.Fatal("docs/replicas.md shows no ACL rule")
 	}
 	return strings.ReplaceAll(rule, "\\\n", " ")
 }

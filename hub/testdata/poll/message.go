@@ -11,7 +11,7 @@ import (
 )
 
 // This file takes the place of hub/message.go and makes a poll of the counter: clients share the
-// votes for three options, and an action is a vote. README walks through it under "Replacing
+// votes for three options, and an action is a vote. docs/extend.md walks through it under "Replacing
 // the counter", and TestReplacingTheCounter builds and runs the hub with it.
 
 // options are what there is to choose from.
