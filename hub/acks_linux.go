@@ -10,7 +10,7 @@ import (
 // transmitted data may remain unacknowledged, or buffered data may remain untransmitted (due to zero
 // window size) before TCP will forcibly close the corresponding connection and return ETIMEDOUT to
 // the application." https://man7.org/linux/man-pages/man7/tcp.7.html
-func (c *conn) expectAcks(within time.Duration) {
+func (c *Conn) expectAcks(within time.Duration) {
 	// It fails on a connection that is closed.
 	_ = c.raw.Control(func(fd uintptr) {
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(within.Milliseconds()))

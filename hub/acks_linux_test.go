@@ -20,12 +20,12 @@ func TestSocketOfStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer peer.Close()
-	nc, err := NewListener(ln).Accept()
+	nc, err := (connListener{ln}).Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	c := nc.(*conn)
+	c := nc.(*Conn)
 	c.neverWait()
 	c.expectAcks(1500 * time.Millisecond)
 	got := 0

@@ -5,4 +5,4 @@ package hub
 import "time"
 
 // expectAcks does nothing: TCP gives up by itself, after some minutes.
-func (c *conn) expectAcks(time.Duration) {}
+func (c *Conn) expectAcks(time.Duration) {}

@@ -92,7 +92,7 @@ func (c *client) end(reason Reason, attrs ...any) {
 // Safe from any goroutine.
 func (c *client) writeFailed(err error) {
 	c.end(reasonOf(err), "err", err)
-	c.wire.sock.abort()
+	c.wire.sock.Abort()
 }
 
 // reasonOf returns why a connection ends with err.
@@ -300,7 +300,7 @@ func (c *client) close(err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			c.hub.events.Panicked(p, "remote", c.remote)
-			c.wire.sock.abort()
+			c.wire.sock.Abort()
 		}
 	}()
 	var ce closeError

@@ -3,6 +3,7 @@
 package hub
 
 import (
+	"crypto/tls"
 	"errors"
 	"net"
 	"sync"
@@ -10,45 +11,62 @@ import (
 	"time"
 )
 
-// NewListener returns a listener whose connections a [Hub] can write to without ever
-// waiting. A server that passes upgrades to a Hub must accept from such a listener;
-// TLS goes on top of it:
+// A Conn is a TCP connection that a [Hub] can write to without waiting. A server that passes
+// upgrades to a Hub makes one of each connection that it accepts, and puts TLS on top of it:
 //
-//	ln, err := net.Listen("tcp", ":443")
-//	srv.Serve(tls.NewListener(hub.NewListener(ln), config))
+//	nc, err := ln.Accept()
+//	conn := tls.Server(hub.NewConn(nc), config)
 //
-// The connections of ln are TCP connections, or have their SyscallConn, SetWriteBuffer and
-// SetLinger. Until one joins a hub it behaves as ln made it. A listener that strangers reach
-// should be a [Gate]'s.
-func NewListener(ln net.Listener) net.Listener {
-	return listener{ln}
+// Until the connection joins a hub, a Conn behaves as the connection below it. From then on
+// Write takes all that it is given, keeps what the kernel does not take (at most maxTail bytes),
+// and never waits. The methods of [net.Conn] are safe from any goroutine.
+//
+// crypto/tls must not see a write fail half-way: "After a Write has timed out, the TLS state is
+// corrupt" (its documentation of SetWriteDeadline). That is why waiting is taken out below TLS,
+// where only whole bytes are known.
+type Conn struct {
+	// Immutable after NewConn.
+	net.Conn
+	raw syscall.RawConn
+
+	mu sync.Mutex
+	// Guarded by mu.
+	async bool
+	tail  []byte // ciphertext that the kernel has not taken yet
+	err   error  // sticky: bytes are lost, nothing may follow them
+
+	// Guarded by mu: arguments and results of writeFD, which is made a func value once,
+	// so that a write does not allocate.
+	writeFunc func(fd uintptr) bool
+	p         []byte
+	n         int
+	errno     error
 }
 
-type listener struct{ net.Listener }
-
-func (l listener) Accept() (net.Conn, error) {
-	nc, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	if c := newConn(nc); c != nil {
-		return c, nil
-	}
-	return nc, nil // the hub refuses it by name, and pages are served all the same
-}
-
-// newConn returns nc as a socket, or nil if it is not the system's.
-func newConn(nc net.Conn) *conn {
+// NewConn returns a Conn on nc, which must be a TCP connection or have the SyscallConn,
+// SetWriteBuffer and SetLinger of one. It returns nil if nc has no SyscallConn, or is closed.
+func NewConn(nc net.Conn) *Conn {
 	sc, ok := nc.(syscall.Conn)
 	if !ok {
 		return nil
 	}
 	raw, err := sc.SyscallConn()
 	if err != nil {
-		return nil // closed already: the first read says so
+		return nil
 	}
-	return &conn{Conn: nc, raw: raw}
+	return &Conn{Conn: nc, raw: raw}
 }
+
+// A server may wrap a Conn, or the TLS connection on it, in types of its own. A Hub asks these
+// types for the two optional interfaces.
+type (
+	// A Handshaker is a net.Conn whose TLS handshake is over. TLSConn returns the TLS connection
+	// below it, which the hub uses in its place from then on.
+	Handshaker interface{ TLSConn() *tls.Conn }
+
+	// A Joiner embeds a *Conn. Joined is called once, when the connection has become a client's.
+	Joiner interface{ Joined() }
+)
 
 // A socket is a connection that can be told never to wait in Write. All methods are
 // safe from any goroutine.
@@ -73,8 +91,19 @@ type socket interface {
 	// acknowledged for so long what it was sent, where the system can do that: Linux.
 	expectAcks(within time.Duration)
 
-	// abort closes the connection without sending what is kept, here and in the kernel.
-	abort()
+	// Abort closes the connection with a reset: what is kept is not sent.
+	Abort()
+}
+
+// tlsOf returns the TLS connection that nc is, or nil.
+func tlsOf(nc net.Conn) *tls.Conn {
+	switch c := nc.(type) {
+	case *tls.Conn:
+		return c
+	case Handshaker:
+		return c.TLSConn()
+	}
+	return nil
 }
 
 // socketOf returns the socket below nc, through TLS, or nil.
@@ -100,33 +129,7 @@ const (
 
 var errTailFull = errors.New("hub: the peer sends but does not read")
 
-// conn is a socket over a TCP connection.
-//
-// crypto/tls must not see a write fail half-way: "After a Write has timed out, the
-// TLS state is corrupt" (its documentation of SetWriteDeadline). So waiting is taken
-// out below TLS, where only whole bytes are known.
-type conn struct {
-	// Immutable after Accept.
-	net.Conn
-	raw syscall.RawConn
-
-	mu sync.Mutex
-	// Guarded by mu.
-	arrival *arrival // what its gate knows of it until it joins a hub or is closed; nil without a gate
-	async   bool
-	tail    []byte // ciphertext that the kernel has not taken yet
-	err     error  // sticky: bytes are lost, nothing may follow them
-
-	// Guarded by mu: arguments and results of writeFD, which is made a func value once,
-	// so that a write does not allocate.
-	writeFunc func(fd uintptr) bool
-	p         []byte
-	n         int
-	errno     error
-}
-
-func (c *conn) neverWait() {
-	c.leaveGate() // it is the hub's now
+func (c *Conn) neverWait() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.async = true
@@ -138,12 +141,10 @@ func (c *conn) neverWait() {
 }
 
 // Write implements net.Conn.
-func (c *conn) Write(p []byte) (int, error) {
+func (c *Conn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	if !c.async {
-		a := c.arrival
 		c.mu.Unlock()
-		a.wrote()
 		return c.Conn.Write(p)
 	}
 	defer c.mu.Unlock()
@@ -164,13 +165,13 @@ func (c *conn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (c *conn) blocked() bool {
+func (c *Conn) blocked() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.tail) > 0
 }
 
-func (c *conn) flush() (int, error) {
+func (c *Conn) flush() (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil || len(c.tail) == 0 {
@@ -188,27 +189,14 @@ func (c *conn) flush() (int, error) {
 	return n, nil
 }
 
-// Close implements net.Conn.
-func (c *conn) Close() error {
-	c.leaveGate()
-	return c.Conn.Close()
-}
-
-// leaveGate has the gate, if there is one, forget the connection.
-func (c *conn) leaveGate() {
-	c.mu.Lock()
-	a := c.arrival
-	c.arrival = nil
-	c.mu.Unlock()
-	a.leave()
-}
-
-func (c *conn) finish() {
+func (c *Conn) finish() {
 	// It fails on a connection that is closed or reset, and there is nothing to finish.
 	_ = c.raw.Control(func(fd uintptr) { _ = syscall.Shutdown(int(fd), syscall.SHUT_WR) })
 }
 
-func (c *conn) abort() {
+// Abort closes the connection with a reset: what has not been sent is dropped, here and in the
+// kernel.
+func (c *Conn) Abort() {
 	if tcp, ok := c.Conn.(interface{ SetLinger(int) error }); ok {
 		_ = tcp.SetLinger(0) // fails on a closed connection, as does Close
 	}
@@ -216,7 +204,7 @@ func (c *conn) abort() {
 }
 
 // tryWrite makes one write(2) and returns how much the kernel took, perhaps nothing.
-func (c *conn) tryWrite(p []byte) (int, error) {
+func (c *Conn) tryWrite(p []byte) (int, error) {
 	c.p, c.n, c.errno = p, 0, nil
 	err := c.raw.Write(c.writeFunc)
 	c.p = nil
@@ -227,7 +215,7 @@ func (c *conn) tryWrite(p []byte) (int, error) {
 }
 
 // writeFD always reports true: done, do not wait for the socket to become writable.
-func (c *conn) writeFD(fd uintptr) bool {
+func (c *Conn) writeFD(fd uintptr) bool {
 	for {
 		n, err := syscall.Write(int(fd), c.p)
 		switch err {

@@ -4,139 +4,93 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// A Reason is why something that a peer wanted was refused, or why its connection ended. It
-// is the value of the label in metrics and of the key in the log.
+// A Reason says why a connection or a request was refused, or why a client's connection ended.
+// It is a label in metrics and a key in the log.
 type Reason string
 
-// Reasons to refuse a connection before it has joined, with what the peer is told.
+// Reasons to refuse a request before a client has joined, with the status that the peer gets.
 const (
-	ReasonHost         Reason = "host"          // 421: the Host is none of ours
 	ReasonOrigin       Reason = "origin"        // 403: a page of that Origin may not connect
-	ReasonBadHandshake Reason = "bad_handshake" // 400, 405 or 426: no opening handshake of RFC 6455, and no GET of a stream
-	ReasonAddressRate  Reason = "address_rate"  // 429: the address asks too often
-	ReasonAddressFull  Reason = "address_full"  // 429: the address has as many clients as it may
-	ReasonFull         Reason = "full"          // 503: there are as many clients as there may be
+	ReasonBadHandshake Reason = "bad_handshake" // 400, 405 or 426: neither an opening handshake of RFC 6455 nor a GET of a stream
+	ReasonAddressFull  Reason = "address_full"  // 429: the address has as many clients as it may have
+	ReasonFull         Reason = "full"          // 503: the hub has as many clients as it may have
 	ReasonNoValue      Reason = "no_value"      // 503: the store has not been reached yet
-
-	// Those of a PROXY protocol header in front of the connection, which is closed.
-	ReasonProxyForeign Reason = "proxy_header_foreign" // there is one, from a network that is not believed
-	ReasonProxyMissing Reason = "proxy_header_missing" // there is none, from a network that has to send it
-	ReasonProxyBad     Reason = "proxy_header_bad"     // it cannot be understood
-
-	// Before HTTP there is nothing to answer with: the connection is closed.
-	ReasonAddressConnections Reason = "address_connections" // the address opens connections too often
-	ReasonCrowded            Reason = "crowded"             // there are too many that have not joined, and it made no progress for longest
-	ReasonAcceptError        Reason = "accept_error"        // the system has no file descriptor or memory for it
 )
 
-// ReasonStopping is why connections are refused (503) and clients closed (see codeStopping).
+// ReasonStopping is why requests are refused (503) and clients closed (see codeStopping) during
+// a stop.
 const ReasonStopping Reason = "stopping"
 
-// Reasons why the connection of a client ended, whose status codes are in closeCodes.
+// Reasons why the connection of a client ended. closeCodes has their status codes.
 const (
 	ReasonPeer      Reason = "peer"           // the peer sent a close frame
-	ReasonGone      Reason = "gone"           // the connection ended without one
+	ReasonGone      Reason = "gone"           // the connection ended without a close frame
 	ReasonProtocol  Reason = "protocol_error" // a frame that RFC 6455 forbids
 	ReasonNotUTF8   Reason = "not_utf8"       // text that is not UTF-8
-	ReasonRubbish   Reason = "rubbish"        // too many messages in a row that are no actions
+	ReasonRubbish   Reason = "rubbish"        // too many messages in a row that are not actions
 	ReasonFlood     Reason = "flood"          // too many control frames and refused messages in a short time, or too much sent on a stream
 	ReasonFragments Reason = "fragments"      // a message in too many frames
 	ReasonTooBig    Reason = "too_big"        // a message over MaxMessage
-	ReasonStalled   Reason = "stalled"        // it took nothing for stallTimeout
-	ReasonSilent    Reason = "silent"         // it did not answer a ping
-	ReasonDeaf      Reason = "deaf"           // it sends and does not read, so that answers pile up
-	ReasonPanic     Reason = "panic"          // a bug of ours
+	ReasonStalled   Reason = "stalled"        // a blocked client made no progress for stallTimeout
+	ReasonSilent    Reason = "silent"         // no answer to a ping
+	ReasonDeaf      Reason = "deaf"           // the peer sends and does not read, so that answers pile up
+	ReasonPanic     Reason = "panic"          // a bug of the hub
 )
 
-// An Outcome is what became of a TLS handshake.
-type Outcome string
+// EventsConfig is what [NewEvents] needs to know. Its zero value works.
+type EventsConfig struct {
+	// Logger gets the lines; nil discards them.
+	Logger *slog.Logger
 
-const (
-	HandshakeOK            Outcome = "ok"
-	HandshakeChallenge     Outcome = "challenge"      // a CA has validated a tls-alpn-01 challenge
-	HandshakeTimeout       Outcome = "timeout"        // it was not over in time
-	HandshakeGone          Outcome = "gone"           // the peer closed the connection, or we did to make room
-	HandshakeUnknownName   Outcome = "unknown_name"   // the server name is none of ours
-	HandshakeNoCertificate Outcome = "no_certificate" // there is none for the name yet
-	HandshakeRejected      Outcome = "rejected"       // the peer sent an alert: it does not trust the certificate, for one
-	HandshakeHTTP          Outcome = "http"           // HTTP without TLS
-	HandshakeJunk          Outcome = "junk"           // neither TLS nor HTTP
-	HandshakeOther         Outcome = "other"          // no version or cipher in common, for one: the log has the error
-)
+	// Refusals are reasons of the caller's own for [Events.Refused], each with the level of its
+	// lines in the log. The hub's own reasons are always there.
+	Refusals map[Reason]slog.Level
 
-// levels are those that reasons to refuse are logged at; all others are at info.
-var levels = map[Reason]slog.Level{
-	ReasonAcceptError: slog.LevelError,
-	ReasonFull:        slog.LevelWarn,
-	ReasonCrowded:     slog.LevelWarn,
-	ReasonPanic:       slog.LevelError,
-
-	// A balancer that is set up otherwise than we are: all behind it are refused.
-	ReasonProxyForeign: slog.LevelWarn,
-	ReasonProxyMissing: slog.LevelWarn,
-	ReasonProxyBad:     slog.LevelWarn,
+	// Hints say what an operator can do about a reason. They are logged with it.
+	Hints map[Reason]string
 }
 
-// Events counts what peers bring about, and logs it so that no peer can fill the log: of
-// each reason the first at once, and then at most one a minute, less and less often while it
-// goes on, with the number of those in between. At debug level each is logged.
-//
+// Events counts what peers cause, and logs a sample of it (see [EventLog]).
 // Its methods are safe from any goroutine. A nil *Events does nothing.
 type Events struct {
 	// Immutable after NewEvents; what the pointers lead to is safe from any goroutine.
-	log        *slog.Logger
-	hints      map[Reason]string
-	refusals   map[Reason]*event
-	closes     map[Reason]*event
-	handshakes map[Outcome]*event
-	panics     event
+	hints    map[Reason]string
+	levels   map[Reason]slog.Level
+	refusals *EventLog[Reason]
+	closes   *EventLog[Reason]
+	panics   *EventLog[Reason]
 }
 
-// event counts one kind of event.
-type event struct {
-	n       atomic.Uint64
-	sampler sampler
+// NewEvents returns Events that have counted nothing.
+func NewEvents(cfg EventsConfig) *Events {
+	levels := map[Reason]slog.Level{
+		ReasonOrigin:       slog.LevelInfo,
+		ReasonBadHandshake: slog.LevelInfo,
+		ReasonAddressFull:  slog.LevelInfo,
+		ReasonFull:         slog.LevelWarn,
+		ReasonNoValue:      slog.LevelInfo,
+		ReasonStopping:     slog.LevelInfo,
+	}
+	maps.Copy(levels, cfg.Refusals)
+	return &Events{
+		hints:    cfg.Hints,
+		levels:   levels,
+		refusals: NewEventLog(cfg.Logger, slices.Collect(maps.Keys(levels))...),
+		closes:   NewEventLog(cfg.Logger, slices.Collect(maps.Keys(closeCodes))...),
+		panics:   NewEventLog(cfg.Logger, ReasonPanic),
+	}
 }
 
-// NewEvents returns Events that log to log; nil discards the lines. hints say what an operator
-// can do about a reason, and are logged with it.
-func NewEvents(log *slog.Logger, hints map[Reason]string) *Events {
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
-	e := &Events{
-		log:        log,
-		hints:      hints,
-		refusals:   make(map[Reason]*event),
-		closes:     make(map[Reason]*event),
-		handshakes: make(map[Outcome]*event),
-	}
-	for _, r := range []Reason{
-		ReasonHost, ReasonOrigin, ReasonBadHandshake, ReasonAddressRate, ReasonAddressFull, ReasonFull,
-		ReasonNoValue, ReasonProxyForeign, ReasonProxyMissing, ReasonProxyBad,
-		ReasonAddressConnections, ReasonCrowded, ReasonAcceptError, ReasonStopping,
-	} {
-		e.refusals[r] = new(event)
-	}
-	for r := range closeCodes {
-		e.closes[r] = new(event)
-	}
-	for _, o := range []Outcome{
-		HandshakeOK, HandshakeChallenge, HandshakeTimeout, HandshakeGone, HandshakeUnknownName,
-		HandshakeNoCertificate, HandshakeRejected, HandshakeHTTP, HandshakeJunk, HandshakeOther,
-	} {
-		e.handshakes[o] = new(event)
-	}
-	return e
-}
-
-// Refused notes that a connection was refused. attrs are those of [slog.Logger.Log].
+// Refused counts a connection or request that was refused for one of the hub's reasons or one of
+// [EventsConfig].Refusals. attrs are those of [slog.Logger.Log].
 func (e *Events) Refused(reason Reason, attrs ...any) {
 	if e == nil {
 		return
@@ -145,91 +99,113 @@ func (e *Events) Refused(reason Reason, attrs ...any) {
 	if hint := e.hints[reason]; hint != "" {
 		attrs = append(attrs, "hint", hint)
 	}
-	msg := "connection refused"
-	if reason == ReasonAcceptError {
-		msg = "no connection can be accepted, trying on"
-	}
-	e.note(e.refusals[reason], levels[reason], msg, attrs)
+	e.refusals.Note(reason, e.levels[reason], "connection refused", attrs...)
 }
 
-// closed notes that the connection of a client ended.
+// closed counts a client whose connection has ended.
 func (e *Events) closed(reason Reason, attrs ...any) {
 	if e == nil {
 		return
 	}
-	level := levels[reason]
-	if reason == ReasonPeer || reason == ReasonGone || reason == ReasonStopping {
-		level = slog.LevelDebug // clients come and go
+	level := slog.LevelInfo
+	switch reason {
+	case ReasonPeer, ReasonGone, ReasonStopping:
+		level = slog.LevelDebug // this happens all day
+	case ReasonPanic:
+		level = slog.LevelError
 	}
-	e.note(e.closes[reason], level, "client disconnected", append(attrs, "code", closeCodes[reason], "reason", reason))
+	e.closes.Note(reason, level, "client disconnected", append(attrs, "code", closeCodes[reason], "reason", reason)...)
 }
 
-// handshake notes what became of a TLS handshake, with its error if it failed.
-func (e *Events) handshake(outcome Outcome, attrs ...any) {
-	if e == nil {
-		return
-	}
-	if outcome == HandshakeOK || outcome == HandshakeChallenge {
-		e.handshakes[outcome].n.Add(1)
-		return
-	}
-	e.note(e.handshakes[outcome], slog.LevelInfo, "TLS handshake failed", append(attrs, "reason", outcome))
-}
-
-// Panicked notes a panic, with the stack of the calling goroutine.
+// Panicked counts a panic, and logs the stack of the calling goroutine.
 func (e *Events) Panicked(p any, attrs ...any) {
 	if e == nil {
 		return
 	}
-	e.note(&e.panics, slog.LevelError, "a bug: a panic ended one connection, the others are served on",
-		append(attrs, "err", fmt.Errorf("panic: %v", p), "stack", string(debug.Stack())))
+	e.panics.Note(ReasonPanic, slog.LevelError, "a bug: a panic ended one connection, the others are served on",
+		append(attrs, "err", fmt.Errorf("panic: %v", p), "stack", string(debug.Stack()))...)
 }
 
-func (e *Events) note(ev *event, level slog.Level, msg string, attrs []any) {
-	ev.n.Add(1)
+// EventCounts says how often each event has happened since the start. Events that have not
+// happened are there with 0.
+type EventCounts struct {
+	Refusals map[Reason]uint64 `json:"refusals"`
+	Closes   map[Reason]uint64 `json:"closes"`
+	Panics   uint64            `json:"panics"`
+}
+
+// Counts returns how often each event has happened.
+func (e *Events) Counts() EventCounts {
+	return EventCounts{e.refusals.Counts(), e.closes.Counts(), e.panics.Counts()[ReasonPanic]}
+}
+
+// An EventLog counts events by kind, and logs them so that no peer can fill the log: of each
+// kind the first event at once, and then at most one a minute. While a kind goes on, its lines
+// become rarer, down to one an hour. Each line says how many events before it had none
+// ("suppressed"). At debug level every event is logged.
+//
+// Its methods are safe from any goroutine.
+type EventLog[K ~string] struct {
+	// Immutable after NewEventLog; what the pointers lead to is safe from any goroutine.
+	log    *slog.Logger
+	events map[K]*event
+}
+
+// event counts the events of one kind.
+type event struct {
+	n       atomic.Uint64
+	sampler sampler
+}
+
+// NewEventLog returns an EventLog for the given kinds. A nil logger discards the lines.
+func NewEventLog[K ~string](log *slog.Logger, kinds ...K) *EventLog[K] {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	l := &EventLog[K]{log, make(map[K]*event, len(kinds))}
+	for _, k := range kinds {
+		l.events[k] = new(event)
+	}
+	return l
+}
+
+// Count counts an event that is not worth a line. kind must be one of those of [NewEventLog].
+func (l *EventLog[K]) Count(kind K) { l.events[kind].n.Add(1) }
+
+// Note counts an event, and logs it if it is that one's turn. kind must be one of those of
+// [NewEventLog].
+func (l *EventLog[K]) Note(kind K, level slog.Level, msg string, attrs ...any) {
+	l.Count(kind)
 	ctx := context.Background()
-	if !e.log.Enabled(ctx, level) {
+	if !l.log.Enabled(ctx, level) {
 		return
 	}
-	suppressed, ok := ev.sampler.take(time.Now())
-	if !ok && !e.log.Enabled(ctx, slog.LevelDebug) {
+	suppressed, ok := l.events[kind].sampler.take(time.Now())
+	if !ok && !l.log.Enabled(ctx, slog.LevelDebug) {
 		return
 	}
 	if ok && suppressed > 0 {
 		attrs = append(attrs, "suppressed", suppressed)
 	}
-	e.log.Log(ctx, level, msg, attrs...)
+	l.log.Log(ctx, level, msg, attrs...)
 }
 
-// Tallies are how often each thing has happened since the start. Those that have not are
-// there, too.
-type Tallies struct {
-	Refusals   map[Reason]uint64  `json:"refusals"`
-	Closes     map[Reason]uint64  `json:"closes"`
-	Handshakes map[Outcome]uint64 `json:"handshakes"`
-	Panics     uint64             `json:"panics"`
-}
-
-// Tallies returns how often each thing has happened.
-func (e *Events) Tallies() Tallies {
-	return Tallies{countsOf(e.refusals), countsOf(e.closes), countsOf(e.handshakes), e.panics.n.Load()}
-}
-
-func countsOf[K comparable](events map[K]*event) map[K]uint64 {
-	out := make(map[K]uint64, len(events))
-	for k, ev := range events {
-		out[k] = ev.n.Load()
+// Counts returns how often each kind has happened.
+func (l *EventLog[K]) Counts() map[K]uint64 {
+	counts := make(map[K]uint64, len(l.events))
+	for k, e := range l.events {
+		counts[k] = e.n.Load()
 	}
-	return out
+	return counts
 }
 
-// A sampler says when something that may happen all the time is worth a line.
+// A sampler says which events of a series get a line in the log.
 type sampler struct {
 	mu sync.Mutex
 	// Guarded by mu.
-	next       time.Time     // before which there is no line
+	next       time.Time     // the earliest time of the next line
 	every      time.Duration // between the last line and next
-	suppressed uint64
+	suppressed uint64        // events since the last line
 }
 
 const (
@@ -237,8 +213,8 @@ const (
 	sampleLongest = time.Hour
 )
 
-// take reports whether there is to be a line now, and how many things had none since the
-// last one.
+// take reports whether an event that happens now gets a line, and how many events have had none
+// since the last line.
 func (s *sampler) take(now time.Time) (suppressed uint64, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -246,7 +222,7 @@ func (s *sampler) take(now time.Time) (suppressed uint64, ok bool) {
 		s.suppressed++
 		return 0, false
 	}
-	if now.Sub(s.next) < s.every { // it goes on
+	if now.Sub(s.next) < s.every { // the series goes on
 		s.every = min(2*s.every, sampleLongest)
 	} else {
 		s.every = sampleEvery

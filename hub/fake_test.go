@@ -170,7 +170,7 @@ func (c *fakeConn) flush() (int, error) {
 	return n, err
 }
 
-func (c *fakeConn) abort() { c.Close() }
+func (c *fakeConn) Abort() { c.Close() }
 
 func (c *fakeConn) finish() { c.out.finish() }
 

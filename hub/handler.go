@@ -154,10 +154,11 @@ func AddressOf(remote string) netip.Prefix {
 	if err != nil {
 		return netip.Prefix{} // not TCP; all such count as one
 	}
-	return prefixOf(ap.Addr())
+	return PrefixOf(ap.Addr())
 }
 
-func prefixOf(ip netip.Addr) netip.Prefix {
+// PrefixOf returns the prefix that limits per address count ip under, see [AddressOf].
+func PrefixOf(ip netip.Addr) netip.Prefix {
 	ip = ip.Unmap().WithZone("")
 	bits := 64
 	if ip.Is4() {
@@ -173,7 +174,7 @@ func prefixOf(ip netip.Addr) netip.Prefix {
 // Origin says which pages may connect. The zero value is none.
 type Origin struct {
 	any          bool
-	scheme, host string // as canonicalHost has it
+	scheme, host string // as CanonicalHost has it
 	below        bool   // every name below host, and not host itself
 	port         string // "*" is any; the scheme's own is ""
 }
@@ -213,18 +214,18 @@ func parseOrigin(s string) (Origin, bool) {
 		u.User != nil || u.Path != "" || u.RawQuery != "" || u.ForceQuery || strings.Contains(s, "#") {
 		return Origin{}, false
 	}
-	o := Origin{scheme: u.Scheme, host: canonicalHost(u.Hostname()), port: u.Port()}
+	o := Origin{scheme: u.Scheme, host: CanonicalHost(u.Hostname()), port: u.Port()}
 	if o.scheme == "https" && o.port == "443" || o.scheme == "http" && o.port == "80" {
 		o.port = ""
 	}
 	return o, true
 }
 
-// canonicalHost returns a host in lower case and without the trailing dot, and an IP address
-// in its shortest form.
-func canonicalHost(host string) string {
+// CanonicalHost returns a host in lower case and without the trailing dot, and an IP address in its
+// shortest form, without brackets. host has no port.
+func CanonicalHost(host string) string {
 	host = strings.ToLower(strings.TrimSuffix(host, "."))
-	if ip, err := netip.ParseAddr(host); err == nil {
+	if ip, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
 		return ip.Unmap().String()
 	}
 	return host

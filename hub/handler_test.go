@@ -159,7 +159,7 @@ func TestCaps(t *testing.T) {
 			if resp.StatusCode != tt.status || resp.Header.Get("Retry-After") == "" {
 				t.Errorf("%s: third client: %s, Retry-After %q, want %d and a time", tt.reason, resp.Status, resp.Header.Get("Retry-After"), tt.status)
 			}
-			if n := h.events.Tallies().Refusals[tt.reason]; n != 1 {
+			if n := h.events.Counts().Refusals[tt.reason]; n != 1 {
 				t.Errorf("%s is counted %d times, want once", tt.reason, n)
 			}
 			a.ws.Close(websocket.StatusNormalClosure, "")

@@ -174,7 +174,7 @@ func New(ctx context.Context, cfg Config) (*Hub, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	if cfg.Events == nil {
-		cfg.Events = NewEvents(cfg.Logger, nil)
+		cfg.Events = NewEvents(EventsConfig{Logger: cfg.Logger})
 	}
 	if cfg.Shards <= 0 {
 		cfg.Shards = runtime.GOMAXPROCS(0)

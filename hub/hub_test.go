@@ -429,7 +429,7 @@ func TestStalledClient(t *testing.T) {
 		a.want(fmt.Sprint("state ", n+1))
 		time.Sleep(flushEvery + usersEvery)
 		a.want("users 1")
-		if got := h.cfg.Events.Tallies().Closes[ReasonStalled]; got != 1 {
+		if got := h.cfg.Events.Counts().Closes[ReasonStalled]; got != 1 {
 			t.Errorf("%d clients closed as stalled, want 1", got)
 		}
 	})
@@ -488,7 +488,7 @@ func TestSilentClient(t *testing.T) {
 		a.want()
 		time.Sleep((pingJitter + 2) * time.Second)
 		a.want("users 1")
-		if got := h.cfg.Events.Tallies().Closes[ReasonSilent]; got != 1 {
+		if got := h.cfg.Events.Counts().Closes[ReasonSilent]; got != 1 {
 			t.Errorf("%d clients closed as silent, want 1", got)
 		}
 		time.Sleep(10 * time.Minute)

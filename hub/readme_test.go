@@ -33,8 +33,6 @@ func TestReadme(t *testing.T) {
 		fmt.Sprintf("Every %d to %d seconds a comment", pingEvery, pingEvery+pingJitter),
 		fmt.Sprintf("acknowledged nothing for %.0f seconds", ackTimeout.Seconds()),
 		fmt.Sprintf("ends the stream if it is more than %d bytes", MaxMessage),
-		fmt.Sprintf("TLS handshake; request header | %.0f seconds", handshakeTimeout.Seconds()),
-		fmt.Sprintf("half of the processors; up to %d more wait", maxWaiting),
 		fmt.Sprintf("with more than %d clients less often: %.1f ms for each", usersEvery/usersPace, usersPace.Seconds()*1000),
 		fmt.Sprintf("clients are closed with %d", codeStopping),
 		fmt.Sprintf("%d at once, more of them one each %d ms", drainSlice/drainPace, drainPace.Milliseconds()),
@@ -108,7 +106,7 @@ func TestReadmeCloses(t *testing.T) {
 func TestReadmeReplacingTheCounter(t *testing.T) {
 	_, section, _ := strings.Cut(page(t, "extend.md"), "## Replacing the counter\n")
 	section, _, _ = strings.Cut(section, "\n#")
-	files := regexp.MustCompile("`((?:hub|static)/[a-z/]+\\.[a-z]+|[a-z]+\\.go)`").FindAllStringSubmatch(section, -1)
+	files := regexp.MustCompile("`((?:hub|static|internal)/[a-z/]+\\.[a-z]+|[a-z]+\\.go)`").FindAllStringSubmatch(section, -1)
 	if len(files) < 8 {
 		t.Errorf("docs/extend.md names only the files %v", files)
 	}

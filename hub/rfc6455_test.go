@@ -21,14 +21,8 @@ import (
 	"time"
 )
 
-// newRawHub starts a hub behind a gate, without TLS, and returns its address.
-func newRawHub(t testing.TB, cfg Config, gate GateConfig) (*Hub, *Gate, string) {
-	t.Helper()
-	return newGateHub(t, cfg, gate, (*Gate).Listener)
-}
-
-// newGateHub starts a hub behind net/http and the listener of a gate.
-func newGateHub(t testing.TB, cfg Config, gate GateConfig, listener func(*Gate, net.Listener) net.Listener) (*Hub, *Gate, string) {
+// newRawHub starts a hub behind net/http, without TLS, and returns its address.
+func newRawHub(t testing.TB, cfg Config) (*Hub, string) {
 	t.Helper()
 	if cfg.Store == nil {
 		cfg.Store = new(Memory)
@@ -37,15 +31,13 @@ func newGateHub(t testing.TB, cfg Config, gate GateConfig, listener func(*Gate, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	gate.Events = h.events
-	g := NewGate(gate)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	srv := &http.Server{Handler: h, MaxHeaderBytes: 8 << 10}
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(listener(g, ln)) }()
+	go func() { served <- srv.Serve(connListener{ln}) }()
 	t.Cleanup(func() {
 		(&fakeHub{Hub: h}).stop()
 		srv.Close()
@@ -53,7 +45,7 @@ func newGateHub(t testing.TB, cfg Config, gate GateConfig, listener func(*Gate, 
 			t.Errorf("Serve = %v, want ErrServerClosed", err)
 		}
 	})
-	return h, g, ln.Addr().String()
+	return h, ln.Addr().String()
 }
 
 // rawPeer is a client that sends whatever bytes it likes.
@@ -251,7 +243,7 @@ func TestRFC6455Frames(t *testing.T) {
 		t.Run(tt.section+"/"+tt.name, func(t *testing.T) {
 			// As one piece behind the opening handshake, as one after it, and byte by byte.
 			for _, how := range []string{"behind the handshake", "in one piece", "byte by byte"} {
-				h, _, addr := newRawHub(t, Config{}, GateConfig{})
+				h, addr := newRawHub(t, Config{})
 				p := dialRaw(t, addr)
 				switch how {
 				case "behind the handshake":
@@ -322,7 +314,7 @@ func waitFor(t testing.TB, what string, ok func() bool) {
 
 // The opening handshake: https://www.rfc-editor.org/rfc/rfc6455#section-4.2
 func TestRFC6455Handshake(t *testing.T) {
-	_, _, addr := newRawHub(t, Config{}, GateConfig{})
+	_, addr := newRawHub(t, Config{})
 	replace := func(old, new string) string {
 		if !strings.Contains(rawHandshake, old) {
 			t.Fatalf("the handshake has no %q", old)
@@ -376,7 +368,7 @@ func TestRFC6455Handshake(t *testing.T) {
 // A peer that shuts its side down has said all that it will: its actions count, and the
 // connection ends.
 func TestHalfClosed(t *testing.T) {
-	h, _, addr := newRawHub(t, Config{}, GateConfig{})
+	h, addr := newRawHub(t, Config{})
 	p := dialRaw(t, addr)
 	p.send(join([]byte(rawHandshake), sent(finBit|opText, plus)))
 	p.upgraded()
@@ -384,7 +376,7 @@ func TestHalfClosed(t *testing.T) {
 	p.rest()
 	waitEmpty(t, h)
 	waitFor(t, "the action", func() bool { return h.Stats().Value == 1 })
-	if n := h.events.Tallies().Closes[ReasonGone]; n != 1 {
+	if n := h.events.Counts().Closes[ReasonGone]; n != 1 {
 		t.Errorf("%d clients are gone, want 1", n)
 	}
 }
@@ -405,7 +397,7 @@ func TestClosesAreCounted(t *testing.T) {
 		{ReasonFragments, join(sent(opText, ""), bytes.Repeat(sent(opContinuation, ""), maxFragments))},
 		{ReasonTooBig, sent(finBit|opText, strings.Repeat("x", MaxMessage+1))},
 	} {
-		h, _, addr := newRawHub(t, Config{ActionRate: 1e-9, ActionBurst: 1}, GateConfig{})
+		h, addr := newRawHub(t, Config{ActionRate: 1e-9, ActionBurst: 1})
 		p := dialRaw(t, addr)
 		p.send([]byte(rawHandshake))
 		p.upgraded()
@@ -419,7 +411,7 @@ func TestClosesAreCounted(t *testing.T) {
 			t.Errorf("%s: received %q, want it to end with %q", tt.reason, got, want)
 		}
 		waitEmpty(t, h)
-		for reason, n := range h.events.Tallies().Closes {
+		for reason, n := range h.events.Counts().Closes {
 			if (reason == tt.reason) != (n == 1) || n > 1 {
 				t.Errorf("%s: %s is counted %d times", tt.reason, reason, n)
 			}
@@ -527,9 +519,9 @@ func TestPanicEndsOneClient(t *testing.T) {
 		if got := h.Stats().Clients; got != 1 {
 			t.Errorf("%d clients, want 1", got)
 		}
-		tallies := h.events.Tallies()
-		if tallies.Panics != 2 || tallies.Closes[ReasonPanic] != 2 {
-			t.Errorf("%d panics and %d closes are counted, want 2", tallies.Panics, tallies.Closes[ReasonPanic])
+		counts := h.events.Counts()
+		if counts.Panics != 2 || counts.Closes[ReasonPanic] != 2 {
+			t.Errorf("%d panics and %d closes are counted, want 2", counts.Panics, counts.Closes[ReasonPanic])
 		}
 		if got := lines.String(); strings.Count(got, "a bug: a panic") != 1 || !strings.Contains(got, "refuseOften") {
 			t.Errorf("the log has\n%s\nwant one line with the stack", got)

@@ -168,7 +168,7 @@ func (s *shard) join(c *client) {
 	s.using[c.encoding]++
 	switch {
 	case s.aborting:
-		c.wire.sock.abort()
+		c.wire.sock.Abort()
 		return
 	case s.draining:
 		s.closeClient(c)
@@ -307,7 +307,7 @@ func (s *shard) flushBlocked() {
 			}
 		case n == 0 && time.Since(c.stalledAt) >= stallTimeout:
 			c.end(ReasonStalled)
-			c.wire.sock.abort()
+			c.wire.sock.Abort()
 		default:
 			if n > 0 {
 				c.stalledAt = time.Now()
@@ -376,7 +376,7 @@ func (s *shard) turnWheel() {
 			s.schedule(c, pingEvery+rand.IntN(pingJitter+1))
 		case c.pinged:
 			c.end(ReasonSilent)
-			c.wire.sock.abort()
+			c.wire.sock.Abort()
 		default:
 			c.pinged = true
 			s.write(c, pingFrame)
@@ -410,6 +410,6 @@ func (s *shard) abort() {
 	s.aborting = true
 	for _, c := range s.clients {
 		c.end(ReasonStopping)
-		c.wire.sock.abort()
+		c.wire.sock.Abort()
 	}
 }

@@ -21,7 +21,7 @@ func (c *sinkConn) Write(p []byte) (int, error) {
 func (c *sinkConn) neverWait()          {}
 func (c *sinkConn) blocked() bool       { return false }
 func (c *sinkConn) flush() (int, error) { return 0, nil }
-func (c *sinkConn) abort()              {}
+func (c *sinkConn) Abort()              {}
 func (c *sinkConn) finish()             {}
 
 func (c *sinkConn) expectAcks(time.Duration) {}

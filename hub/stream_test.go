@@ -184,7 +184,7 @@ func TestStream(t *testing.T) {
 		synctest.Wait()
 		time.Sleep(usersEvery)
 		b.want("users 2")
-		if n := h.events.Tallies().Closes[ReasonGone]; n != 1 {
+		if n := h.events.Counts().Closes[ReasonGone]; n != 1 {
 			t.Errorf("%d closes by %s, want 1", n, ReasonGone)
 		}
 		if n := h.Counts().Joined; n != 3 {
@@ -241,7 +241,7 @@ func TestStreamBlocked(t *testing.T) {
 			if stalls {
 				time.Sleep(stallTimeout + flushEvery + usersEvery)
 				a.want("users 1")
-				if n := h.events.Tallies().Closes[ReasonStalled]; n != 1 {
+				if n := h.events.Counts().Closes[ReasonStalled]; n != 1 {
 					t.Errorf("%d clients closed as stalled, want 1", n)
 				}
 				return
@@ -278,7 +278,7 @@ func TestStreamKeptAlive(t *testing.T) {
 		if _, err := s.ended(); err != nil {
 			t.Errorf("the stream ended: %v", err)
 		}
-		if st, n := h.Stats(), h.events.Tallies().Closes[ReasonSilent]; st.Clients != 1 || n != 0 {
+		if st, n := h.Stats(), h.events.Counts().Closes[ReasonSilent]; st.Clients != 1 || n != 0 {
 			t.Errorf("%d clients, %d closed as silent, want 1 and none", st.Clients, n)
 		}
 	})
@@ -302,7 +302,7 @@ func TestStreamVanishes(t *testing.T) {
 		}
 		close(conn.gone)
 		synctest.Wait()
-		if st, n := h.Stats(), h.events.Tallies().Closes[ReasonSilent]; st.Clients != 0 || n != 1 {
+		if st, n := h.Stats(), h.events.Counts().Closes[ReasonSilent]; st.Clients != 0 || n != 1 {
 			t.Errorf("%d clients, %d closed as silent, want 0 and 1", st.Clients, n)
 		}
 	})
@@ -370,7 +370,7 @@ func TestStreamDrains(t *testing.T) {
 		if len(at) < 3 || len(hints) < each/2 {
 			t.Errorf("streams ended at %d times with %d hints, want slices, and each a hint of its own", len(at), len(hints))
 		}
-		if n := h.events.Tallies().Closes[ReasonStopping]; n != 2*each {
+		if n := h.events.Counts().Closes[ReasonStopping]; n != 2*each {
 			t.Errorf("%d closes by %s, want %d", n, ReasonStopping, 2*each)
 		}
 	})
@@ -435,7 +435,7 @@ func TestStreamBehindTheRequest(t *testing.T) {
 		if _, err := s.ended(); err == nil {
 			t.Error("the stream goes on")
 		}
-		if n := h.events.Tallies().Closes[ReasonFlood]; n != 1 {
+		if n := h.events.Counts().Closes[ReasonFlood]; n != 1 {
 			t.Errorf("%d closes by %s, want 1", n, ReasonFlood)
 		}
 	})
@@ -474,7 +474,7 @@ func TestStreamRequests(t *testing.T) {
 			{"a body in chunks", "GET", []string{"Transfer-Encoding: chunked"}, 400, "", ReasonBadHandshake},
 		} {
 			joins := tt.status == 200 && tt.method == "GET"
-			before := h.events.Tallies().Refusals[tt.reason]
+			before := h.events.Counts().Refusals[tt.reason]
 			s, _ := h.ask(tt.method, tt.lines...)
 			synctest.Wait()
 			if s.head.StatusCode != tt.status || s.head.Header.Get("Access-Control-Allow-Origin") != tt.cors {
@@ -489,7 +489,7 @@ func TestStreamRequests(t *testing.T) {
 			if n := h.Stats().Clients; (n == 1) != joins || n > 1 {
 				t.Errorf("%s: %d clients", tt.name, n)
 			}
-			if n := h.events.Tallies().Refusals[tt.reason] - before; tt.reason != "" && n != 1 {
+			if n := h.events.Counts().Refusals[tt.reason] - before; tt.reason != "" && n != 1 {
 				t.Errorf("%s: counted %d times under %s, want once", tt.name, n, tt.reason)
 			}
 			s.conn.Close()
@@ -523,7 +523,7 @@ func TestStreamCaps(t *testing.T) {
 			if resp := h.refused(handshakeHeader()); resp.StatusCode != tt.status {
 				t.Errorf("%s: third WebSocket: %s, want %d", tt.reason, resp.Status, tt.status)
 			}
-			if n := h.events.Tallies().Refusals[tt.reason]; n != 2 {
+			if n := h.events.Counts().Refusals[tt.reason]; n != 2 {
 				t.Errorf("%s is counted %d times, want twice", tt.reason, n)
 			}
 			first.conn.Close()

@@ -39,7 +39,7 @@ type upgrade struct {
 	wire *wire
 }
 
-var errNotOurs = errors.New("hub: the connection is not from a listener of hub.NewListener")
+var errNotOurs = errors.New("hub: the connection is not a hub.Conn")
 
 const (
 	// readBuffer holds five actions; it is all that an idle client keeps, where net/http
@@ -88,6 +88,9 @@ func (w *wire) take(nc net.Conn) error {
 		return errNotOurs
 	}
 	w.sock.neverWait()
+	if j, ok := w.sock.(Joiner); ok {
+		j.Joined()
+	}
 	if t, ok := nc.(*tls.Conn); ok {
 		trimTLS(t)
 	}

@@ -25,7 +25,7 @@ type metric struct {
 // readMetrics returns the metrics by name.
 func readMetrics(t *testing.T) map[string]metric {
 	t.Helper()
-	file, err := goparser.ParseFile(token.NewFileSet(), "../../metrics.go", nil, 0)
+	file, err := goparser.ParseFile(token.NewFileSet(), "../../internal/admin/metrics.go", nil, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

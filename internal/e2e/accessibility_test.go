@@ -1,0 +1,225 @@
+package e2e
+
+import (
+	"encoding/json"
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/accessibility"
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+)
+
+// All of the page can be done with the keyboard alone, and single keys do nothing unless the focus is on
+// one of the two buttons: https://www.w3.org/TR/WCAG22/#character-key-shortcuts
+func TestChromiumKeyboard(t *testing.T) {
+	browser := chromium(t)
+	s := start(t, "-store", "memory")
+	p := openPage(t, browser, "https://localhost"+portOf(t, s.addrs.HTTPS[0])+"/")
+	p.waitOpen()
+	p.wait(`document.activeElement.id === "plus"`)
+	if p.eval(`getComputedStyle(document.getElementById("keys")).visibility`) != "visible" {
+		t.Error("the keys work, and the page does not say so")
+	}
+	want := 0
+	press := func(keys string, delta int, options ...chromedp.KeyOption) {
+		t.Helper()
+		p.key(keys, options...)
+		want += delta
+		p.waitText("value", format(int64(want)))
+	}
+	press("+", +1)
+	press("=", +1)
+	press(kb.ArrowUp, +1)
+	press("-", -1)
+	press(kb.ArrowDown, -1)
+	p.wait(`document.activeElement.id === "minus"`)
+	press(kb.Enter, -1)
+	press(" ", -1)
+	p.key(kb.Tab)
+	p.wait(`document.activeElement.id === "plus"`)
+	press(kb.Enter, +1)
+	press(" ", +1)
+	outline := p.eval(`getComputedStyle(document.activeElement).outlineStyle`)
+	if outline != "solid" {
+		t.Errorf("the focus is seen by an outline of style %q", outline)
+	}
+
+	p.key("+", chromedp.KeyModifiers(chromedp.ModifierCtrl))
+	p.key("x")
+	p.do(chromedp.Blur(chromedp.ID("plus")))
+	if got := p.eval(`getComputedStyle(document.getElementById("keys")).visibility`); got != "hidden" {
+		t.Errorf("without focus, the line about keys is %s", got)
+	}
+	for _, keys := range []string{"+", "=", kb.ArrowUp, "-"} {
+		p.key(keys)
+	}
+	p.click("plus") // one more, so that what the others may have done is in
+	want++
+	p.waitText("value", format(int64(want)))
+	if got := valueOf(s, "https://localhost/"); got != int64(want) {
+		t.Errorf("the value is %d, want %d", got, want)
+	}
+	p.quiet("with keys")
+}
+
+// What a screen reader is told: names and roles, and the value without a flood.
+func TestChromiumAccessibility(t *testing.T) {
+	browser := chromium(t)
+	s := start(t, "-action-rate", "0", "-store", "memory")
+	p := openPage(t, browser, "https://localhost"+portOf(t, s.addrs.HTTPS[0])+"/")
+	p.waitOpen()
+	p.waitText("value", "0")
+	p.waitText("caption", "Last 5 minutes: 0")
+	tree := call(p, accessibility.GetFullAXTree, accessibility.GetFullAXTreeParams{})
+	got := map[string]bool{}
+	for _, n := range tree.Nodes {
+		if n.Ignored || n.Role == nil {
+			continue
+		}
+		var role, name string
+		json.Unmarshal(n.Role.Value, &role)
+		if n.Name != nil {
+			json.Unmarshal(n.Name.Value, &name)
+		}
+		got[role+" "+name] = true
+		if name == "" && (role == "button" || role == "image" || role == "group") {
+			t.Errorf("a %s without a name", role)
+		}
+	}
+	for _, want := range []string{"RootWebArea 0 · plusminus", "heading plusminus", "button Plus one", "button Minus one",
+		"group Move the number", "image Last 5 minutes: 0", "StaticText 0", "StaticText Live", "banner ", "main "} {
+		if !got[want] {
+			t.Errorf("the accessibility tree has no %q; it has %q", want, slices.Sorted(maps.Keys(got)))
+		}
+	}
+	if lang := p.eval(`document.documentElement.lang`); lang != "en" {
+		t.Errorf("lang = %q", lang)
+	}
+
+	// A hundred values in a second, and a screen reader hears a few of them at most, the last one among them.
+	p.eval(`(window.spoken = [], new MutationObserver(() => spoken.push(announcer.textContent))
+		.observe(announcer, { childList: true, characterData: true, subtree: true }))`)
+	ws := s.join("wss://localhost/")
+	go drain(t, ws)
+	for range 100 {
+		send(t, ws, `{"action":"plus"}`)
+		time.Sleep(10 * time.Millisecond)
+	}
+	p.waitText("value", "100")
+	p.waitText("announcer", "100")
+	p.click("plus")
+	p.waitText("announcer", "101") // one's own within a second, or else the next would be said in ten
+	if n := p.eval(`spoken.length`); n != "2" && n != "3" {
+		t.Errorf("101 values were said %s times: %s", n, p.eval(`spoken`))
+	}
+	if live := p.eval(`[...document.querySelectorAll("[aria-live], [role=status]")].map((e) => e.id).sort()`); live != "announcer,live,message,sentence" {
+		t.Errorf("live regions: %s", live)
+	}
+}
+
+// contrasts is JavaScript that returns what is less than WCAG AA wants: 4.5 for text, 3 for what one has to
+// see to use the page. https://www.w3.org/TR/WCAG22/#contrast-minimum, #non-text-contrast
+const contrasts = `(() => {
+	const rgb = (color) => color.match(/[\d.]+/g).map(Number);
+	const light = (color) => {
+		const [r, g, b] = rgb(color).map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+		return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+	};
+	const contrast = (a, b) => (Math.max(light(a), light(b)) + 0.05) / (Math.min(light(a), light(b)) + 0.05);
+	const background = (e) => {
+		for (; e; e = e.parentElement) {
+			const { backgroundColor } = getComputedStyle(e), alpha = rgb(backgroundColor)[3] ?? 1;
+			if (alpha === 1) return backgroundColor;
+			if (alpha !== 0) throw new Error("a background that is half transparent");
+		}
+	};
+	const bad = [];
+	let n = 0;
+	const want = (what, least, a, b) => {
+		n++;
+		if (!(contrast(a, b) >= least)) bad.push(what + " has " + contrast(a, b).toFixed(2) + ", want " + least);
+	};
+	for (const e of document.querySelectorAll("body *")) {
+		const style = getComputedStyle(e), name = e.id || e.localName;
+		if (!e.checkVisibility()) continue;
+		if (style.opacity !== "1") throw new Error("opacity of " + name);
+		if ([...e.childNodes].some((c) => c.nodeType === Node.TEXT_NODE && c.data.trim())) want("text of " + name, 4.5, style.color, background(e));
+		if (e.localName === "button") want("edge of " + name, 3, style.borderTopColor, background(e.parentElement));
+		if (style.outlineStyle !== "none") want("focus of " + name, 3, style.outlineColor, background(e.parentElement));
+		if (style.stroke !== "none") want("stroke of " + name, 3, style.stroke, background(e));
+	}
+	want("light", 3, getComputedStyle(live, "::before").borderTopColor, background(live));
+	return n < 10 ? "looked at " + n + " only" : bad.join("; ");
+})()`
+
+// Both colour schemes are there, and in each all that one has to see can be seen, in every state.
+func TestChromiumContrast(t *testing.T) {
+	browser := chromium(t)
+	s := start(t, "-domain", "counter.test")
+	p := openPage(t, browser, "https://counter.test"+portOf(t, s.addrs.HTTPS[0])+"/")
+	p.waitOpen()
+	p.waitText("value", "0")
+	p.waitText("caption", "Last 5 minutes: 0")
+	check := func(state string) {
+		t.Helper()
+		papers := map[string]bool{}
+		for _, scheme := range []string{"light", "dark"} {
+			p.emulate("prefers-color-scheme", scheme)
+			papers[p.eval(`getComputedStyle(document.documentElement).backgroundColor`)] = true
+			for _, button := range []string{"plus", "minus"} {
+				p.do(chromedp.Focus(chromedp.ID(button)))
+				if bad := p.eval(contrasts); bad != "" {
+					t.Errorf("%s, %s: %s", state, scheme, bad)
+				}
+			}
+		}
+		if len(papers) != 2 {
+			t.Errorf("both schemes have the background %v", papers)
+		}
+	}
+	check("live")
+	p.network(false)
+	p.waitState("offline")
+	check("offline")
+	p.click("plus")
+	p.waitText("message", "Not connected: that did not count.")
+	check("offline with a message")
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+	p.network(true)
+	p.waitState("waiting")
+	check("waiting")
+}
+
+// Nothing moves for those who asked that nothing moves.
+func TestChromiumReducedMotion(t *testing.T) {
+	browser := chromium(t)
+	s := start(t, "-domain", "counter.test")
+	for _, motion := range []string{"no-preference", "reduce"} {
+		p := newPage(t, browser)
+		p.inject(`{
+			window.moved = [];
+			const { animate } = Element.prototype;
+			Element.prototype.animate = function(...args) { moved.push(this.id); return animate.apply(this, args); };
+			for (const type of ["animationstart", "transitionstart"]) addEventListener(type, (e) => moved.push(type), true);
+		}`)
+		p.emulate("prefers-reduced-motion", motion)
+		p.do(chromedp.Navigate("https://counter.test" + portOf(t, s.addrs.HTTPS[0]) + "/"))
+		p.waitOpen()
+		before := valueOf(s, "https://counter.test/")
+		p.click("plus")
+		p.waitText("value", format(before+1))
+		p.network(false)
+		p.waitState("offline")
+		p.click("plus")
+		p.waitText("message", "Not connected: that did not count.")
+		moved := p.eval(`[...new Set(moved)].sort()`)
+		if want := map[string]string{"no-preference": "plus,value", "reduce": ""}[motion]; moved != want {
+			t.Errorf("with %s, %q moved, want %q", motion, moved, want)
+		}
+	}
+}

@@ -1,0 +1,229 @@
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/coder/websocket/wsjson"
+)
+
+// firefoxPrefs keep a new profile from asking the internet for anything: every name is this machine.
+const firefoxPrefs = `
+user_pref("network.dns.forceResolve", "127.0.0.1");
+user_pref("services.settings.server", "https://localhost:1/");
+user_pref("app.update.disabledForTesting", true);
+user_pref("datareporting.policy.dataSubmissionEnabled", false);
+user_pref("network.captive-portal-service.enabled", false);
+user_pref("network.connectivity-service.enabled", false);
+user_pref("browser.shell.checkDefaultBrowser", false);
+`
+
+// firefox is a Firefox that is driven by WebDriver BiDi: JSON messages over a WebSocket.
+// https://www.w3.org/TR/webdriver-bidi/
+type firefox struct {
+	t    *testing.T
+	ws   *websocket.Conn
+	last int // id of the last command
+}
+
+// newFirefox starts one that ends with the test, or skips it.
+func newFirefox(t *testing.T) *firefox {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts a browser")
+	}
+	path := ""
+	for _, name := range []string{"firefox-esr", "firefox"} {
+		if p, err := exec.LookPath(name); err == nil {
+			path = p
+			break
+		}
+	}
+	if path == "" {
+		t.Skip("Firefox is not installed (Debian: firefox-esr)")
+	}
+	profile := t.TempDir()
+	if err := os.WriteFile(filepath.Join(profile, "user.js"), []byte(firefoxPrefs), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), path, "--headless", "--no-remote", "--profile", profile, "--remote-debugging-port", "0")
+	cmd.Env = append(os.Environ(), "HOME="+profile, "MOZ_CRASHREPORTER_DISABLE=1")
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	address := make(chan string, 1)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for lines := bufio.NewScanner(stderr); lines.Scan(); {
+			if m := regexp.MustCompile(`BiDi listening on (ws://\S+)`).FindStringSubmatch(lines.Text()); m != nil {
+				address <- m[1]
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		<-ended
+		cmd.Wait()
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	f := &firefox{t: t}
+	select {
+	case a := <-address:
+		if f.ws, _, err = websocket.Dial(ctx, a+"/session", nil); err != nil {
+			t.Fatal(err)
+		}
+	case <-ended:
+		t.Fatalf("%s ended", path)
+	case <-ctx.Done():
+		t.Fatalf("%s does not listen", path)
+	}
+	f.ws.SetReadLimit(1 << 20)
+	t.Cleanup(func() { f.ws.CloseNow() })
+	f.do("session.new", `{"capabilities":{"alwaysMatch":{"acceptInsecureCerts":true}}}`, nil)
+	return f
+}
+
+// do sends a command and decodes its result.
+func (f *firefox) do(method, params string, result any) {
+	f.t.Helper()
+	ctx, cancel := context.WithTimeout(f.t.Context(), time.Minute)
+	defer cancel()
+	f.last++
+	command := map[string]any{"id": f.last, "method": method, "params": json.RawMessage(params)}
+	if err := wsjson.Write(ctx, f.ws, command); err != nil {
+		f.t.Fatalf("%s: %v", method, err)
+	}
+	for {
+		var answer struct {
+			ID      int
+			Error   string
+			Message string
+			Result  json.RawMessage
+			Method  string // of an event
+			Params  struct{ Level, Text string }
+		}
+		if err := wsjson.Read(ctx, f.ws, &answer); err != nil {
+			f.t.Fatalf("%s: %v", method, err)
+		}
+		switch {
+		case answer.Method == "log.entryAdded" && answer.Params.Level == "error":
+			f.t.Errorf("Firefox complains: %s", answer.Params.Text)
+		case answer.ID != f.last:
+		case answer.Error != "":
+			f.t.Fatalf("%s: %s: %s", method, answer.Error, answer.Message)
+		default:
+			if result != nil {
+				if err := json.Unmarshal(answer.Result, result); err != nil {
+					f.t.Fatal(err)
+				}
+			}
+			return
+		}
+	}
+}
+
+// A firefoxTab is one of its tabs.
+type firefoxTab struct {
+	*firefox
+	context string
+}
+
+// open opens url in a new tab.
+func (f *firefox) open(url string) *firefoxTab {
+	f.t.Helper()
+	var tab struct{ Context string }
+	f.do("browsingContext.create", `{"type":"tab"}`, &tab)
+	f.do("browsingContext.navigate", fmt.Sprintf(`{"context":%q,"url":%q,"wait":"complete"}`, tab.Context, url), nil)
+	return &firefoxTab{f, tab.Context}
+}
+
+// eval returns what the JavaScript expression is, as text.
+func (p *firefoxTab) eval(expression string) string {
+	p.t.Helper()
+	params, err := json.Marshal(map[string]any{
+		"expression": "String(" + expression + ")", "awaitPromise": false, "target": map[string]string{"context": p.context},
+	})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	var answer struct {
+		Type             string
+		Result           struct{ Value string }
+		ExceptionDetails struct{ Text string }
+	}
+	p.do("script.evaluate", string(params), &answer)
+	if answer.Type != "success" {
+		p.t.Fatalf("%s: %s", expression, answer.ExceptionDetails.Text)
+	}
+	return answer.Result.Value
+}
+
+// waitText waits until the element says text.
+func (p *firefoxTab) waitText(id, text string) {
+	p.t.Helper()
+	expression := fmt.Sprintf("document.getElementById(%q).textContent", id)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		got := p.eval(expression)
+		if got == text {
+			return
+		}
+		if time.Now().After(deadline) {
+			p.t.Fatalf("%s says %q, want %q; the page says %q", id, got, text, p.eval("document.body.innerText"))
+		}
+	}
+}
+
+// Two people count together in Firefox, and go on after the server was replaced.
+func TestFirefox(t *testing.T) {
+	f := newFirefox(t)
+	data := t.TempDir()
+	s := start(t, "-data", data)
+	url := "https://localhost" + portOf(t, s.addrs.HTTPS[0]) + "/"
+	f.do("session.subscribe", `{"events":["log.entryAdded"]}`, nil)
+	a, b := f.open(url), f.open(url)
+	for _, p := range []*firefoxTab{a, b} {
+		p.waitText("live", "Live")
+		p.waitText("value", "0")
+		p.waitText("users", " · 2 people here")
+	}
+	a.eval(`document.getElementById("plus").click()`)
+	b.waitText("value", "1")
+	// A true key, for the one that has the focus.
+	f.do("browsingContext.activate", fmt.Sprintf(`{"context":%q}`, b.context), nil)
+	b.eval(`document.getElementById("plus").focus()`)
+	f.do("input.performActions", fmt.Sprintf(`{"context":%q,"actions":[{"type":"key","id":"k","actions":[%s]}]}`, b.context,
+		strings.Repeat(`,{"type":"keyDown","value":"-"},{"type":"keyUp","value":"-"}`, 2)[1:]), nil)
+	a.waitText("value", "−1")
+	b.waitText("value", "−1")
+
+	f.do("session.unsubscribe", `{"events":["log.entryAdded"]}`, nil) // it cannot connect for a while, and says so
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+	a.waitText("live", "Not live")
+	a.eval(`document.getElementById("plus").click()`)
+	a.waitText("message", "Not connected: that did not count.")
+	start(t, "-data", data, "-https", s.addrs.HTTPS[0])
+	for _, p := range []*firefoxTab{a, b} {
+		p.waitText("live", "Live")
+		p.waitText("value", "−1")
+	}
+	a.eval(`document.getElementById("plus").click()`)
+	b.waitText("value", "0")
+}

@@ -1,0 +1,259 @@
+package e2e
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"plusminus/internal/config"
+	"plusminus/internal/ingress"
+	"plusminus/internal/server"
+
+	"github.com/coder/websocket"
+)
+
+// TestMain builds the program once, for the tests that start it as a process of its own.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "plusminus-e2e-*")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		program = filepath.Join(dir, "plusminus")
+		if err := os.Chdir(root); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+// root is the top of the repository, where the tests run: they compare README, docs and deploy with the
+// program.
+const root = "../.."
+
+var (
+	// long runs the long forms of the trials, as CI does.
+	long = flag.Bool("long", false, "run the long forms of the trials, as CI does")
+
+	// program is the path of the program, once build has made it.
+	program string
+
+	build = sync.OnceValue(func() error {
+		args := []string{"build", "-o", program}
+		if raceEnabled {
+			args = append(args, "-race")
+		}
+		if out, err := exec.Command("go", append(args, ".")...).CombinedOutput(); err != nil {
+			return fmt.Errorf("go build: %w\n%s", err, out)
+		}
+		return nil
+	})
+)
+
+// command returns a command that runs plusminus with args in an empty folder.
+func command(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	if err := build(); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd.Env = os.Environ()
+	cmd.Dir = t.TempDir()
+	return cmd
+}
+
+// plusminus is a running server.
+type plusminus struct {
+	t     *testing.T
+	addrs ingress.Addresses
+	roots *x509.CertPool // that its visitors trust
+	stop  func() error   // stops it and returns the error of Run; later calls do nothing
+
+	reload func() // as SIGHUP does
+
+	// How its visitors connect; nil is a [net.Dialer].
+	connect func(ctx context.Context, network, addr string) (net.Conn, error)
+}
+
+// noEnvironment is an environment without variables.
+func noEnvironment(string) (string, bool) { return "", false }
+
+// start runs plusminus in this process, with args, on free ports of loopback until the test ends.
+func start(t *testing.T, args ...string) *plusminus {
+	t.Helper()
+	args = append([]string{"-data", t.TempDir(), "-admin", "127.0.0.1:0", "-http", "127.0.0.1:0", "-max-clients-per-ip", "0"}, args...)
+	if !slices.Contains(args, "-plain") && !slices.Contains(args, "-https") {
+		args = append(args, "-https", "127.0.0.1:0")
+	}
+	cfg, err := config.Parse(args, noEnvironment, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	srv, err := server.New(ctx, cfg, "e2e", log)
+	if err != nil {
+		t.Fatalf("New = %v", err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Run(ctx) }()
+	s := &plusminus{t: t, addrs: srv.Addresses(), roots: x509.NewCertPool(), reload: srv.Reload}
+	stopped := false
+	s.stop = func() error {
+		if stopped {
+			return nil
+		}
+		stopped = true
+		cancel(errors.New("the test is over"))
+		return <-served
+	}
+	t.Cleanup(func() {
+		if err := s.stop(); err != nil {
+			t.Errorf("Run = %v, want nil after a stop", err)
+		}
+	})
+	if pem, err := os.ReadFile(filepath.Join(cfg.Data, "local-ca", "root.pem")); err == nil {
+		s.roots.AppendCertsFromPEM(pem)
+	}
+	return s
+}
+
+// client returns an HTTP client that reaches s under any name, trusts its root alone,
+// and does not follow redirects.
+func (s *plusminus) client() *http.Client {
+	return &http.Client{
+		Transport: &http.Transport{
+			DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+				_, port, err := net.SplitHostPort(addr)
+				if err != nil {
+					return nil, err
+				}
+				switch {
+				case port == "443" && len(s.addrs.HTTPS) > 0:
+					addr = s.addrs.HTTPS[0]
+				case port == "80":
+					addr = s.addrs.HTTP
+				}
+				if s.connect != nil {
+					return s.connect(ctx, network, addr)
+				}
+				return new(net.Dialer).DialContext(ctx, network, addr)
+			},
+			TLSClientConfig: &tls.Config{RootCAs: s.roots},
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// get returns the response to a GET and its body. host is the Host header, or "" for
+// the URL's.
+func (s *plusminus) get(url, host string) (*http.Response, string) {
+	s.t.Helper()
+	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	req.Host = host
+	return s.do(req)
+}
+
+// do sends req and returns the response and its body.
+func (s *plusminus) do(req *http.Request) (*http.Response, string) {
+	s.t.Helper()
+	client := s.client()
+	defer client.CloseIdleConnections()
+	resp, err := client.Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return resp, string(body)
+}
+
+func (s *plusminus) dial(url string, opts websocket.DialOptions) (*websocket.Conn, *http.Response, error) {
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
+	defer cancel()
+	opts.HTTPClient = s.client()
+	return websocket.Dial(ctx, url, &opts)
+}
+
+// join returns a client of the hub.
+func (s *plusminus) join(url string) *websocket.Conn {
+	s.t.Helper()
+	ws, _, err := s.dial(url, websocket.DialOptions{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { ws.CloseNow() })
+	return ws
+}
+
+// read returns the next message in a form that can be compared.
+func read(t *testing.T, ws *websocket.Conn) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	_, data, err := ws.Read(ctx)
+	if err != nil {
+		t.Fatalf("reading: %v", err)
+	}
+	return canonical(t, data)
+}
+
+func canonical(t *testing.T, data []byte) string {
+	t.Helper()
+	var m map[string]any
+	if err := json.Unmarshal(data, &m); err != nil {
+		t.Fatalf("%q: %v", data, err)
+	}
+	delete(m, "message") // free text
+	out, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
+func send(t *testing.T, ws *websocket.Conn, text string) {
+	t.Helper()
+	if err := ws.Write(t.Context(), websocket.MessageText, []byte(text)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantRead(t *testing.T, ws *websocket.Conn, want ...string) {
+	t.Helper()
+	for _, w := range want {
+		if got := read(t, ws); got != w {
+			t.Fatalf("received %s, want %s", got, w)
+		}
+	}
+}
+
+const (
+	plus  = `{"action":"plus"}`
+	minus = `{"action":"minus"}`
+)

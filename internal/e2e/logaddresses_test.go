@@ -1,0 +1,58 @@
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+)
+
+// With -log-addresses=false nothing that visitors do puts their address into the log.
+func TestLogAddresses(t *testing.T) {
+	for _, hidden := range []bool{false, true} {
+		t.Run(fmt.Sprintf("hidden=%v", hidden), func(t *testing.T) {
+			data := t.TempDir()
+			s := newSupervisor(t, []string{"https", "http", "admin"}, "-log-level", "debug", fmt.Sprintf("-log-addresses=%v", !hidden),
+				"-proxy-protocol", "127.0.0.1", "-data", data)
+			s.start()
+			if _, body := s.get("http://"+s.addrs.Admin+"/readyz", ""); body != "ready\n" {
+				t.Fatalf("GET /readyz = %q", body)
+			}
+			const visitor = "192.0.2.77"
+			for _, first := range []string{
+				header(t, 1, visitor) + "junk that is no TLS\r\n\r\n",
+				header(t, 2, visitor),
+			} {
+				s.sayFirst(first)
+				nc, err := s.connect(t.Context(), "tcp", s.addrs.HTTPS[0])
+				if err != nil {
+					t.Fatal(err)
+				}
+				nc.(*net.TCPConn).CloseWrite()
+				nc.SetReadDeadline(time.Now().Add(time.Minute))
+				for buf := make([]byte, 100); ; {
+					if _, err := nc.Read(buf); err != nil {
+						break
+					}
+				}
+				nc.Close()
+			}
+			s.sayFirst(header(t, 2, visitor))
+			s.trustLocalCA(data)
+			s.join("wss://localhost/").CloseNow()
+			s.connect = nil
+			for deadline := time.Now().Add(time.Minute); !strings.Contains(s.output.String(), `"msg":"client `); time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("nothing is logged of the client")
+				}
+			}
+			if got := strings.Contains(s.output.String(), visitor); got == hidden {
+				t.Errorf("with -log-addresses=%v the visitor's address is logged: %v", !hidden, got)
+			}
+			if !strings.Contains(s.output.String(), s.addrs.HTTPS[0]) {
+				t.Error("what is listened on is not logged")
+			}
+		})
+	}
+}

@@ -1,0 +1,195 @@
+package e2e
+
+import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// declaredMetrics returns the labels of each metric that metrics.go declares, by its whole name.
+func declaredMetrics(t *testing.T) map[string][]string {
+	t.Helper()
+	file, err := parser.ParseFile(token.NewFileSet(), "internal/admin/metrics.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics := make(map[string][]string)
+	ast.Inspect(file, func(n ast.Node) bool {
+		call, ok := n.(*ast.CallExpr)
+		if !ok {
+			return true
+		}
+		fun, ok := call.Fun.(*ast.Ident)
+		if !ok || fun.Name != "newMetric" && fun.Name != "newHistogram" {
+			return true
+		}
+		var texts []string
+		for _, arg := range call.Args {
+			if lit, ok := arg.(*ast.BasicLit); ok {
+				text, err := strconv.Unquote(lit.Value)
+				if err != nil {
+					t.Fatal(err)
+				}
+				texts = append(texts, text)
+			}
+		}
+		if len(texts) < 2 {
+			t.Fatalf("metrics.go has a metric without a name and help: %v", texts)
+		}
+		metrics["plusminus_"+texts[0]] = texts[2:]
+		return true
+	})
+	if len(metrics) == 0 {
+		t.Fatal("metrics.go declares no metric")
+	}
+	return metrics
+}
+
+// TestReadmeMetrics compares the tables of docs/metrics.md with the declared metrics.
+func TestReadmeMetrics(t *testing.T) {
+	page, err := os.ReadFile("docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	declared := declaredMetrics(t)
+	explained := make(map[string]bool)
+	name := regexp.MustCompile("`(plusminus_[a-z0-9_]+)`")
+	for _, row := range regexp.MustCompile("(?m)^\\| (`plusminus_[^|]*) \\|").FindAllStringSubmatch(string(page), -1) {
+		for _, m := range name.FindAllStringSubmatch(row[1], -1) {
+			if explained[m[1]] {
+				t.Errorf("docs/metrics.md explains %s twice", m[1])
+			}
+			explained[m[1]] = true
+		}
+	}
+	for m := range declared {
+		if !explained[m] {
+			t.Errorf("docs/metrics.md has no row for %s", m)
+		}
+	}
+	pages, err := filepath.Glob("docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range append(pages, "README.md") {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`plusminus_[a-z0-9_]+`).FindAllString(string(text), -1) {
+			if _, ok := declared[m]; !ok {
+				t.Errorf("%s names %s, and there is no such metric", file, m)
+			}
+		}
+	}
+}
+
+// exposedMetrics returns the names and labels that /metrics has.
+func (s *plusminus) exposedMetrics() map[string]bool {
+	s.t.Helper()
+	_, body := s.get("http://"+s.addrs.Admin+"/metrics", "")
+	names := make(map[string]bool)
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE (plusminus_[a-z0-9_]+) `).FindAllStringSubmatch(body, -1) {
+		names[m[1]] = true
+	}
+	return names
+}
+
+// What is declared is told, but for what there is a reason not to tell.
+func TestDeclaredMetricsAreExposed(t *testing.T) {
+	s, _ := startCertified(t)
+	absent := []string{
+		"plusminus_replicas", "plusminus_store_epoch", // the store is not shared
+		"plusminus_acme_backoff_until_timestamp_seconds", "plusminus_acme_last_error_timestamp_seconds", // all is well
+	}
+	var missing []string
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		exposed := s.exposedMetrics()
+		missing = nil
+		for name := range declaredMetrics(t) {
+			if !exposed[name] && !slices.Contains(absent, name) {
+				missing = append(missing, name)
+			}
+		}
+		// The renewal window comes a moment after the certificate.
+		if len(missing) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("/metrics has no %q", missing)
+		}
+	}
+	exposed := s.exposedMetrics()
+	for _, name := range absent {
+		if exposed[name] {
+			t.Errorf("/metrics has %s", name)
+		}
+	}
+}
+
+// The figures of the hub, as they are after a few messages.
+func TestHubMetrics(t *testing.T) {
+	s := start(t, "-plain", "-store", "memory", "-action-burst", "3", "-action-rate", "0.001", "-max-clients", "7")
+	ws := s.join("ws://localhost:80/")
+	wantRead(t, ws, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`)
+	for i := range 3 {
+		send(t, ws, plus)
+		wantRead(t, ws, fmt.Sprintf(`{"type":"state","value":%d}`, i+1))
+	}
+	send(t, ws, plus)
+	wantRead(t, ws, `{"code":"rate_limited","type":"error"}`)
+	send(t, ws, "x")
+	wantRead(t, ws, `{"code":"bad_message","type":"error"}`)
+	want := []string{
+		"plusminus_clients 1",
+		"plusminus_clients_max 7",
+		"plusminus_clients_joined_total 1",
+		"plusminus_clients_behind 0",
+		"plusminus_clients_blocked 0",
+		"plusminus_users 1",
+		"plusminus_value 3",
+		"plusminus_messages_received_total 5",
+		`plusminus_messages_sent_total{type="users"} 1`,
+		`plusminus_messages_sent_total{type="state"} 4`,
+		`plusminus_messages_sent_total{type="error"} 2`,
+		`plusminus_messages_refused_total{code="bad_message"} 1`,
+		`plusminus_messages_refused_total{code="binary_message"} 0`,
+		`plusminus_messages_refused_total{code="rate_limited"} 1`,
+		`plusminus_actions_total{outcome="counted"} 3`,
+		`plusminus_actions_total{outcome="rate_limited"} 1`,
+		`plusminus_actions_total{outcome="out_of_range"} 0`,
+		`plusminus_actions_total{outcome="store_unavailable"} 0`,
+		"plusminus_actions_undecided_total 0",
+		"plusminus_changes_merged_total 0",
+		`plusminus_sweep_duration_seconds_bucket{le="0.0025"} `,
+		`plusminus_sweep_duration_seconds_bucket{le="+Inf"} `,
+		"plusminus_store_up 1",
+		"plusminus_store_outages_total 0",
+		"plusminus_store_errors_total 0",
+		"plusminus_store_apply_duration_seconds_count 3",
+	}
+	// A sweep is counted when it is over, a moment after its last message is there.
+	var missing []string
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		_, body := s.get("http://"+s.addrs.Admin+"/metrics", "")
+		missing = slices.DeleteFunc(slices.Clone(want), func(line string) bool { return strings.Contains(body, "\n"+line) })
+		if len(missing) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("/metrics has no lines %q, but\n%s", missing, body)
+		}
+	}
+	ws.Close(websocket.StatusNormalClosure, "")
+}

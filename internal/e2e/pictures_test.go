@@ -1,0 +1,209 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/xml"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/chromedp"
+	"github.com/coder/websocket"
+)
+
+var update = flag.Bool("update", false, "TestScreenshots writes the pictures of README anew")
+
+// fastPlot makes the plot's minutes pass a hundred times as fast.
+const fastPlot = `{ const start = Date.now(), now = Date.now; Date.now = () => start + 100 * (now() - start); }`
+
+// fits is JavaScript that returns what does not fit the window, or overlaps: nothing, where all is well.
+const fits = `(() => {
+	const bad = [];
+	const { scrollWidth, scrollHeight } = document.documentElement;
+	if (scrollWidth > innerWidth || scrollHeight > innerHeight) bad.push("scrolls: " + [scrollWidth, scrollHeight]);
+	const boxes = [...document.querySelectorAll("header, #tagline, #value, figure, #notice, #buttons, #keys")]
+		.filter((e) => e.checkVisibility()).map((e) => [e.id || e.localName, e.getBoundingClientRect()]);
+	for (const [name, r] of boxes) {
+		if (r.left < 0 || r.top < 0 || r.right > innerWidth + .5 || r.bottom > innerHeight + .5) bad.push(name + " is cut off");
+	}
+	boxes.forEach(([name, r], i) => {
+		if (i && r.top < boxes[i - 1][1].bottom - .5) bad.push(name + " is over " + boxes[i - 1][0]);
+	});
+	for (const e of document.querySelectorAll("p, figcaption, button")) {
+		if (e.id !== "announcer" && e.scrollWidth > e.clientWidth + 1) bad.push("the text of " + (e.id || e.localName) + " is wider than it");
+	}
+	for (const e of document.querySelectorAll("button")) {
+		const r = e.getBoundingClientRect();
+		// https://www.w3.org/TR/WCAG22/#target-size-enhanced
+		if (e.checkVisibility() && (r.width < 44 || r.height < 44)) bad.push(e.id + " is small: " + [r.width, r.height]);
+	}
+	return bad.join("; ");
+})()`
+
+// TestScreenshots looks at the page in each state, at sizes from a small phone to a wall, in both colour
+// schemes. With -artifacts it leaves a picture of each, and with -update it writes those of README.
+func TestScreenshots(t *testing.T) {
+	browser := chromium(t)
+	s := start(t, "-domain", "counter.test", "-action-rate", "0", "-store", "memory")
+	url := "https://counter.test" + portOf(t, s.addrs.HTTPS[0]) + "/"
+	for range 6 {
+		go drain(t, s.join("wss://counter.test/"))
+	}
+	player := s.join("wss://counter.test/")
+	go drain(t, player)
+	for range 38 {
+		send(t, player, `{"action":"plus"}`)
+	}
+
+	p := newPage(t, browser)
+	p.inject(fastPlot)
+	p.emulate("prefers-reduced-motion", "reduce")
+	p.do(chromedp.Navigate(url))
+	p.waitOpen()
+	// People come in waves: for a while more of them want up, then down.
+	random := rand.New(rand.NewPCG(6, 4))
+	for i := range 115 {
+		up := 0.5 - 0.25*float64(1-(i+12)/30%2*2)
+		for range random.IntN(3) {
+			action := `{"action":"minus"}`
+			if random.Float64() < up {
+				action = `{"action":"plus"}`
+			}
+			send(t, player, action)
+		}
+		time.Sleep(28 * time.Millisecond)
+	}
+	p.waitText("value", format(valueOf(s, "https://counter.test/")))
+
+	states := []struct {
+		name  string
+		enter func()
+	}{
+		{"live", func() {}},
+		{"offline", func() {
+			p.network(false)
+			p.waitState("offline")
+		}},
+		{"refusal", func() { p.click("plus") }},
+		{"waiting", func() {
+			if err := s.stop(); err != nil {
+				t.Fatal(err)
+			}
+			p.network(true)
+			p.waitState("waiting")
+			p.waitText("message", "")
+		}},
+	}
+	for _, state := range states {
+		state.enter()
+		for _, size := range []struct{ width, height int64 }{{320, 640}, {640, 320}, {1280, 800}, {3840, 2160}} {
+			// Not EmulateViewport, which takes the mouse away.
+			call(p, emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{
+				Width: size.width, Height: size.height, DeviceScaleFactor: 1, Mobile: size.width < 1000,
+			})
+			for _, scheme := range []string{"light", "dark"} {
+				p.emulate("prefers-color-scheme", scheme, "prefers-reduced-motion", "reduce")
+				name := fmt.Sprintf("%s-%dx%d-%s", state.name, size.width, size.height, scheme)
+				if bad := p.eval(fits); bad != "" {
+					t.Errorf("%s: %s", name, bad)
+				}
+				picture, err := chromedp.Run(p.ctx, chromedp.CaptureScreenshot())
+				if err != nil {
+					t.Fatal(err)
+				}
+				write(t, filepath.Join(t.ArtifactDir(), name+".png"), picture)
+				if *update && state.name == "live" && size.width == 1280 {
+					write(t, filepath.Join(".ci", "pictures", scheme+".png"), picture)
+				}
+			}
+		}
+	}
+}
+
+// The longest value there is stays on one line of the smallest phone.
+func TestLongestValue(t *testing.T) {
+	browser := chromium(t)
+	data := t.TempDir()
+	if out, err := command(t, "value", "set", "-9007199254740991", "-data", data).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	s := start(t, "-data", data)
+	p := newPage(t, browser)
+	p.emulate("prefers-reduced-motion", "reduce") // nothing moves while it is measured
+	p.do(chromedp.EmulateViewport(320, 640), chromedp.Navigate("https://localhost"+portOf(t, s.addrs.HTTPS[0])+"/"))
+	p.waitText("value", "−9,007,199,254,740,991")
+	if bad := p.eval(fits); bad != "" {
+		t.Error(bad)
+	}
+	p.click("minus")
+	p.waitText("message", "The counter is at its limit: this action was not counted.")
+	if bad := p.eval(fits); bad != "" {
+		t.Error(bad)
+	}
+}
+
+// TestDiagram compares the picture of how an action travels with hub/doc.go: its goroutines and channels are
+// the same, so that neither outlives a change of the other.
+func TestDiagram(t *testing.T) {
+	svg, err := os.ReadFile(filepath.Join(".ci", "pictures", "action.svg"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := os.ReadFile(filepath.Join("hub", "doc.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	find := func(in []byte, expression string) []string {
+		var names []string
+		for _, m := range regexp.MustCompile(expression).FindAllSubmatch(in, -1) {
+			names = append(names, string(m[1]))
+		}
+		slices.Sort(names)
+		return slices.Compact(names)
+	}
+	for what, expressions := range map[string][2]string{
+		"goroutines": {`(?m)^//\t(\S+) +one\b`, `class="box goroutine".*\n<text class="name"[^>]*>([^<]*)<`},
+		"channels":   {`--(\w+)-->`, `class="channel"[^>]*>([^<]*)<`},
+	} {
+		want, got := find(doc, expressions[0]), find(svg, expressions[1])
+		if len(want) < 3 || !slices.Equal(got, want) {
+			t.Errorf("%s in the diagram: %q, in hub/doc.go: %q", what, got, want)
+		}
+	}
+	d := xml.NewDecoder(bytes.NewReader(svg))
+	for {
+		if _, err := d.Token(); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func write(t *testing.T, name string, data []byte) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// drain reads what comes until the connection ends.
+func drain(t *testing.T, ws *websocket.Conn) {
+	for {
+		if _, _, err := ws.Read(context.WithoutCancel(t.Context())); err != nil {
+			return
+		}
+	}
+}

@@ -1,0 +1,218 @@
+package e2e
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"plusminus/hub/valkey/redistest"
+)
+
+// Alerts and dashboard use the names that there are. deploy/check looks at their labels, too.
+func TestDeployMetrics(t *testing.T) {
+	declared := declaredMetrics(t)
+	name := regexp.MustCompile(`\bplusminus_[a-z0-9_]+`)
+	for file, text := range deployFiles(t, ".yml", ".json") {
+		for _, m := range name.FindAllString(text, -1) {
+			base := regexp.MustCompile(`_(bucket|sum|count)$`).ReplaceAllString(m, "")
+			if _, ok := declared[m]; !ok && !(strings.HasSuffix(base, "_seconds") && declared[base] != nil) {
+				t.Errorf("%s uses %s, and there is no such metric", file, m)
+			}
+		}
+	}
+}
+
+// promServer is a Prometheus that scrapes one plusminus, with the rules of deploy.
+type promServer struct {
+	t   *testing.T
+	url string
+}
+
+// startPrometheus runs it with deploy's own configuration until the test ends.
+func startPrometheus(t *testing.T, s *plusminus) *promServer {
+	t.Helper()
+	dir := t.TempDir()
+	text, err := os.ReadFile("deploy/prometheus/prometheus.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules, err := filepath.Abs("deploy/prometheus/rules.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := strings.NewReplacer("127.0.0.1:9180", s.addrs.Admin, "- rules.yml", "- "+rules, "15s", "1s").Replace(string(text))
+	if err := os.WriteFile(filepath.Join(dir, "prometheus.yml"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("prometheus", "--config.file="+filepath.Join(dir, "prometheus.yml"),
+		"--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:0")
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var log strings.Builder
+	address, ended := make(chan string, 1), make(chan struct{})
+	go func() {
+		defer close(ended)
+		listening := regexp.MustCompile(`msg="Listening on" address=(\S+)`)
+		for lines := bufio.NewScanner(stderr); lines.Scan(); {
+			fmt.Fprintln(&log, lines.Text())
+			if m := listening.FindStringSubmatch(lines.Text()); m != nil {
+				address <- m[1]
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		<-ended
+		cmd.Wait() // was killed
+		if t.Failed() {
+			t.Logf("Prometheus logged:\n%s", log.String())
+		}
+	})
+	select {
+	case a := <-address:
+		return &promServer{t, "http://" + a}
+	case <-ended:
+		t.Fatal("Prometheus does not start")
+	case <-time.After(time.Minute):
+		t.Fatal("Prometheus does not listen")
+	}
+	return nil
+}
+
+// ask asks its API, and reports false if it is not there yet.
+func (p *promServer) ask(s *plusminus, path string, data any) bool {
+	p.t.Helper()
+	resp, body := s.get(p.url+"/api/v1/"+path, "")
+	if resp.StatusCode == 503 {
+		return false // starting
+	}
+	answer := struct {
+		Status, Error string
+		Data          any
+	}{Data: data}
+	if err := json.Unmarshal([]byte(body), &answer); err != nil || answer.Status != "success" {
+		p.t.Fatalf("%s: %s %q, %v", path, resp.Status, body, err)
+	}
+	return true
+}
+
+// Each panel of the dashboard shows something of a plusminus that serves, and no alert is on. This is a
+// Prometheus, not a Grafana.
+func TestDeployPrometheus(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts a Prometheus")
+	}
+	if _, err := exec.LookPath("prometheus"); err != nil {
+		t.Skip("prometheus is missing (Debian: apt install prometheus)")
+	}
+	redis := redistest.Start(t)
+	s, _ := startCertified(t, "-store", "redis://"+redis.Addr)
+	p := startPrometheus(t, s)
+
+	// Somebody has to be there and act, all the time.
+	ws := s.join("wss://counter.test/")
+	go func() {
+		for {
+			if _, _, err := ws.Read(t.Context()); err != nil {
+				return
+			}
+		}
+	}()
+	act := func() {
+		if err := ws.Write(t.Context(), websocket.MessageText, []byte(plus)); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	queries := dashboardQueries(t)
+	empty := []string{
+		"Last error of the CA", // there is none
+		"Memory a client",      // with so few
+	}
+	for deadline := time.Now().Add(time.Minute); len(queries) > 0; time.Sleep(200 * time.Millisecond) {
+		act()
+		queries = slices.DeleteFunc(queries, func(q dashboardQuery) bool {
+			var data struct{ Result []any }
+			ok := p.ask(s, "query?query="+url.QueryEscape(q.expr), &data)
+			return ok && len(data.Result) > 0 != slices.Contains(empty, q.panel)
+		})
+		if time.Now().After(deadline) {
+			t.Fatalf("nothing is shown, or something that should not be, by %q", queries)
+		}
+	}
+
+	var rules struct {
+		Groups []struct {
+			Rules []struct{ Name, State, Health, LastError string }
+		}
+	}
+	evaluated := func() (n int) {
+		rules.Groups = nil
+		p.ask(s, "rules", &rules)
+		for _, g := range rules.Groups {
+			for _, r := range g.Rules {
+				if r.Health == "ok" {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	text := deployFiles(t, ".yml")["deploy/prometheus/rules.yml"]
+	want := strings.Count(text, "- alert: ")
+	for deadline := time.Now().Add(time.Minute); evaluated() < want; time.Sleep(200 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not all of %d rules work: %+v", want, rules)
+		}
+	}
+	for _, g := range rules.Groups {
+		for _, r := range g.Rules {
+			if r.State != "inactive" {
+				t.Errorf("%s is %s, and all is well", r.Name, r.State)
+			}
+		}
+	}
+}
+
+// dashboardQuery is what one panel asks.
+type dashboardQuery struct{ panel, expr string }
+
+func dashboardQueries(t *testing.T) []dashboardQuery {
+	t.Helper()
+	var dashboard struct {
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr string }
+		}
+	}
+	if err := json.Unmarshal([]byte(deployFiles(t, ".json")["deploy/grafana/dashboard.json"]), &dashboard); err != nil {
+		t.Fatal(err)
+	}
+	var queries []dashboardQuery
+	for _, p := range dashboard.Panels {
+		for _, target := range p.Targets {
+			expr := strings.NewReplacer("$__rate_interval", "10s", "$job", "plusminus", "$instance", ".*").Replace(target.Expr)
+			queries = append(queries, dashboardQuery{p.Title, expr})
+		}
+	}
+	if len(queries) == 0 {
+		t.Fatal("the dashboard asks nothing")
+	}
+	return queries
+}

@@ -1,0 +1,341 @@
+package e2e
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// A supervisor holds sockets and starts plusminus on them, as systemd does.
+type supervisor struct {
+	plusminus // reaches the process that runs
+	args      []string
+	files     []*os.File
+	names     []string
+	env       []string
+	output    *lockedBuffer // of all its processes
+	cmd       *exec.Cmd     // the last process
+}
+
+// newSupervisor returns one that holds a socket on loopback for each name.
+func newSupervisor(t *testing.T, names []string, args ...string) *supervisor {
+	t.Helper()
+	s := &supervisor{names: names, args: args, output: new(lockedBuffer)}
+	s.t = t
+	for _, name := range names {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close() // the file stays
+		f, err := ln.(*net.TCPListener).File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		s.files = append(s.files, f)
+		switch name {
+		case "https":
+			s.addrs.HTTPS = append(s.addrs.HTTPS, ln.Addr().String())
+		case "http":
+			s.addrs.HTTP = ln.Addr().String()
+		case "admin":
+			s.addrs.Admin = ln.Addr().String()
+		}
+	}
+	t.Cleanup(func() {
+		if s.cmd != nil && s.cmd.ProcessState == nil {
+			s.cmd.Process.Kill()
+			s.cmd.Wait()
+		}
+		if t.Failed() {
+			t.Logf("its processes logged:\n%s", s.output)
+		}
+	})
+	return s
+}
+
+// trustLocalCA has visitors trust the CA in a data folder, and nobody else.
+func (s *plusminus) trustLocalCA(data string) {
+	s.t.Helper()
+	pem, err := os.ReadFile(filepath.Join(data, "local-ca", "root.pem"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.roots = x509.NewCertPool()
+	s.roots.AppendCertsFromPEM(pem)
+}
+
+// start starts the next process.
+func (s *supervisor) start() {
+	s.t.Helper()
+	cmd := command(s.t, s.args...)
+	// The process that is told of sockets has to be named, and only it knows its name.
+	cmd.Args = append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, cmd.Path}, s.args...)
+	cmd.Path = "/bin/sh"
+	cmd.Env = append(cmd.Env, "LISTEN_FDS="+strconv.Itoa(len(s.files)), "LISTEN_FDNAMES="+strings.Join(s.names, ":"))
+	cmd.Env = append(cmd.Env, s.env...)
+	cmd.ExtraFiles = s.files
+	cmd.Stdout, cmd.Stderr = s.output, s.output
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.cmd = cmd
+}
+
+// Ten restarts, as systemd makes them: the old process ends, and then the next one starts. Those who come
+// meanwhile are not refused but wait, nothing that was seen is lost, and who was connected is told to come back.
+func TestRestartsRefuseNobody(t *testing.T) {
+	const restarts, clients = 10, 4
+	data := t.TempDir()
+	s := newSupervisor(t, []string{"https", "http", "admin"}, "-data", data, "-log-format", "text", "-max-clients-per-ip", "0",
+		// None of these is listened on: the sockets take their place.
+		"-https", "192.0.2.1:443", "-http", "192.0.2.1:80", "-admin", "192.0.2.1:9180")
+	s.start()
+	if _, body := s.get("http://"+s.addrs.Admin+"/readyz", ""); body != "ready\n" {
+		t.Fatalf("GET /readyz = %q", body)
+	}
+	s.trustLocalCA(data)
+
+	var (
+		running         sync.WaitGroup
+		stop            = make(chan struct{})
+		seen            atomic.Int64 // the highest value that anyone has seen
+		sent            atomic.Int64
+		connects, told  atomic.Int64
+		ctx, cancelRead = context.WithTimeout(t.Context(), 2*time.Minute)
+	)
+	defer cancelRead()
+	visit := func() error {
+		atLeast := seen.Load()
+		ws, resp, err := s.dial("wss://localhost/", websocket.DialOptions{})
+		if err != nil {
+			return fmt.Errorf("connecting: %w (%v)", err, resp)
+		}
+		defer ws.CloseNow()
+		connects.Add(1)
+		for states := 0; states < 2; {
+			_, data, err := ws.Read(ctx)
+			if websocket.CloseStatus(err) == websocket.StatusServiceRestart {
+				told.Add(1)
+				return nil
+			}
+			if err != nil {
+				return fmt.Errorf("reading: %w", err)
+			}
+			var m struct {
+				Type  string
+				Value int64
+			}
+			if err := json.Unmarshal(data, &m); err != nil {
+				return err
+			}
+			switch m.Type {
+			case "error":
+				return fmt.Errorf("an action was refused: %s", data)
+			case "state":
+				if m.Value < atLeast {
+					return fmt.Errorf("the value is %d after %d was seen", m.Value, atLeast)
+				}
+				for old := seen.Load(); m.Value > old && !seen.CompareAndSwap(old, m.Value); old = seen.Load() {
+				}
+				if states++; states == 1 {
+					sent.Add(1)
+					if err := ws.Write(ctx, websocket.MessageText, []byte(plus)); err != nil {
+						states = 2 // it is being closed, and the next Read would say so
+					}
+				}
+			}
+		}
+		return nil
+	}
+	look := func(url string, status int) func() error {
+		return func() error {
+			client := s.client()
+			defer client.CloseIdleConnections()
+			resp, err := client.Get(url)
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			connects.Add(1)
+			if resp.StatusCode != status {
+				return fmt.Errorf("GET %s = %s, want %d", url, resp.Status, status)
+			}
+			return nil
+		}
+	}
+	loop := func(f func() error) {
+		running.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := f(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for range clients {
+		loop(visit)
+	}
+	loop(look("https://localhost/state", http.StatusOK))
+	loop(look("http://localhost/", http.StatusPermanentRedirect))
+
+	for i := range restarts {
+		stays := s.join("wss://localhost/")
+		restarted := make(chan error, 1)
+		go func() {
+			for {
+				if _, _, err := stays.Read(ctx); err != nil {
+					restarted <- err
+					return
+				}
+			}
+		}()
+		before := connects.Load()
+		for connects.Load() < before+20 && !t.Failed() {
+			time.Sleep(time.Millisecond)
+		}
+		if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.cmd.Wait(); err != nil {
+			t.Errorf("restart %d: %v, want exit status 0", i, err)
+		}
+		if err := <-restarted; websocket.CloseStatus(err) != websocket.StatusServiceRestart {
+			t.Errorf("restart %d: the connection ended with %v, want status code 1012", i, err)
+		}
+		time.Sleep(50 * time.Millisecond) // nobody is there, and everybody waits
+		s.start()
+	}
+	close(stop)
+	running.Wait()
+
+	ws := s.join("wss://localhost/")
+	read(t, ws) // users: those who have just gone may still be among them
+	var last struct{ Value int64 }
+	if err := json.Unmarshal([]byte(read(t, ws)), &last); err != nil {
+		t.Fatal(err)
+	}
+	if last.Value < seen.Load() || last.Value > sent.Load() {
+		t.Errorf("the value is %d at last, want one from %d, which was seen, to %d, which were sent", last.Value, seen.Load(), sent.Load())
+	}
+	t.Logf("%d connections through %d restarts, of which %d were told of one; %d actions", connects.Load(), restarts, told.Load(), sent.Load())
+}
+
+// What is wrong with the sockets is said by name, and nothing is served.
+func TestPassedSockets(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		names []string
+		args  string
+		want  string
+	}{
+		{"unknown name", []string{"plusminus.socket"}, "", "FileDescriptorName= has to be one of https, http, admin"},
+		{"no name", []string{""}, "", "FileDescriptorName="},
+		{"http off", []string{"http"}, "-http off", "-http is off"},
+		{"admin off", []string{"admin"}, "-admin off", "-admin is off"},
+		{"no TLS", []string{"https"}, "-plain", "pass the socket as http"},
+		{"twice", []string{"http", "http"}, "", "only one socket may have this name"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			s := newSupervisor(t, tt.names, strings.Fields(tt.args)...)
+			s.start()
+			if err := s.cmd.Wait(); exitStatus(err) != 1 || !strings.Contains(s.output.String(), tt.want) {
+				t.Errorf("%v and\n%s\nwant exit status 1 and %q", err, s.output, tt.want)
+			}
+		})
+	}
+}
+
+// A signal that comes while clients are being closed ends the process at once.
+func TestSecondSignal(t *testing.T) {
+	s := newSupervisor(t, []string{"https", "admin"}, "-http", "off", "-drain", "1m", "-log-format", "text")
+	s.start()
+	if _, body := s.get("http://"+s.addrs.Admin+"/readyz", ""); body != "ready\n" {
+		t.Fatalf("GET /readyz = %q", body)
+	}
+	silent, err := net.Dial("tcp", s.addrs.HTTPS[0]) // says nothing, and so is waited for
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	for deadline := time.Now().Add(time.Minute); s.metric("plusminus_arrivals") != "1"; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the connection is not accepted")
+		}
+	}
+	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		resp, body := s.get("http://"+s.addrs.Admin+"/readyz", "")
+		if resp.StatusCode == http.StatusServiceUnavailable && body == "not ready: stopping\n" {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("GET /readyz = %s %q after SIGTERM, want 503 and that it is stopping", resp.Status, body)
+		}
+	}
+	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.cmd.Wait(); err == nil || err.Error() != "signal: terminated" {
+		t.Errorf("after a second signal: %v, want that it ended the process", err)
+	}
+	if strings.Contains(s.output.String(), "msg=stopped") {
+		t.Error("the process stopped in an orderly way, which takes longer")
+	}
+}
+
+// systemd is told when the listeners are open, and when they are not any more.
+func TestNotify(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetReadDeadline(time.Now().Add(time.Minute))
+	want := func(state string) {
+		t.Helper()
+		buf := make([]byte, 100)
+		n, err := conn.Read(buf)
+		if err != nil || string(buf[:n]) != state {
+			t.Fatalf("systemd was told %q, %v, want %q", buf[:n], err, state)
+		}
+	}
+	cmd := command(t, "-https", "127.0.0.1:0", "-http", "off", "-admin", "off")
+	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+path)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	want("READY=1")
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	want("STOPPING=1")
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("after SIGTERM: %v, want exit status 0", err)
+	}
+}

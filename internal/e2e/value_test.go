@@ -1,0 +1,103 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// The counter of a stopped server can be read and set; the server goes on from there.
+func TestValueCommand(t *testing.T) {
+	data := filepath.Join(t.TempDir(), "data")
+	run := func(args string, env ...string) (out string, status int) {
+		t.Helper()
+		cmd := command(t, strings.Fields(args)...)
+		cmd.Env = append(cmd.Env, env...)
+		b, err := cmd.CombinedOutput()
+		return string(b), exitStatus(err)
+	}
+	for _, tt := range []struct {
+		args   string
+		status int
+		want   string // all of the output, or a part of it if the status is not 0
+	}{
+		{"value", 2, "needs get or set"},
+		{"value put 3", 2, "needs get or set"},
+		{"value get 3", 2, `unexpected argument "3"`},
+		{"value set", 2, "the number is missing"},
+		{"value set -data " + data + " 3", 2, "with N first"},
+		{"value set 1e3", 2, "is not a number"},
+		{"value set 9007199254740992", 2, "from -9007199254740991 to 9007199254740991"},
+		{"value set -9007199254740992", 2, "out of range"},
+		{"value set 99999999999999999999", 2, "out of range"},
+		{"value set 3 -store memory", 2, "-store memory is not in the data folder"},
+		{"value get -data " + data, 1, "there is no counter yet"},
+		{"value set 3 -data " + data, 0, "the counter is 3\n"},
+		{"value set -9007199254740991 -data " + data, 0, "the counter is -9007199254740991; it was 3\n"},
+		{"value get -data " + data, 0, "-9007199254740991\n"},
+		{"value set +40 --data=" + data, 0, "the counter is 40; it was -9007199254740991\n"},
+	} {
+		out, status := run(tt.args)
+		if status != tt.status || status == 0 && out != tt.want || !strings.Contains(out, tt.want) {
+			t.Errorf("plusminus %s: exit status %d and %q, want %d and %q", tt.args, status, out, tt.status, tt.want)
+		}
+	}
+	for _, args := range []string{"value -h", "value get -h", "value set -h", "value set 3 --help"} {
+		if out, status := run(args); !strings.Contains(out, "plusminus value set N [flags]") || status != 0 {
+			t.Errorf("plusminus %s: exit status %d and %q, want the help", args, status, out)
+		}
+	}
+
+	s := start(t, "-data", data)
+	ws := s.join("wss://localhost/")
+	wantRead(t, ws, `{"count":1,"type":"users"}`, `{"type":"state","value":40}`)
+	for _, args := range []string{"value get", "value set 1"} {
+		if out, status := run(args, "PLUSMINUS_DATA="+data); status != 1 || !strings.Contains(out, data) || !strings.Contains(out, "stop that plusminus first") {
+			t.Errorf("plusminus %s while a server runs: exit status %d and %q, want 1, the folder and what to do", args, status, out)
+		}
+	}
+	send(t, ws, plus)
+	wantRead(t, ws, `{"type":"state","value":41}`)
+	ws.CloseNow()
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if out, status := run("value get", "PLUSMINUS_DATA="+data); out != "41\n" || status != 0 {
+		t.Errorf("plusminus value get after the server: exit status %d and %q, want 0 and 41", status, out)
+	}
+}
+
+// A server does not start on a counter that cannot be trusted, and says what to do; which helps.
+func TestDamagedCounter(t *testing.T) {
+	data := t.TempDir()
+	counter := filepath.Join(data, "counter.db")
+	serve := []string{"-data", data, "-https", "127.0.0.1:0", "-http", "off", "-admin", "off"}
+	for _, tt := range []struct {
+		name   string
+		damage func() error
+		want   string
+	}{
+		{"damaged", func() error { return os.WriteFile(counter, []byte("rubbish"), 0o600) }, "restore a copy"},
+		{"gone", func() error { return os.Remove(counter) }, "it is gone"},
+	} {
+		if out, err := command(t, "value", "set", "5", "-data", data).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		if err := tt.damage(); err != nil {
+			t.Fatal(err)
+		}
+		out, err := command(t, serve...).CombinedOutput()
+		advice := "plusminus value set N -data " + data
+		if exitStatus(err) != 1 || !strings.Contains(string(out), tt.want) || !strings.Contains(string(out), advice) {
+			t.Errorf("%s: %v and %q, want exit status 1, %q and %q", tt.name, err, out, tt.want, advice)
+		}
+		out, err = command(t, strings.Fields(strings.Replace(advice, "N", "6", 1))[1:]...).CombinedOutput()
+		if err != nil {
+			t.Errorf("%s: the advice: %v: %s", tt.name, err, out)
+		}
+		if out, err := command(t, "value", "get", "-data", data).CombinedOutput(); string(out) != "6\n" {
+			t.Errorf("%s: then value get = %q, %v, want 6", tt.name, out, err)
+		}
+	}
+}

@@ -1,0 +1,110 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"testing"
+
+	"github.com/coder/websocket"
+)
+
+const vectorsFile = "hub/testdata/vectors.json"
+
+// vectors are recorded conversations of the tutorial's server. See "about" in the file.
+type vectors struct {
+	Conversations []struct {
+		Name  string
+		Steps []struct {
+			Client, Do, Text string
+			Then             map[string][]json.RawMessage
+		}
+	}
+}
+
+// TestVectors replays each conversation over wss. There are two differences, both in
+// how a message is refused: the sender is told (the tutorial's server ignores an
+// unknown action silently), and stays connected (the tutorial's server closes it with
+// 1011 after rubbish).
+func TestVectors(t *testing.T) {
+	data, err := os.ReadFile(vectorsFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var v vectors
+	if err := json.Unmarshal(data, &v); err != nil {
+		t.Fatal(err)
+	}
+	if len(v.Conversations) == 0 {
+		t.Fatal("no conversations")
+	}
+	for _, conversation := range v.Conversations {
+		t.Run(conversation.Name, func(t *testing.T) {
+			s := start(t, "-store", "memory")
+			clients := map[string]*websocket.Conn{}
+			var stayed []string // whom the tutorial's server had closed by now
+			for i, step := range conversation.Steps {
+				refused := ""
+				switch step.Do {
+				case "connect":
+					clients[step.Client] = s.join("wss://localhost/")
+				case "send":
+					send(t, clients[step.Client], step.Text)
+					if len(step.Then) == 0 {
+						refused = `{"code":"unknown_action","type":"error"}`
+					}
+				case "close":
+					clients[step.Client].Close(websocket.StatusNormalClosure, "")
+					delete(clients, step.Client)
+				default:
+					t.Fatalf("step %d: what is %q?", i, step.Do)
+				}
+
+				if got := step.Then[step.Client]; len(got) == 1 && canonical(t, got[0]) == `{"closed":1011}` {
+					refused = `{"code":"bad_message","type":"error"}`
+					stayed = append(stayed, step.Client)
+					step.Then = nil // the others saw it leave
+				}
+				if refused != "" {
+					wantRead(t, clients[step.Client], refused)
+				}
+				for name, ws := range clients {
+					then := step.Then[name]
+					if slices.Contains(stayed, name) {
+						then = step.Then[step.Client] // what everyone is sent
+					}
+					for _, want := range then {
+						wantRead(t, ws, canonical(t, want))
+					}
+				}
+			}
+			// Had anyone received more than that, it would be read before the answer to this.
+			for _, ws := range clients {
+				send(t, ws, `{"action":"end"}`)
+				wantRead(t, ws, `{"code":"unknown_action","type":"error"}`)
+			}
+		})
+	}
+}
+
+// TestVectorsAreCurrent compares our copy with the recording that the project keeps
+// beside its checkouts, where there is one.
+func TestVectorsAreCurrent(t *testing.T) {
+	theirs, err := os.ReadFile("../shared/protocol/vectors.json")
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := os.ReadFile(vectorsFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(ours, theirs) {
+		t.Errorf("%s differs from ../shared/protocol/vectors.json: copy it", vectorsFile)
+	}
+}

@@ -1,0 +1,133 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"plusminus/acme/pebbletest"
+)
+
+// A thousand clients stay connected through three renewals, one that an operator asks for, and a change to
+// another CA, and see every value that the counter takes meanwhile.
+func TestNobodyIsDropped(t *testing.T) {
+	const clients, life = 1000, 12 * time.Second
+	f := newForwarder(t)
+	profiles := map[string]time.Duration{"short": life}
+	ca := pebbletest.Start(t, pebbletest.Config{TLSPort: f.port, Profiles: profiles})
+	data := t.TempDir()
+	root := filepath.Join(data, "roots.pem")
+	fallbackPort := newForwarder(t)
+	fallback := pebbletest.Start(t, pebbletest.Config{TLSPort: fallbackPort.port, Profiles: profiles})
+	if err := os.WriteFile(root, append(ca.DirectoryRootPEM, fallback.DirectoryRootPEM...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, "-data", data, "-domain", "counter.test", "-acme-directory", ca.DirectoryURL, "-acme-fallback", fallback.DirectoryURL,
+		"-acme-ca-root", root, "-store", "memory", "-action-rate", "0")
+	s.roots = ca.IssuingRoots
+	f.to(s.addrs.HTTPS[0])
+	s.waitReady()
+
+	var (
+		counted atomic.Int64 // values that arrived, at all clients
+		dropped atomic.Int64
+		reading sync.WaitGroup
+		conns   []*websocket.Conn
+	)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range clients {
+		ws := s.join("wss://counter.test/")
+		conns = append(conns, ws)
+		reading.Go(func() {
+			for next := int64(0); ; {
+				_, data, err := ws.Read(ctx)
+				if err != nil {
+					if ctx.Err() == nil {
+						dropped.Add(1)
+					}
+					return
+				}
+				var m struct {
+					Type  string
+					Value int64
+				}
+				if err := json.Unmarshal(data, &m); err != nil || m.Type != "state" {
+					continue
+				}
+				if m.Value != next {
+					t.Errorf("a client got %d after %d", m.Value, next-1)
+				}
+				next = m.Value + 1
+				counted.Add(1)
+			}
+		})
+	}
+
+	waitCounted := func(want int64) {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); counted.Load() < want; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%d values arrived, want %d", counted.Load(), want)
+			}
+		}
+	}
+	waitCounted(clients) // each has the 0
+
+	actions := int64(0)
+	act := func() {
+		send(t, conns[0], plus)
+		actions++
+		time.Sleep(50 * time.Millisecond)
+	}
+	serial := s.serial("counter.test")
+	change := func(what string) {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); s.serial("counter.test") == serial; act() {
+			if time.Now().After(deadline) {
+				t.Fatalf("no other certificate after %s", what)
+			}
+		}
+		serial = s.serial("counter.test")
+	}
+	for range 3 {
+		change("half of its life")
+	}
+	if resp, body := s.post("http://"+s.addrs.Admin+"/renew", nil); resp.StatusCode != 200 {
+		t.Errorf("POST /renew = %s %s", resp.Status, body)
+	}
+	change("POST /renew")
+
+	// A replica whose CA is the other one: what it obtains is the latest, and is taken over.
+	ca.Stop()
+	replica := start(t, "-data", data, "-domain", "counter.test", "-acme-directory", fallback.DirectoryURL, "-acme-ca-root", root, "-store", "memory")
+	fallbackPort.to(replica.addrs.HTTPS[0])
+	s.roots = fallback.IssuingRoots
+	for deadline := time.Now().Add(time.Minute); ; act() {
+		client := s.client()
+		resp, err := client.Get("https://counter.test/")
+		client.CloseIdleConnections()
+		if err == nil {
+			resp.Body.Close()
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the other CA's certificate is not served: %v", err)
+		}
+	}
+
+	waitCounted(clients * (actions + 1))
+	if got := dropped.Load(); got != 0 {
+		t.Errorf("%d of %d clients were dropped", got, clients)
+	}
+	cancel()
+	reading.Wait()
+	t.Logf("%d clients saw %d values each, through 5 changes of the certificate", clients, actions+1)
+}

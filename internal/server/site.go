@@ -1,0 +1,143 @@
+package server
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"net"
+	"net/http"
+	"time"
+
+	"golang.org/x/net/http/httpguts"
+
+	"plusminus/hub"
+	"plusminus/internal/config"
+	"plusminus/internal/ingress"
+)
+
+// site is what the public sees: the page, the state, the event stream, and the hub behind every path.
+type site struct {
+	hosts *ingress.Hosts
+	certs certificates
+	hub   *hub.Hub
+	page  http.Handler
+}
+
+func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	domain, ok := s.hosts.Of(w, r)
+	if !ok {
+		return
+	}
+	// From here on browsers refuse to bypass a broken certificate, so this has to wait for a
+	// certificate that they trust. It holds for all ports of the host, and turns http:// on port 80
+	// into https:// on port 443, so the server has to be there.
+	// https://www.rfc-editor.org/rfc/rfc6797#section-7.2 and #section-8.3
+	if onPort443(r.Host) && s.certs.PubliclyTrusted(domain) {
+		w.Header().Set("Strict-Transport-Security", "max-age=31536000")
+	}
+	switch {
+	case isUpgrade(r):
+		s.hub.ServeHTTP(w, r)
+	case r.URL.Path == streamPath:
+		s.hub.ServeStream(w, r)
+	case r.URL.Path == "/state":
+		s.state(w, r)
+	default:
+		s.page.ServeHTTP(w, r)
+	}
+}
+
+// streamPath is the path of the hub's event stream.
+const streamPath = "/events"
+
+// joins reports whether r asks to become a client of the hub.
+func joins(r *http.Request) bool {
+	return isUpgrade(r) || r.URL.Path == streamPath && r.Method == http.MethodGet
+}
+
+// isUpgrade reports whether r asks for a WebSocket.
+func isUpgrade(r *http.Request) bool {
+	return httpguts.HeaderValuesContainsToken(r.Header["Upgrade"], "websocket")
+}
+
+// onPort443 reports whether a client that sent this Host header over TLS used port 443. The port on
+// this side of a container may be another.
+func onPort443(header string) bool {
+	_, port, err := net.SplitHostPort(header)
+	return err != nil || port == "443"
+}
+
+// state answers GET /state. A client that polls sends the ETag that it has, and gets 304 while nothing
+// has changed.
+func (s *site) state(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		http.Error(w, "only GET", http.StatusMethodNotAllowed)
+		return
+	}
+	stats := s.hub.Stats()
+	if stats.Unknown {
+		w.Header().Set("Retry-After", "10")
+		http.Error(w, "the counter's store has not been reached yet", http.StatusServiceUnavailable)
+		return
+	}
+	body, err := json.Marshal(struct {
+		Value hub.Value `json:"value"`
+		Users int       `json:"users"`
+	}{stats.Value, stats.Users})
+	if err != nil {
+		panic(err) // numbers always marshal
+	}
+	sum := sha256.Sum256(body)
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-cache") // keep a copy, but ask each time
+	w.Header().Set("ETag", `"`+hex.EncodeToString(sum[:16])+`"`)
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(append(body, '\n')))
+}
+
+// redirect sends plain requests for one of our domains to https.
+type redirect struct {
+	hosts *ingress.Hosts
+	port  string // ":8443", or "" for 443
+}
+
+func (h *redirect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	domain, ok := h.hosts.Of(w, r)
+	if !ok {
+		return
+	}
+	// 308 keeps the method. https://www.rfc-editor.org/rfc/rfc9110#section-15.4.9
+	http.Redirect(w, r, "https://"+config.URLHost(domain)+h.port+r.URL.RequestURI(), http.StatusPermanentRedirect)
+}
+
+// httpsPort returns the port of a redirect to https, with its colon: "" if one of the addresses has
+// port 443, else the port of the first one.
+func httpsPort(addrs []string) string {
+	first := ""
+	for _, addr := range addrs {
+		_, port, err := net.SplitHostPort(addr)
+		switch {
+		case err != nil:
+		case port == "443":
+			return ""
+		case first == "":
+			first = ":" + port
+		}
+	}
+	return first
+}
+
+// pageURL returns the URL of the page, as far as it can be known here: a container's ports may be
+// published as others.
+func pageURL(cfg *config.Config, addrs ingress.Addresses) string {
+	scheme, port := "https", httpsPort(addrs.HTTPS)
+	if cfg.Plain {
+		scheme, port = "http", ""
+		if _, p, err := net.SplitHostPort(addrs.HTTP); err == nil && p != "80" {
+			port = ":" + p
+		}
+	}
+	return scheme + "://" + config.URLHost(cfg.Domains[0].Name) + port + "/"
+}

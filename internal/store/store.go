@@ -1,0 +1,119 @@
+// Package store names the places where the counter can live, and opens them. To add a place: write
+// its hub.Store, add a type here that implements [Spec], and let [Parse] return it.
+package store
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+
+	"plusminus/hub"
+	"plusminus/hub/journal"
+	"plusminus/hub/valkey"
+)
+
+// A Spec names a place where the counter lives.
+type Spec interface {
+	// String returns the place as -store names it, without a password.
+	String() string
+
+	// UsesData reports whether the counter is in the data folder.
+	UsesData() bool
+
+	// Open opens the place. data is the data folder. The second result closes the store.
+	Open(data string, log *slog.Logger) (hub.Store, func() error, error)
+}
+
+// Parse parses the value of -store. Its errors never hold a password.
+func Parse(s string) (Spec, error) {
+	switch {
+	case s == "file":
+		return File{}, nil
+	case s == "memory":
+		return Memory{}, nil
+	case strings.Contains(s, ":"):
+		cfg, err := valkey.ParseURL(s)
+		return Valkey{cfg}, err
+	}
+	return nil, fmt.Errorf("%q is unknown: use file, memory, or redis://host:port", s)
+}
+
+// File is a file in the data folder (package journal).
+type File struct{}
+
+// Memory is the memory of the process: the counter starts at 0 each time.
+type Memory struct{}
+
+// Valkey is a Valkey or Redis server, which replicas share.
+type Valkey struct{ valkey.Config }
+
+func (File) String() string { return "file" }
+func (File) UsesData() bool { return true }
+
+// Open implements [Spec].
+func (File) Open(data string, _ *slog.Logger) (hub.Store, func() error, error) {
+	j, err := journal.Open(data)
+	if errors.Is(err, journal.ErrInUse) {
+		return nil, nil, fmt.Errorf("%w: stop that plusminus, or give this one a -data folder of its own", err)
+	}
+	if err != nil {
+		return nil, nil, explain(data, err)
+	}
+	return j, j.Close, nil
+}
+
+func (Memory) String() string { return "memory" }
+func (Memory) UsesData() bool { return false }
+
+// Open implements [Spec].
+func (Memory) Open(string, *slog.Logger) (hub.Store, func() error, error) {
+	return new(hub.Memory), func() error { return nil }, nil
+}
+
+func (Valkey) UsesData() bool { return false }
+
+// Open implements [Spec]. It does not wait for the server: a replica that starts while the server is
+// away is not ready until the server answers.
+func (v Valkey) Open(_ string, log *slog.Logger) (hub.Store, func() error, error) {
+	v.Logger = log
+	log.Info("sharing the counter", "store", v.String())
+	s := valkey.New(v.Config)
+	return s, s.Close, nil
+}
+
+// Value returns the counter in the data folder of a stopped server.
+func (File) Value(data string) (hub.Value, error) {
+	n, err := journal.Value(data)
+	return n, explainOffline(data, err)
+}
+
+// SetValue sets the counter in the data folder of a stopped server.
+func (File) SetValue(data string, n hub.Value) (journal.Change, error) {
+	change, err := journal.Set(data, n)
+	return change, explainOffline(data, err)
+}
+
+func explainOffline(data string, err error) error {
+	if errors.Is(err, journal.ErrInUse) {
+		return fmt.Errorf("%w: stop that plusminus first (its value is at /state)", err)
+	}
+	return explain(data, err)
+}
+
+// explain adds to an error of the journal what the operator can do.
+func explain(data string, err error) error {
+	set := "plusminus value set N -data " + data
+	switch {
+	case errors.Is(err, journal.ErrDamaged):
+		return fmt.Errorf("%w: restore a copy, or set the value to go on from: %s", err, set)
+	case errors.Is(err, journal.ErrNewer):
+		return fmt.Errorf("%w: start that version again, or move the file away and set the value to go on from: %s", err, set)
+	case errors.Is(err, journal.ErrNone):
+		return fmt.Errorf("%w; a server makes one at its first start, or you do: %s", err, set)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%w; its files must belong to the user that plusminus runs as, uid %d", err, os.Getuid())
+	}
+	return err
+}
