@@ -1,4 +1,4 @@
-// The page: what client.js reports becomes text and plot, clicks become actions.
+// The page: shows what client.js reports, and sends clicks as actions.
 
 import { connect } from "./client.js";
 import { plot } from "./plot.js";
@@ -13,17 +13,17 @@ const sentences = {
 	lost: "The connection was lost.",
 	silent: "The server does not answer.",
 	restarting: "The server is restarting.",
-	busy: "The server is there, but lets nobody in.",
+	busy: "Connected to the server, but the WebSocket was refused.",
 	refused: "The server ended the connection.",
 };
 
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const format = (v) => v.toLocaleString("en").replace("-", "−");
 
-let current; // the last status
+let current; // the newest status
 let last, shown; // values
-let own; // a click has no answer yet: the timer that will say so
-let lasting; // the message stays until there is an answer
+let own; // the timer of a click that has no answer yet
+let lasting; // the message stays until an answer comes
 let showing, counting, clearing, announcing; // timers
 
 const draw = plot(rest.plot, (low, high) => setText(caption,
@@ -33,7 +33,7 @@ function setText(element, text) {
 	if (element.textContent !== text) element.textContent = text;
 }
 
-// However many values come, the page shows one a frame.
+// The page shows at most one value a frame.
 function newValue(v) {
 	draw(v);
 	last = v;
@@ -42,7 +42,7 @@ function newValue(v) {
 
 function showValue() {
 	showing = clearTimeout(showing);
-	// A screen reader hears one's own doing soon, and that of others seldom.
+	// Announce the visitor's own actions soon, those of others rarely.
 	const soon = own || value.classList.contains("stale");
 	if (soon) announcing = clearTimeout(announcing);
 	announcing ??= setTimeout(() => {
@@ -54,7 +54,7 @@ function showValue() {
 	setText(value, text);
 	document.title = `${text} · plusminus`;
 	value.classList.remove("stale");
-	// What a script sets is no inline style to CSP. From 1 to 999 the size stays.
+	// CSP allows a style that a script sets. 1 to 3 digits have one size.
 	value.style.setProperty("--chars", Math.max(3, text.length));
 	if (!still.matches) value.animate({ translate: [`0 ${last < shown ? -0.06 : 0.06}em`, "0"] }, 160);
 	shown = last;
@@ -92,12 +92,12 @@ function showStatus(s) {
 		if (showing) showValue();
 		answered();
 		value.classList.add("stale");
-		setText(users, ""); // not known any more
+		setText(users, ""); // unknown now
 		draw(undefined);
 	}
 	if (s.unanswered) show("The last click got no answer: it may have counted or not.");
 	const waits = s.state === "waiting" || s.state === "offline";
-	if (!waits && document.activeElement === retry) plus.focus(); // a hidden button would lose the focus
+	if (!waits && document.activeElement === retry) plus.focus(); // hiding retry would lose the focus
 	retry.hidden = !waits;
 }
 
@@ -115,9 +115,9 @@ const client = connect(location.origin.replace("http", "ws") + "/", {
 	status: showStatus,
 });
 
-// The buttons are aria-disabled, not disabled: they have to say that a click did not count.
+// The buttons are aria-disabled, not disabled: a click must still show that it did not count.
 function act(button) {
-	button.focus(); // Safari does not, and the keys work where the focus is
+	button.focus(); // Safari does not, and the keys need the focus
 	if (client.send(button.id)) {
 		own ??= setTimeout(show, 1_000, "Waiting for the server's answer…", true);
 		return;
@@ -132,7 +132,7 @@ retry.onclick = client.retry;
 // "=" is the plus key without shift on many keyboards.
 const keys = { "+": plus, "=": plus, ArrowUp: plus, "-": minus, ArrowDown: minus };
 
-// Single keys work while one of the two has the focus, so that nobody who dictates counts by accident.
+// Single keys work only while a button has the focus: dictated words must not count.
 // https://www.w3.org/TR/WCAG22/#character-key-shortcuts
 buttons.onkeydown = (event) => {
 	if (event.ctrlKey || event.metaKey || event.altKey) return; // the browser's zoom
@@ -141,4 +141,4 @@ buttons.onkeydown = (event) => {
 	event.preventDefault(); // arrows scroll
 	if (!event.repeat) act(button); // a key that is held down is one action
 };
-if (matchMedia("(hover: hover)").matches) plus.focus(); // where there is a keyboard, it works at once
+if (matchMedia("(hover: hover)").matches) plus.focus(); // the keys work at once

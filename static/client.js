@@ -1,53 +1,53 @@
-// The connection to a plusminus server, without a page: import { connect } from "./client.js".
+// Connects any script to a plusminus server: import { connect } from "./client.js".
 // Times are in milliseconds.
 
-// Full jitter: a wait is anywhere between 0 and a limit that doubles, so that not all come back at once.
+// Full jitter: a wait is random, from 0 to a limit that doubles, so that clients do not return all at once.
 const minDelay = 500;
 const maxDelay = 30_000;
 
-// A connection that lasted this long was a success: the limit starts again from minDelay.
+// After a connection that lasted this long, the limit starts again from minDelay.
 const calm = 10_000;
 
-// For the opening handshake, and for any message after an action.
+// Timeout of the opening handshake, and of the first message after an action.
 const patience = 10_000;
 
-// Scripts see no pings: a connection on which nobody acts looks the same dead or alive. After quiet to
-// twice quiet, GET /state tells whether we have missed a message, which then has grace to arrive.
+// Scripts see no pings, so an idle connection may be dead. After quiet to twice quiet without a message,
+// GET /state tells whether one was missed. If so, it has grace to arrive.
 const quiet = 120_000;
 const grace = 5_000;
 
-// A page that nobody looked at for so long makes no more tries until somebody does.
+// A page that was hidden for this long stops trying until it is visible.
 const forgotten = 300_000;
 
-// Why a connection ended, by close code, and the least and the most to wait where that tells.
+// Why a connection ended, by close code, and the shortest and longest wait after some reasons.
 const reasons = { 1001: "restarting", 1008: "refused", 1012: "restarting", 1013: "busy" };
 const waits = { restarting: [0, 2_000], refused: [30_000, 60_000], busy: [30_000, 60_000] };
 
 /**
  * connect keeps a connection to url ("wss://host/") until close(). on holds callbacks:
  *   state(value), users(count), error({code, message})   the server's messages
- *   status({state, why, nextTry, unanswered})   of the connection. state is connecting, open, offline (no
- *     network), hidden (nobody looks), closed, or waiting: until nextTry, on the performance.now() clock.
- *     why is unreachable, lost, silent (no answer came), restarting, busy (there, without room) or refused.
- *     unanswered: it ended after an action and before the answer, so whether that counted is unknown.
+ *   status({state, why, nextTry, unanswered})   the connection. state is connecting, open, offline (no
+ *     network), hidden (the page is), closed, or waiting (until nextTry, on the performance.now() clock).
+ *     why is unreachable, lost, silent (no answer), restarting, busy (no room, or only /state answers)
+ *     or refused. unanswered: it ended before an action's answer, so the action may have counted.
  *
- * send(action) reports whether it was handed to an open connection. If not, it never will be: nothing
- * is kept, and nothing sent twice. retry() tries now. env is the window, or a stand-in for tests.
+ * send(action) reports whether it was handed to an open connection. It queues nothing and sends nothing
+ * twice. retry() connects now. env is the window, or a fake one in tests.
  */
 export function connect(url, on = {}, env = globalThis) {
-	let socket; // the one that we believe in, or undefined
+	let socket; // the current one, or undefined
 	let state, why, nextTry, hiddenAt;
-	let openedAt; // undefined unless the current socket has been open
+	let openedAt; // of the current socket, or undefined
 	let failures = 0;
 	let there = false; // the server answered /state after the last handshake failed
-	let timer; // the next try, the end of our patience, or the next check: one at a time
+	let timer; // the only one: for the next try, a timeout or the next check
 	let acted = false; // an action has no answer yet
-	let heard = {}; // the last value and count, in a new object after each event
+	let heard = {}; // the newest value and users; a new object after each event
 	const ended = new AbortController();
 	const now = () => env.performance.now();
 	const hidden = () => env.document?.visibilityState === "hidden";
 
-	// The server on one's own machine can be reached without any network.
+	// A server on this machine needs no network.
 	const local = /^wss?:\/\/(localhost|[^/:]+\.localhost|127\.[\d.]+|\[::1\])(:|\/|$)/i.test(url);
 	const offline = () => !local && env.navigator?.onLine === false;
 
@@ -78,8 +78,8 @@ export function connect(url, on = {}, env = globalThis) {
 		enter("connecting");
 	}
 
-	// stop lets go of the socket at once: the closing handshake of a dead one takes minutes, and what it
-	// still brings is no news.
+	// stop drops the socket at once: the closing handshake of a dead one takes minutes, and its late
+	// messages are stale.
 	function stop(next) {
 		setTimer();
 		heard = {};
@@ -94,8 +94,8 @@ export function connect(url, on = {}, env = globalThis) {
 		if (offline()) return enter("offline");
 		const opened = openedAt !== undefined;
 		if (opened && now() - openedAt >= calm) failures = 0;
-		// Scripts do not see a handshake's status, such as 503. But a server that answers /state between
-		// two that fail is there, and has no room.
+		// Scripts cannot see a handshake's status, such as 503. But a server that answers /state between
+		// two failed handshakes runs, and refuses WebSockets.
 		why = because ?? (opened ? "lost" : there ? "busy" : "unreachable");
 		const [least, most] = waits[why] ?? [0, Math.min(maxDelay, minDelay * 2 ** failures)];
 		failures++;
@@ -124,7 +124,7 @@ export function connect(url, on = {}, env = globalThis) {
 		else setTimer(silent, grace);
 	}
 
-	// ask returns what GET /state says, {} if we may not read it, and undefined without an answer.
+	// ask returns the JSON of GET /state, {} if it cannot be read, or undefined without an answer.
 	async function ask() {
 		const origin = url.replace(/^ws(.*?\/\/[^/]*).*/i, "http$1");
 		const mode = env.location?.origin === origin ? "same-origin" : "no-cors";
@@ -141,7 +141,7 @@ export function connect(url, on = {}, env = globalThis) {
 		} catch {}
 		heard = { ...heard };
 		listen();
-		switch (m.type) { // an unknown type is from a newer server, and not for us
+		switch (m.type) { // ignore unknown types, of newer servers
 			case "state":
 				acted = false;
 				on.state?.(heard.value = m.value);
@@ -150,7 +150,7 @@ export function connect(url, on = {}, env = globalThis) {
 				on.users?.(heard.users = m.count);
 				break;
 			case "error":
-				acted &&= m.code === "store_undecided"; // which is not the last word
+				acted &&= m.code === "store_undecided"; // an answer follows
 				on.error?.(m);
 		}
 	}
@@ -169,7 +169,7 @@ export function connect(url, on = {}, env = globalThis) {
 		if (state !== "closed" && !socket) open();
 	}
 
-	// Without a network the socket may look open for minutes and swallow what is sent.
+	// Without a network the socket may look open for minutes and lose what is sent.
 	function cutOff() {
 		if (offline() && state !== "offline") stop("offline");
 	}

@@ -1,10 +1,10 @@
-// A live plot of what arrived: one column a second, the newest on the right.
+// A live plot of received values: one column a second, the newest on the right.
 
 const columns = 300;
-const leastSpan = 5; // from bottom to top: one step must not look like a cliff
+const leastSpan = 5; // from bottom to top, so that one step looks small
 
-// plot draws into the three paths of svg: area, line, and the dot at its end. It returns set(value); with
-// undefined, when nothing is known any more, the line ends. onRange(low, high) follows each drawing.
+// plot draws into the three paths of svg: area, line, and the dot at its end. It returns set(value);
+// set(undefined) ends the line. It calls onRange(low, high) after each drawing.
 export function plot(svg, onRange) {
 	const [area, line, dot] = svg.children;
 	const second = () => Math.floor(Date.now() / 1000);

@@ -1,5 +1,5 @@
-// Package static is the page that plusminus serves to browsers, embedded in the program: one counter,
-// two buttons, and the module client.js, which holds the WebSocket connection.
+// Package static embeds the page that plusminus serves to browsers: one counter, two buttons, and the
+// module client.js, which holds the WebSocket connection. It starts no goroutines.
 package static
 
 import (
@@ -14,12 +14,11 @@ import (
 //go:embed index.html app.js client.js plot.js style.css favicon.svg
 var files embed.FS
 
-// contentTypes maps the path of each file in the URL to its Content-Type. They are written here
-// because [mime.TypeByExtension] reads the tables of the machine, which differ and may be wrong; with
-// nosniff a wrong type is a page without script or style.
+// contentTypes maps the URL path of each file to its Content-Type. The types are constants because
+// [mime.TypeByExtension] reads tables of the machine, which may be wrong. With nosniff, a wrong type
+// means a page without script or style.
 //
-// "/" is index.html, and "/index.html" is nothing: the page has one URL and nobody ever linked to a
-// second one, so there is none to redirect.
+// "/" is index.html. The page has only this URL, so "/index.html" is not found.
 var contentTypes = map[string]string{
 	"/":            "text/html; charset=utf-8",
 	"/app.js":      "text/javascript; charset=utf-8",
@@ -29,27 +28,27 @@ var contentTypes = map[string]string{
 	"/favicon.svg": "image/svg+xml; charset=utf-8",
 }
 
-// headers go out with every answer, errors included.
+// headers are set on every response, errors included.
 var headers = map[string]string{
-	// All that the page needs comes from its own origin, the WebSocket too: for a page from https, 'self'
-	// matches wss on the same host and port, and for one from http it matches ws as well.
+	// Everything that the page loads comes from its own origin, and so does the WebSocket: 'self' matches
+	// wss on the same host and port for a page from https, and ws and wss for a page from http.
 	// https://www.w3.org/TR/CSP3/#match-url-to-source-expression, step 4
-	// Chrome does so since 70 or 71 (2018), Safari since 16 (2022), Firefox since before 2020
-	// (https://github.com/w3c/webappsec-csp/issues/7). An older Safari would need "wss://host" spelled
-	// out, and a policy put together from the Host header of each request is not worth that.
+	// Chrome does this since 70 or 71 (2018), Safari since 16 (2022), Firefox since before 2020
+	// (https://github.com/w3c/webappsec-csp/issues/7). An older Safari needs an explicit "wss://host".
+	// That is not worth a policy built from the Host header of each request.
 	"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; " +
 		"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 	"Cross-Origin-Opener-Policy": "same-origin",
-	// The features behind a permission prompt that a counter can never want.
+	// A counter never needs these features, which browsers ask permission for.
 	"Permissions-Policy":     "camera=(), geolocation=(), microphone=()",
 	"Referrer-Policy":        "no-referrer",
 	"X-Content-Type-Options": "nosniff",
-	// Keep a copy, but ask each time whether it is still the one: the names hold no version, and an
-	// app.js that does not fit its index.html is worse than a 304.
+	// Browsers may keep a copy, but must revalidate it each time: file names have no version, and an
+	// app.js of another version than its index.html is worse than a 304.
 	"Cache-Control": "no-cache",
 }
 
-// file is one embedded file, ready to be served.
+// file is one embedded file and its headers.
 type file struct {
 	body        string
 	contentType string
@@ -61,9 +60,9 @@ type handler map[string]file
 
 // Handler returns a handler for the page at "/" and the files that it needs.
 //
-// It answers GET and HEAD, with an ETag and If-None-Match; other methods get 405, and any other path
-// gets 404. It sets no Strict-Transport-Security, since it cannot know whether the certificate is
-// trusted. WebSocket upgrades are to be taken out before it. It is safe for concurrent use.
+// It answers GET and HEAD, with ETag and If-None-Match; other methods get 405, and unknown paths get
+// 404. It sets no Strict-Transport-Security, because it cannot know whether browsers trust the
+// certificate. The caller handles WebSocket upgrades. It is safe for concurrent use.
 func Handler() http.Handler {
 	h := make(handler, len(contentTypes))
 	for path, contentType := range contentTypes {
@@ -73,7 +72,7 @@ func Handler() http.Handler {
 		}
 		body, err := files.ReadFile(name)
 		if err != nil {
-			panic(err) // contentTypes and go:embed disagree; no input can cause it
+			panic(err) // a bug: contentTypes and go:embed disagree
 		}
 		sum := sha256.Sum256(body)
 		h[path] = file{
@@ -104,6 +103,6 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	header.Set("Content-Type", f.contentType)
 	header.Set("ETag", f.etag)
-	// No name and no time: the type is set, and the ETag says more than a build's date would.
+	// No name, because the type is set. No time, because the ETag is more exact than a build date.
 	http.ServeContent(w, r, "", time.Time{}, strings.NewReader(f.body))
 }

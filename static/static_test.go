@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// get sends a request to Handler and returns the answer with its body read.
+// get sends a request to Handler and returns the response and its body.
 func get(t *testing.T, method, path string, header http.Header) (*http.Response, string) {
 	t.Helper()
 	r := httptest.NewRequest(method, path, nil)
@@ -47,7 +47,7 @@ func TestHandler(t *testing.T) {
 		method, path string
 		code         int
 		contentType  string
-		file         string // whose content is the body, or "" for a short text
+		file         string // the body is this file, or a short text if ""
 	}{
 		{"GET", "/", 200, "text/html; charset=utf-8", "index.html"},
 		{"GET", "/?from=elsewhere", 200, "text/html; charset=utf-8", "index.html"},
@@ -133,7 +133,7 @@ func TestIfNoneMatch(t *testing.T) {
 			code  int
 		}{
 			{etag, 304},
-			{"W/" + etag, 304}, // what a proxy that compresses makes of it
+			{"W/" + etag, 304}, // weakened by a proxy that compresses
 			{`"old", ` + etag, 304},
 			{"*", 304},
 			{`"old"`, 200},
@@ -151,12 +151,11 @@ func TestIfNoneMatch(t *testing.T) {
 	}
 }
 
-// TestPolicy keeps the policy and the page honest with each other: what CSP would block, the page
-// must not hold.
+// TestPolicy checks that the page contains nothing that its Content-Security-Policy blocks.
 func TestPolicy(t *testing.T) {
 	policy := headers["Content-Security-Policy"]
 	if !strings.HasPrefix(policy, "default-src 'none';") {
-		t.Errorf("policy %q does not start from nothing", policy)
+		t.Errorf("policy = %q, want it to begin with default-src 'none'", policy)
 	}
 	if bad := regexp.MustCompile(`unsafe|\*|https?:|data:|blob:`).FindString(policy); bad != "" {
 		t.Errorf("policy allows %q", bad)
@@ -171,16 +170,16 @@ func TestPolicy(t *testing.T) {
 		"base or form":       `(?i)<(base|form)\b`,
 	} {
 		if bad := regexp.MustCompile(re).FindString(page); bad != "" {
-			t.Errorf("index.html holds %s: %q", what, bad)
+			t.Errorf("index.html contains %s: %q", what, bad)
 		}
 	}
 	for name := range contentTypes {
 		name = strings.TrimPrefix(name, "/")
-		if name == "" || name == "favicon.svg" { // its xmlns is a name, not an address
+		if name == "" || name == "favicon.svg" { // its xmlns is a name, not a URL that is fetched
 			continue
 		}
 		for _, bad := range regexp.MustCompile(`(?i)(url\(|@import|innerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function).*`).FindAllString(read(t, name), -1) {
-			t.Errorf("%s holds %q", name, bad)
+			t.Errorf("%s contains %q", name, bad)
 		}
 	}
 }
@@ -196,13 +195,13 @@ func TestReferences(t *testing.T) {
 		}
 	}
 	if len(refs) < 5 {
-		t.Errorf("found only the references %q", refs)
+		t.Errorf("references = %q, want at least 5", refs)
 	}
 	used := map[string]bool{"/": true}
 	for _, ref := range refs {
 		used[ref] = true
 		if resp, _ := get(t, "GET", ref, nil); resp.StatusCode != 200 {
-			t.Errorf("GET %s = %d, and the page refers to it", ref, resp.StatusCode)
+			t.Errorf("GET %s = %d, want 200: the page refers to it", ref, resp.StatusCode)
 		}
 	}
 	for path := range contentTypes {
@@ -212,7 +211,7 @@ func TestReferences(t *testing.T) {
 	}
 }
 
-// TestIDs compares the ids of the page with those that app.js takes from it and those that style.css names.
+// TestIDs checks that index.html has every id that app.js or style.css uses.
 func TestIDs(t *testing.T) {
 	page := map[string]bool{}
 	for _, m := range regexp.MustCompile(`\sid="([^"]*)"`).FindAllStringSubmatch(read(t, "index.html"), -1) {
@@ -223,7 +222,7 @@ func TestIDs(t *testing.T) {
 	}
 	taken := regexp.MustCompile(`(?s)const \{ (.*?), \.\.\.rest \} =\s+Object`).FindStringSubmatch(read(t, "app.js"))
 	if taken == nil {
-		t.Fatal("app.js does not take its elements as it did")
+		t.Fatal("the statement of app.js that looks up its elements was not found")
 	}
 	ids := strings.Split(taken[1], ", ")
 	for _, m := range regexp.MustCompile(`#([a-z]+)\b[^;]*\{`).FindAllStringSubmatch(read(t, "style.css"), -1) {
@@ -236,7 +235,7 @@ func TestIDs(t *testing.T) {
 	}
 }
 
-// TestSize holds the page to 20 KB, so that it needs no compression and fits the first round trips.
+// TestSize limits the page to 20 KB, so that it needs no compression and arrives within the first round trips.
 func TestSize(t *testing.T) {
 	const limit = 20_000
 	var total int64
@@ -254,7 +253,7 @@ func TestSize(t *testing.T) {
 		t.Fatal(err)
 	}
 	if total > limit {
-		t.Errorf("the files have %d bytes, want at most %d", total, limit)
+		t.Errorf("size of all files = %d bytes, want at most %d", total, limit)
 	}
 }
 
@@ -280,7 +279,7 @@ func TestReadme(t *testing.T) {
 		"quiet * (1 + env.Math.random()": "two to four minutes",
 	} {
 		if !strings.Contains(read(t, "client.js"), code) {
-			t.Errorf("client.js has no %q any more: what does docs/protocol.md say of it?", code)
+			t.Errorf("client.js does not contain %q: change docs/protocol.md and this test with it", code)
 		}
 		if !strings.Contains(text, words) {
 			t.Errorf("docs/protocol.md does not say %q", words)
@@ -288,8 +287,8 @@ func TestReadme(t *testing.T) {
 	}
 }
 
-// TestClient runs testdata/client_test.js in Chromium: it is the language's own peer, and a second
-// JavaScript engine would be one more thing to install.
+// TestClient runs testdata/client_test.js in Chromium, which other tests need as well: no further
+// JavaScript engine has to be installed.
 func TestClient(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a browser")
@@ -302,7 +301,7 @@ func TestClient(t *testing.T) {
 		}
 	}
 	if chromium == "" {
-		t.Skip("no Chromium on this machine")
+		t.Skip("Chromium is not installed (Debian: chromium)")
 	}
 	page := Handler()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -320,7 +319,7 @@ func TestClient(t *testing.T) {
 	defer srv.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	// No sandbox, because Chromium refuses to run as root with one; it loads nothing but our own files.
+	// Chromium refuses to run as root with a sandbox. It loads only our own files here.
 	out, err := exec.CommandContext(ctx, chromium, "--headless=new", "--no-sandbox", "--disable-gpu",
 		"--user-data-dir="+t.TempDir(), "--virtual-time-budget=60000", "--dump-dom", srv.URL+"/").Output()
 	if err != nil {

@@ -535,7 +535,7 @@ func TestChromiumRefusals(t *testing.T) {
 		s := start(t, "-max-clients", "1")
 		s.join("wss://localhost/")
 		p := openPage(t, browser, "https://localhost"+portOf(t, s.addrs.HTTPS[0])+"/")
-		p.waitText("sentence", "The server is there, but lets nobody in.")
+		p.waitText("sentence", "Connected to the server, but the WebSocket was refused.")
 		p.wait(`/^Trying again in [3-6]\d s.$/.test(document.getElementById("countdown").textContent)`)
 	})
 	t.Run("store_undecided", func(t *testing.T) {
@@ -568,7 +568,7 @@ func TestChromiumRefusals(t *testing.T) {
 	for code, sentence := range map[websocket.StatusCode]string{
 		websocket.StatusServiceRestart:  "The server is restarting.",
 		websocket.StatusGoingAway:       "The server is restarting.",
-		websocket.StatusTryAgainLater:   "The server is there, but lets nobody in.",
+		websocket.StatusTryAgainLater:   "Connected to the server, but the WebSocket was refused.",
 		websocket.StatusPolicyViolation: "The server ended the connection.",
 		websocket.StatusInternalError:   "The connection was lost.",
 	} {

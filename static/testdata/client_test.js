@@ -1,9 +1,9 @@
-// Tests of client.js on a fake clock, run in Chromium by TestClient. What they find goes into the page.
+// Tests of client.js on a fake clock. TestClient runs them in Chromium and reads the results from the page.
 
 import { connect } from "/client.js";
 
-// Env is a stand-in for the window: time moves only in tick, and random is always 1, so that every
-// wait is the longest of its range.
+// Env is a fake window. Time moves only in tick. Math.random returns 1, so that every wait is the longest
+// of its range.
 class Env {
 	clock = 1000;
 	timers = new Map();
@@ -15,8 +15,8 @@ class Env {
 	performance = { now: () => this.clock };
 	document = { visibilityState: "visible", ...this.target() };
 	location = { origin: "https://counter.example" };
-	asked = []; // what was fetched, and how
-	answer = undefined; // of GET /state: an object, or undefined if there is none
+	asked = []; // [URL, mode] of each fetch
+	answer = undefined; // the JSON of GET /state, or undefined if the fetch fails
 
 	constructor() {
 		const env = this;
@@ -64,7 +64,7 @@ class Env {
 		return mode === "same-origin" ? { ok: true, json: async () => this.answer } : { ok: false }; // opaque
 	};
 
-	// pass is tick, and then lets promises settle.
+	// pass calls tick, then lets promises settle.
 	async pass(ms) {
 		this.tick(ms);
 		await new Promise((done) => setTimeout(done));
@@ -89,7 +89,7 @@ class Env {
 		return this;
 	}
 
-	// wait is how long the client means to wait, in milliseconds.
+	// wait returns the time until the client's next try in milliseconds, or undefined if none is planned.
 	get wait() { return this.status.state === "waiting" ? this.status.nextTry - this.clock : undefined; }
 }
 
@@ -102,7 +102,7 @@ function equal(got, want, what) {
 }
 
 const tests = {
-	"messages reach the callbacks, unknown ones do not"() {
+	"known messages reach the callbacks, unknown ones do not"() {
 		const env = new Env().start();
 		env.socket.open();
 		for (const m of [{ type: "users", count: 2 }, { type: "state", value: -3, extra: 1 }, { type: "new" },
@@ -110,7 +110,7 @@ const tests = {
 		equal(env.log, [["users", 2], ["state", -3], ["error", "rate", "Too fast."]], "calls");
 	},
 
-	"send says whether it sent"() {
+	"send reports whether it sent the action"() {
 		const env = new Env().start();
 		equal(env.client.send("plus"), false, "send while connecting");
 		env.socket.open();
@@ -122,7 +122,7 @@ const tests = {
 		equal(env.client.send("plus"), false, "send while waiting");
 	},
 
-	"the limit doubles from 0.5 s to 30 s"() {
+	"the longest wait doubles from 0.5 s to 30 s"() {
 		const env = new Env().start();
 		const waits = [];
 		for (let i = 0; i < 8; i++) {
@@ -137,14 +137,14 @@ const tests = {
 		equal(waits, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000], "waits");
 	},
 
-	"full jitter reaches down to 0"() {
+	"the shortest wait is 0"() {
 		const env = new Env().start();
 		env.Math.random = () => 0;
 		env.socket.drop();
 		equal(env.wait, 0, "wait");
 	},
 
-	"only 10 s of calm reset the limit"() {
+	"only a connection that lasted 10 s resets the longest wait"() {
 		const env = new Env().start();
 		for (const [calm, wait] of [[0, 500], [9_999, 1000], [10_000, 500], [0, 1000]]) {
 			env.socket.open();
@@ -156,7 +156,7 @@ const tests = {
 		}
 	},
 
-	"close codes that say how long to wait are obeyed"() {
+	"some close codes decide the wait"() {
 		for (const [code, least, most, why] of [[1012, 0, 2_000, "restarting"], [1013, 30_000, 60_000, "busy"],
 			[1008, 30_000, 60_000, "refused"], [1001, 0, 2_000, "restarting"]]) {
 			for (const [random, want] of [[0, least], [1, most]]) {
@@ -169,7 +169,7 @@ const tests = {
 		}
 	},
 
-	"a handshake that hangs is given up after 10 s"() {
+	"a handshake times out after 10 s"() {
 		const env = new Env().start();
 		env.tick(9_999);
 		equal(env.status.state, "connecting", "state");
@@ -196,7 +196,7 @@ const tests = {
 		equal(env.sockets[0].onmessage, null, "onmessage of the old socket");
 	},
 
-	"an action that a lost connection may have swallowed is told"() {
+	"status reports an action that may be lost with the connection"() {
 		const state = { type: "state", value: -1 };
 		const [limited, undecided] = ["rate_limited", "store_undecided"].map((code) => ({ type: "error", code }));
 		for (const [act, answers, want] of [[false, [], false], [true, [], true], [true, [state], false],
@@ -210,11 +210,11 @@ const tests = {
 			equal(env.status.unanswered, want, `unanswered with action ${act}, answers ${JSON.stringify(answers)}`);
 			env.tick(env.wait);
 			env.socket.open();
-			equal([env.status.unanswered, env.socket.sent], [false, []], "unanswered, and what was sent, after that");
+			equal([env.status.unanswered, env.socket.sent], [false, []], "unanswered and sent on the next connection");
 		}
 	},
 
-	"no tries while offline, one when online"() {
+	"no tries while offline, one try when online again"() {
 		const env = new Env().start();
 		env.socket.open();
 		env.navigator.onLine = false;
@@ -238,7 +238,7 @@ const tests = {
 		equal(env.status.state, "offline", "state after a failed retry");
 	},
 
-	"this machine needs no network"() {
+	"a server on this machine needs no network"() {
 		for (const [url, state] of [["ws://localhost:8080/", "connecting"], ["wss://a.localhost/", "connecting"],
 			["wss://127.0.0.1:8443/", "connecting"], ["wss://[::1]:8443/", "connecting"],
 			["wss://localhost.example/", "offline"], ["wss://127.example/", "offline"]]) {
@@ -249,7 +249,7 @@ const tests = {
 		}
 	},
 
-	"a page that becomes visible does not wait, unless the server said so"() {
+	"a page that becomes visible tries at once, unless a close code decided the wait"() {
 		for (const [code, state] of [[1006, "connecting"], [1012, "connecting"], [1013, "waiting"], [1008, "waiting"]]) {
 			const env = new Env().start();
 			env.socket.open();
@@ -257,13 +257,13 @@ const tests = {
 			env.show("hidden");
 			equal(env.status.state, "waiting", `state while hidden, after ${code}`);
 			env.show("visible");
-			equal(env.status.state, state, `state when seen, after ${code}`);
+			equal(env.status.state, state, `state when visible, after ${code}`);
 			env.show("visible");
 			equal(env.sockets.length, state === "waiting" ? 1 : 2, "sockets"); // one try at a time
 		}
 	},
 
-	"retry does not wait"() {
+	"retry connects at once, and only once"() {
 		const env = new Env().start();
 		env.socket.drop(1013);
 		env.client.retry();
@@ -271,7 +271,7 @@ const tests = {
 		equal([env.status.state, env.sockets.length], ["connecting", 2], "state, sockets");
 	},
 
-	"a page that nobody looks at stops trying after 5 minutes"() {
+	"a page that is hidden for 5 minutes stops trying"() {
 		const env = new Env().start();
 		env.show("hidden");
 		for (let i = 0; env.status.state !== "hidden" && i < 1000; i++) {
@@ -283,55 +283,55 @@ const tests = {
 		env.tick(86_400_000);
 		equal(env.sockets.length, tries, "sockets after a day");
 		env.show("visible");
-		equal([env.status.state, env.sockets.length], ["connecting", tries + 1], "state and sockets when seen");
+		equal([env.status.state, env.sockets.length], ["connecting", tries + 1], "state and sockets when visible");
 	},
 
-	"a connection stays however long nobody looks"() {
+	"a hidden page keeps its connection"() {
 		const env = new Env().start();
 		env.socket.open();
 		env.show("hidden");
 		env.tick(86_400_000);
-		equal([env.status.state, env.asked.length], ["open", 0], "state, questions");
+		equal([env.status.state, env.asked.length], ["open", 0], "state, fetches");
 	},
 
-	async "a server that answers /state but lets nobody in is busy"() {
+	async "a server that answers /state but refuses the WebSocket is busy"() {
 		const env = new Env().start();
 		env.answer = { value: 1, users: 1 };
 		env.socket.drop();
-		equal([env.status.why, env.wait], ["unreachable", 500], "why and wait at first"); // it may have come back just now
+		equal([env.status.why, env.wait], ["unreachable", 500], "why and wait at first"); // the server may have just started
 		await env.pass(500);
 		env.socket.drop();
-		equal([env.status.why, env.wait], ["busy", 60_000], "why and wait then");
+		equal([env.status.why, env.wait], ["busy", 60_000], "why and wait after a second refusal");
 		env.answer = undefined;
 		await env.pass(0);
 		env.client.retry();
 		env.socket.drop();
 		await env.pass(0);
-		equal([env.status.why, env.wait], ["unreachable", 2_000], "why and wait when it is gone");
-		equal(env.asked[0], ["https://counter.example/state", "same-origin"], "question");
+		equal([env.status.why, env.wait], ["unreachable", 2_000], "why and wait when the server is gone");
+		equal(env.asked[0], ["https://counter.example/state", "same-origin"], "first fetch");
 	},
 
-	async "a connection without news is checked, and stays if none was missed"() {
+	async "an idle connection is checked, and stays if no message was missed"() {
 		const env = new Env().start();
 		env.answer = { value: 7, users: 2 };
 		env.socket.open();
 		env.socket.receive({ type: "users", count: 2 });
 		env.socket.receive({ type: "state", value: 7 });
 		await env.pass(239_999);
-		equal(env.asked.length, 0, "questions before four minutes");
+		equal(env.asked.length, 0, "fetches before four minutes");
 		for (let i = 1; i <= 3; i++) {
 			await env.pass(i === 1 ? 1 : 240_000);
-			equal([env.asked.length, env.status.state], [i, "open"], "questions, state");
+			equal([env.asked.length, env.status.state], [i, "open"], "fetches, state");
 		}
 		env.Math.random = () => 0;
 		env.socket.receive({ type: "users", count: 2 });
 		await env.pass(119_999);
-		equal(env.asked.length, 3, "questions within two minutes");
+		equal(env.asked.length, 3, "fetches within two minutes");
 		await env.pass(1);
-		equal(env.asked.length, 4, "questions after it");
+		equal(env.asked.length, 4, "fetches after two minutes");
 	},
 
-	async "a connection that missed news is lost"() {
+	async "a connection that missed a message is lost"() {
 		for (const [answer, saved] of [[{ value: 8, users: 2 }], [{ value: 7, users: 1 }], [undefined], [undefined, true]]) {
 			const env = new Env().start();
 			env.answer = answer;
@@ -348,7 +348,7 @@ const tests = {
 		}
 	},
 
-	async "a connection that never brought the value is lost"() {
+	async "a connection that never received the value is lost"() {
 		const env = new Env().start();
 		env.answer = { value: 0, users: 1 };
 		env.socket.open();
@@ -357,12 +357,12 @@ const tests = {
 		equal(env.status.why, "silent", "why");
 	},
 
-	async "a check does not outlive what came while it asked"() {
+	async "a check ends when a message, an action or a close comes before its answer"() {
 		for (const event of ["message", "action", "loss"]) {
 			const env = new Env().start();
 			env.socket.open();
 			env.socket.receive({ type: "state", value: 7 });
-			env.tick(240_000); // asks, and has no answer yet
+			env.tick(240_000); // the check has fetched /state, and has no answer yet
 			if (event === "message") env.socket.receive({ type: "state", value: 8 });
 			if (event === "action") env.client.send("plus");
 			if (event === "loss") env.socket.drop(1012);
@@ -380,13 +380,13 @@ const tests = {
 		env.show("hidden");
 		await env.pass(3_600_000);
 		env.show("visible");
-		equal(env.asked.length, 1, "questions");
+		equal(env.asked.length, 1, "fetches");
 		await env.pass(5_000);
 		await env.pass(5_000);
 		equal(env.status.why, "silent", "why");
 	},
 
-	async "elsewhere only an answer is asked for, since its text cannot be read"() {
+	async "on another origin any answer is enough, because it cannot be read"() {
 		const env = new Env();
 		env.location.origin = "https://elsewhere.example";
 		env.start("wss://counter.example:8443/any");
@@ -395,10 +395,10 @@ const tests = {
 		env.socket.receive({ type: "state", value: 7 });
 		await env.pass(240_000);
 		await env.pass(5_000);
-		equal([env.asked, env.status.state], [[["https://counter.example:8443/state", "no-cors"]], "open"], "question, state");
+		equal([env.asked, env.status.state], [[["https://counter.example:8443/state", "no-cors"]], "open"], "fetches, state");
 	},
 
-	"close is for good"() {
+	"close is final"() {
 		const env = new Env().start();
 		env.socket.open();
 		env.client.close();
