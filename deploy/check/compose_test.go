@@ -11,7 +11,7 @@ import (
 	"github.com/compose-spec/compose-go/v2/types"
 )
 
-// readCompose loads a file as docker compose does, which checks it against the schema of the Compose
+// readCompose loads a file as docker compose does. The loader checks it against the schema of the Compose
 // Specification.
 func readCompose(t *testing.T, file string) *types.Project {
 	t.Helper()
@@ -35,30 +35,30 @@ func TestCompose(t *testing.T) {
 		project := readCompose(t, file)
 		for name, s := range project.Services {
 			if s.Restart != "unless-stopped" || s.Logging == nil || s.Logging.Options["max-size"] == "" {
-				t.Errorf("%s: %s is not started again, or its log fills the disk", file, name)
+				t.Errorf("%s: %s has no restart policy unless-stopped, or no limit of its log", file, name)
 			}
 			if s.Image != "plusminus" {
 				continue
 			}
 			if domain := s.Environment["PLUSMINUS_DOMAIN"]; domain == nil || *domain != "counter.example.com" {
-				t.Errorf("%s: %s does not serve DOMAIN", file, name)
+				t.Errorf("%s: PLUSMINUS_DOMAIN of %s is not DOMAIN", file, name)
 			}
 			if !s.ReadOnly || !slices.Contains(s.CapDrop, "ALL") || !slices.Contains(s.SecurityOpt, "no-new-privileges:true") {
-				t.Errorf("%s: %s is not confined", file, name)
+				t.Errorf("%s: %s is not read-only, has capabilities or may gain privileges", file, name)
 			}
 			if s.StopGracePeriod == nil || len(s.Volumes) != 1 || s.Volumes[0].Target != "/data" {
-				t.Errorf("%s: %s has no time to stop, or no volume at /data", file, name)
+				t.Errorf("%s: %s has no stop_grace_period, or not exactly one volume, at /data", file, name)
 			}
 			for _, p := range s.Ports {
 				if p.Target == 9180 {
-					t.Errorf("%s: the admin address of %s is published", file, name)
+					t.Errorf("%s: %s publishes its admin address", file, name)
 				}
 			}
 		}
 	}
 }
 
-// The balancer knows each replica, and is believed by each.
+// TestBalancer checks that the balancer's backends name all replicas, and that each replica trusts the balancer.
 func TestBalancer(t *testing.T) {
 	project := readCompose(t, "compose-replicas.yml")
 	front := project.Networks["front"].Ipam.Config[0].Subnet
@@ -69,15 +69,15 @@ func TestBalancer(t *testing.T) {
 		}
 		replicas = append(replicas, name)
 		if trusted := s.Environment["PLUSMINUS_PROXY_PROTOCOL"]; trusted == nil || *trusted != front {
-			t.Errorf("%s does not believe the balancer in %s", name, front)
+			t.Errorf("PLUSMINUS_PROXY_PROTOCOL of %s is not the balancer's network %s", name, front)
 		}
 		if len(s.Networks) != 2 {
-			t.Errorf("%s is not in both networks", name)
+			t.Errorf("%s is in %d networks, want 2", name, len(s.Networks))
 		}
 	}
 	slices.Sort(replicas)
 	if len(replicas) != 3 {
-		t.Errorf("replicas %q, want three", replicas)
+		t.Errorf("replicas = %q, want three", replicas)
 	}
 	haproxy, err := os.ReadFile("../haproxy.cfg")
 	if err != nil {
@@ -91,15 +91,15 @@ func TestBalancer(t *testing.T) {
 		var servers []string
 		for _, m := range regexp.MustCompile(`(?m)^  server (\S+) (\S+):\d+$`).FindAllStringSubmatch(b, -1) {
 			if m[1] != m[2] {
-				t.Errorf("server %s is at %s", m[1], m[2])
+				t.Errorf("server %s has the address %s, want the same name", m[1], m[2])
 			}
 			servers = append(servers, m[2])
 		}
 		if !slices.Equal(servers, replicas) {
-			t.Errorf("a backend has servers %q, want %q", servers, replicas)
+			t.Errorf("servers of a backend = %q, want %q", servers, replicas)
 		}
 	}
 	if !regexp.MustCompile(`(?m)^  default-server .*\bsend-proxy-v2$`).Match(haproxy) {
-		t.Error("haproxy.cfg does not send the clients' addresses")
+		t.Error("default-server of haproxy.cfg has no send-proxy-v2, so replicas do not get the clients' addresses")
 	}
 }

@@ -17,14 +17,14 @@ import (
 	"github.com/grafana/grafana-foundation-sdk/go/prometheus"
 )
 
-// strictly decodes a dashboard into the types that Grafana generates from its own schemas, those of
-// each panel's options and of each query included, and returns what they do not have, or lack.
-func strictly(data []byte) error {
+// decodeStrictly decodes a dashboard into the types that Grafana generates from its schemas, including the
+// options of each panel and each query. It returns an error for each unknown or missing field.
+func decodeStrictly(data []byte) error {
 	plugins.RegisterDefaultPlugins()
 	err := dashboard.NewDashboard().UnmarshalJSONStrict(data)
 	var problems cog.BuildErrors
 	if errors.As(err, &problems) && len(problems) == 0 {
-		return nil // it returns a nil of this type when all is well, and then has not kept all
+		return nil // without errors UnmarshalJSONStrict returns an empty BuildErrors; d is incomplete even then
 	}
 	return err
 }
@@ -35,7 +35,7 @@ func readDashboard(t *testing.T) *dashboard.Dashboard {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := strictly(data); err != nil {
+	if err := decodeStrictly(data); err != nil {
 		t.Fatal(err)
 	}
 	d := dashboard.NewDashboard()
@@ -48,20 +48,20 @@ func readDashboard(t *testing.T) *dashboard.Dashboard {
 	return d
 }
 
-// What Grafana does not know, or wants, is found wherever it is.
+// TestDashboardStrict checks that decodeStrictly finds a misspelled field at each level of the dashboard.
 func TestDashboardStrict(t *testing.T) {
 	data, err := os.ReadFile("../grafana/dashboard.json")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, field := range []string{"schemaVersion", "gridPos", "legendFormat", "reduceOptions", "drawStyle", "allValue", "cellHeight"} {
-		if err := strictly(bytes.ReplaceAll(data, []byte(`"`+field+`"`), []byte(`"of another name"`))); err == nil {
-			t.Errorf("a field of another name than %s is taken", field)
+		if err := decodeStrictly(bytes.ReplaceAll(data, []byte(`"`+field+`"`), []byte(`"of another name"`))); err == nil {
+			t.Errorf("decodeStrictly = nil without the field %s, want an error", field)
 		}
 	}
 }
 
-// panels returns those of all rows.
+// panels returns the panels of all rows.
 func panels(t *testing.T, d *dashboard.Dashboard) []*dashboard.Panel {
 	t.Helper()
 	var all []*dashboard.Panel
@@ -70,7 +70,7 @@ func panels(t *testing.T, d *dashboard.Dashboard) []*dashboard.Panel {
 			all = append(all, p.Panel)
 		}
 		if p.RowPanel != nil && len(p.RowPanel.Panels) > 0 {
-			t.Errorf("row %s is folded: what is in it is not seen at 3 a.m.", *p.RowPanel.Title)
+			t.Errorf("row %s is collapsed, so its panels are hidden at first", *p.RowPanel.Title)
 		}
 	}
 	return all
@@ -79,37 +79,37 @@ func panels(t *testing.T, d *dashboard.Dashboard) []*dashboard.Panel {
 func TestDashboard(t *testing.T) {
 	d := readDashboard(t)
 	if d.Id != nil || d.Uid == nil || *d.Uid != "plusminus" || d.Title == nil || *d.Title != "plusminus" {
-		t.Error("an import wants no id, and a uid and title of our own")
+		t.Error("want no id, and plusminus as uid and title, so that the dashboard can be imported")
 	}
 	var variables []string
 	for _, v := range d.Templating.List {
 		variables = append(variables, v.Name)
 	}
 	if got := strings.Join(variables, " "); got != "datasource job instance" {
-		t.Errorf("variables %q, want datasource, job and instance", got)
+		t.Errorf("variables = %q, want datasource, job and instance", got)
 	}
 	if d.Templating.List[0].Type != dashboard.VariableTypeDatasource {
-		t.Error("the first variable is no data source")
+		t.Error("the first variable is not a data source")
 	}
 
 	ids := map[uint32]string{}
-	taken := map[[2]uint32]string{} // each cell of the grid
+	taken := map[[2]uint32]string{} // the panel in each cell of the grid
 	place := func(id *uint32, title *string, pos *dashboard.GridPos) {
 		if id == nil || title == nil || pos == nil {
-			t.Error("a panel has no id, title or place")
+			t.Error("a panel has no id, title or gridPos")
 			return
 		}
 		if ids[*id] != "" {
-			t.Errorf("%s has the id of %s", *title, ids[*id])
+			t.Errorf("%s and %s have the same id", *title, ids[*id])
 		}
 		ids[*id] = *title
 		if pos.X+pos.W > 24 {
-			t.Errorf("%s leaves the grid", *title)
+			t.Errorf("%s is wider than the grid", *title)
 		}
 		for x := pos.X; x < pos.X+pos.W; x++ {
 			for y := pos.Y; y < pos.Y+pos.H; y++ {
 				if other := taken[[2]uint32{x, y}]; other != "" {
-					t.Fatalf("%s lies on %s", *title, other)
+					t.Fatalf("%s overlaps %s", *title, other)
 				}
 				taken[[2]uint32{x, y}] = *title
 			}
@@ -137,7 +137,7 @@ func TestDashboard(t *testing.T) {
 			t.Errorf("%s has no unit", *p.Title)
 		}
 		if p.Datasource == nil || *p.Datasource.Uid != "${datasource}" || len(p.Targets) == 0 {
-			t.Errorf("%s asks no data source, or another one than the variable says", *p.Title)
+			t.Errorf("%s has no query, or does not use ${datasource}", *p.Title)
 		}
 		for _, target := range p.Targets {
 			q, ok := target.(*prometheus.Dataquery)
@@ -145,7 +145,7 @@ func TestDashboard(t *testing.T) {
 				t.Fatalf("%s has a query of type %T", *p.Title, target)
 			}
 			if q.Datasource == nil || *q.Datasource.Uid != "${datasource}" || q.RefId == nil {
-				t.Errorf("%s: %s asks another data source, or has no name", *p.Title, q.Expr)
+				t.Errorf("%s: %s does not use ${datasource}, or has no refId", *p.Title, q.Expr)
 			}
 			for _, v := range variable.FindAllString(q.Expr, -1) {
 				if !known.MatchString(v) {
@@ -153,7 +153,7 @@ func TestDashboard(t *testing.T) {
 				}
 			}
 			if n := strings.Count(q.Expr, "{"); n != strings.Count(q.Expr, `{job="$job",instance=~"$instance"`) {
-				t.Errorf("%s: %s looks at others than those that were chosen", *p.Title, q.Expr)
+				t.Errorf("%s: %s does not select by $job and $instance everywhere", *p.Title, q.Expr)
 			}
 		}
 	}

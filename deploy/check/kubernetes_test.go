@@ -19,19 +19,19 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// manifest is what one file of Kubernetes has.
+// manifest holds the objects of one Kubernetes file.
 type manifest struct {
 	t         *testing.T
 	file      string
-	pods      map[string]corev1.PodTemplateSpec // by the name of what makes them
-	claims    map[string][]string               // names of its volumeClaimTemplates
+	pods      map[string]corev1.PodTemplateSpec // by the name of the workload
+	claims    map[string][]string               // by workload: names of its volumeClaimTemplates
 	services  []*corev1.Service
-	selectors map[string]*metav1.LabelSelector // of disruption budgets and policies
+	selectors map[string]*metav1.LabelSelector // of disruption budgets and network policies
 	policies  []*networkingv1.NetworkPolicy
 }
 
-// readManifest decodes each object into the type that Kubernetes publishes for it, and takes no
-// field that this does not have.
+// readManifest decodes each object of a file into the type that Kubernetes publishes for it. An unknown field
+// is an error.
 func readManifest(t *testing.T, file string) *manifest {
 	t.Helper()
 	scheme := runtime.NewScheme()
@@ -60,7 +60,7 @@ func readManifest(t *testing.T, file string) *manifest {
 func (m *manifest) add(obj runtime.Object) {
 	meta := obj.(metav1.Object)
 	if _, ok := obj.(*corev1.Namespace); !ok && meta.GetNamespace() != "plusminus" {
-		m.t.Errorf("%s: %s is in namespace %q", m.file, meta.GetName(), meta.GetNamespace())
+		m.t.Errorf("%s: namespace of %s = %q, want plusminus", m.file, meta.GetName(), meta.GetNamespace())
 	}
 	workload := func(selector *metav1.LabelSelector, template corev1.PodTemplateSpec) {
 		m.pods[meta.GetName()] = template
@@ -85,7 +85,7 @@ func (m *manifest) add(obj runtime.Object) {
 		m.selectors["policy "+o.Name] = &o.Spec.PodSelector
 		m.policies = append(m.policies, o)
 	default:
-		m.t.Errorf("%s: this test does not know what to make of a %T", m.file, o)
+		m.t.Errorf("%s: this test does not support the type %T", m.file, o)
 	}
 }
 
@@ -98,7 +98,7 @@ func (m *manifest) matches(selector *metav1.LabelSelector, pod map[string]string
 	return !s.Empty() && s.Matches(labels.Set(pod))
 }
 
-// selected returns the name of the one workload whose pods the selector takes.
+// selected returns the name of the only workload whose pods match the selector. what names its owner.
 func (m *manifest) selected(what string, selector *metav1.LabelSelector) string {
 	var names []string
 	for name, pod := range m.pods {
@@ -107,14 +107,13 @@ func (m *manifest) selected(what string, selector *metav1.LabelSelector) string 
 		}
 	}
 	if len(names) != 1 {
-		m.t.Errorf("%s: %s selects the pods of %q, want those of one", m.file, what, names)
+		m.t.Errorf("%s: %s selects the pods of %q, want one workload", m.file, what, names)
 		return ""
 	}
 	return names[0]
 }
 
-// hasPort reports whether a container of the workload has the port that a Service, a probe or a
-// policy names.
+// hasPort reports whether a container of the workload has port, which may be a name or a number.
 func (m *manifest) hasPort(workload string, port intstr.IntOrString) bool {
 	for _, c := range m.pods[workload].Spec.Containers {
 		for _, p := range c.Ports {
@@ -136,7 +135,7 @@ func TestKubernetes(t *testing.T) {
 	}
 }
 
-// check checks what the types do not: that names which stand in two places are the same.
+// check checks what the types cannot: that each name refers to something that exists.
 func (m *manifest) check() {
 	for what, selector := range m.selectors {
 		m.selected(what, selector)
@@ -145,7 +144,7 @@ func (m *manifest) check() {
 		target := m.selected("service "+s.Name, &metav1.LabelSelector{MatchLabels: s.Spec.Selector})
 		for _, p := range s.Spec.Ports {
 			if !m.hasPort(target, p.TargetPort) {
-				m.t.Errorf("%s: service %s leads to port %s, which %s does not have", m.file, s.Name, p.TargetPort.String(), target)
+				m.t.Errorf("%s: service %s has the target port %s, which %s does not have", m.file, s.Name, p.TargetPort.String(), target)
 			}
 		}
 		if s.Name == "plusminus" && (s.Spec.Type != corev1.ServiceTypeLoadBalancer || s.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyLocal) {
@@ -156,7 +155,7 @@ func (m *manifest) check() {
 		for _, in := range p.Spec.Ingress {
 			for _, port := range in.Ports {
 				if !m.hasPort(p.Name, *port.Port) {
-					m.t.Errorf("%s: policy %s lets in to port %s, which there is not", m.file, p.Name, port.Port.String())
+					m.t.Errorf("%s: policy %s allows port %s, which does not exist", m.file, p.Name, port.Port.String())
 				}
 			}
 		}
@@ -177,7 +176,7 @@ func (m *manifest) checkPod(name string, spec *corev1.PodSpec) {
 	for _, c := range spec.Containers {
 		for _, v := range c.VolumeMounts {
 			if !volumes[v.Name] {
-				m.t.Errorf("%s: %s mounts %s, which there is not", m.file, name, v.Name)
+				m.t.Errorf("%s: %s mounts %s, which does not exist", m.file, name, v.Name)
 			}
 			delete(volumes, v.Name)
 		}
@@ -193,23 +192,23 @@ func (m *manifest) checkPod(name string, spec *corev1.PodSpec) {
 				port = probe.TCPSocket.Port
 			}
 			if !m.hasPort(name, port) {
-				m.t.Errorf("%s: %s is probed on port %s, which it does not have", m.file, name, port.String())
+				m.t.Errorf("%s: a probe of %s uses port %s, which does not exist", m.file, name, port.String())
 			}
 		}
 		for _, problem := range restricted(spec, &c) {
 			m.t.Errorf("%s: %s: %s", m.file, name, problem)
 		}
 		if c.Resources.Limits.Memory().IsZero() || c.Resources.Requests.Cpu().IsZero() {
-			m.t.Errorf("%s: %s has no limit of memory, or asks for no processor", m.file, name)
+			m.t.Errorf("%s: %s has no memory limit, or no CPU request", m.file, name)
 		}
 	}
 	for v := range volumes {
-		m.t.Errorf("%s: %s has a volume %s that it does not mount", m.file, name, v)
+		m.t.Errorf("%s: %s does not mount its volume %s", m.file, name, v)
 	}
 }
 
-// restricted returns what the Pod Security Standard "restricted", which the namespace enforces, does
-// not let in. https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
+// restricted returns the violations of the Pod Security Standard "restricted", which the namespace enforces.
+// https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
 func restricted(pod *corev1.PodSpec, c *corev1.Container) (problems []string) {
 	want := func(ok bool, what string) {
 		if !ok {
@@ -240,7 +239,7 @@ func restricted(pod *corev1.PodSpec, c *corev1.Container) (problems []string) {
 	return problems
 }
 
-// A field that Kubernetes does not know is found.
+// TestStrict checks that the decoder refuses an unknown field.
 func TestStrict(t *testing.T) {
 	data, err := os.ReadFile("../kubernetes/one-node.yaml")
 	if err != nil {
@@ -256,6 +255,6 @@ func TestStrict(t *testing.T) {
 		t.Error(err)
 	}
 	if _, _, err := decoder.Decode([]byte(strings.Replace(service, "targetPort", "targetport", 1)), nil, nil); err == nil {
-		t.Error("a field of another name is taken")
+		t.Error("Decode = nil with a field targetport, want an error")
 	}
 }

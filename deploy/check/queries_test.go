@@ -16,13 +16,13 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// metric is what plusminus declares in metrics.go.
+// metric is one metric that metrics.go declares.
 type metric struct {
 	kind   string // "counter", "gauge" or "histogram"
 	labels []string
 }
 
-// readMetrics returns the metrics by name.
+// readMetrics returns the metrics of metrics.go by name.
 func readMetrics(t *testing.T) map[string]metric {
 	t.Helper()
 	file, err := goparser.ParseFile(token.NewFileSet(), "../../internal/admin/metrics.go", nil, 0)
@@ -64,10 +64,10 @@ func readMetrics(t *testing.T) map[string]metric {
 	return metrics
 }
 
-// query is one expression, where it stands, and the text around it that names labels.
+// query is one expression of an alert or panel. text is the alert's texts or the panel's legend, which name labels.
 type query struct{ where, expr, text string }
 
-// rule is what a rule of Prometheus may have here.
+// rule has the fields that an alert rule may have here.
 type rule struct {
 	Alert       string            `json:"alert"`
 	Expr        string            `json:"expr"`
@@ -98,7 +98,7 @@ func readRules(t *testing.T) []rule {
 	return rules
 }
 
-// Whoever is woken is told what has happened and what to do.
+// TestRules checks that each alert has a severity, a summary, a runbook and a test.
 func TestRules(t *testing.T) {
 	test, err := os.ReadFile("../prometheus/rules_test.yml")
 	if err != nil {
@@ -107,27 +107,28 @@ func TestRules(t *testing.T) {
 	names := map[string]bool{}
 	for _, r := range readRules(t) {
 		if names[r.Alert] {
-			t.Errorf("there are two rules %s", r.Alert)
+			t.Errorf("two rules are named %s", r.Alert)
 		}
 		names[r.Alert] = true
 		if !strings.HasPrefix(r.Alert, "Plusminus") || r.For == "" {
-			t.Errorf("%s has no name of ours, or no for", r.Alert)
+			t.Errorf("%s does not begin with Plusminus, or has no for", r.Alert)
 		}
 		if s := r.Labels["severity"]; len(r.Labels) != 1 || s != "critical" && s != "warning" {
-			t.Errorf("%s has labels %v, want a severity, critical or warning", r.Alert, r.Labels)
+			t.Errorf("labels of %s = %v, want only severity, critical or warning", r.Alert, r.Labels)
 		}
 		if len(r.Annotations) != 2 || r.Annotations["summary"] == "" || r.Annotations["runbook"] == "" {
-			t.Errorf("%s wants a summary and a runbook, and nothing else", r.Alert)
+			t.Errorf("annotations of %s = %v, want exactly summary and runbook", r.Alert, r.Annotations)
 		}
 		if !regexp.MustCompile(`\b` + r.Alert + `\b`).Match(test) {
-			t.Errorf("rules_test.yml does not try %s", r.Alert)
+			t.Errorf("rules_test.yml does not test %s", r.Alert)
 		}
 	}
 	if len(names) == 0 {
-		t.Error("there are no rules")
+		t.Error("rules.yml has no rules")
 	}
 }
 
+// readQueries returns the expressions of all alerts and panels.
 func readQueries(t *testing.T) []query {
 	t.Helper()
 	var queries []query
@@ -144,9 +145,9 @@ func readQueries(t *testing.T) []query {
 	return queries
 }
 
-// TestQueries parses each expression as Prometheus does, and checks that the metrics of plusminus that
-// it names have the labels that it names, and that what is a counter, and nothing else, is looked at
-// through its rate. Names that plusminus does not have at all are found by its own tests.
+// TestQueries parses each expression as Prometheus does. It checks that each metric of plusminus has the labels
+// that the expression uses, and that rate or increase is applied to every counter and to no gauge. The tests of
+// plusminus itself find metrics that do not exist.
 func TestQueries(t *testing.T) {
 	metrics := readMetrics(t)
 	promql := parser.NewParser(parser.Options{})
@@ -180,18 +181,18 @@ func TestQueries(t *testing.T) {
 			}
 			for _, name := range names {
 				if !labels[name] {
-					t.Errorf("%s: no series in %s has a label %s", q.where, q.expr, name)
+					t.Errorf("%s: no metric in %s has the label %s", q.where, q.expr, name)
 				}
 			}
 			return nil
 		})
 		for _, m := range regexp.MustCompile(`\$labels\.(\w+)|\{\{(\w+)\}\}`).FindAllStringSubmatch(q.text, -1) {
 			if name := m[1] + m[2]; !labels[name] {
-				t.Errorf("%s: no series in %s has the label %s that its text names", q.where, q.expr, name)
+				t.Errorf("%s: its text uses the label %[3]s, which no metric in %[2]s has", q.where, q.expr, name)
 			}
 		}
 	}
-	// What nobody looks at might as well not be told.
+	// A metric that nothing uses need not exist.
 	for name := range metrics {
 		if !used[name] && !slices.Contains(onRequest, name) {
 			t.Errorf("neither an alert nor the dashboard uses %s", name)
@@ -199,15 +200,15 @@ func TestQueries(t *testing.T) {
 	}
 }
 
-// onRequest are the metrics that a person asks for, or that others are computed from.
+// onRequest lists the metrics that no alert or panel uses: an operator queries them by hand.
 var onRequest = []string{
 	"plusminus_certificate_renewal_window_start_timestamp_seconds",
 	"plusminus_certificate_renewal_window_end_timestamp_seconds",
 	"plusminus_acme_backoff_until_timestamp_seconds",
 }
 
-// checkSelector checks one selector of a query, which lies at path, and adds the labels of its metric
-// to labels. It reports false if plusminus has no such metric.
+// checkSelector checks one selector of a query; path leads to it from the root of the expression. It adds the
+// labels of the selector's metric to labels. It returns false if plusminus should have the metric and does not.
 func checkSelector(t *testing.T, q query, s *parser.VectorSelector, path []parser.Node, metrics map[string]metric, labels, used map[string]bool) bool {
 	t.Helper()
 	name, own := s.Name, []string{"job", "instance"}
@@ -228,7 +229,7 @@ func checkSelector(t *testing.T, q query, s *parser.VectorSelector, path []parse
 		labels[l] = true
 	}
 	if !ok {
-		return !strings.HasPrefix(name, "plusminus_") // or else it is of the process, or of Prometheus itself
+		return !strings.HasPrefix(name, "plusminus_") // other metrics come from the Go runtime, the process or Prometheus
 	}
 	for _, matcher := range s.LabelMatchers {
 		if matcher.Name != "__name__" && !slices.Contains(own, matcher.Name) {
@@ -242,7 +243,7 @@ func checkSelector(t *testing.T, q query, s *parser.VectorSelector, path []parse
 		}
 	}
 	if rated != counts {
-		t.Errorf("%s: %s is a %s, and rate or increase is for what only grows", q.where, s.Name, m.kind)
+		t.Errorf("%s: %s is a %s: rate or increase is for counters and histograms, and for all of them", q.where, s.Name, m.kind)
 	}
 	return true
 }

@@ -143,7 +143,7 @@ func TestDeployPrometheus(t *testing.T) {
 	queries := dashboardQueries(t)
 	empty := []string{
 		"Last error of the CA", // there is none
-		"Memory a client",      // with so few
+		"Memory per client",    // shown from 1,000 clients on
 	}
 	for deadline := time.Now().Add(time.Minute); len(queries) > 0; time.Sleep(200 * time.Millisecond) {
 		act()
