@@ -1,14 +1,14 @@
 """A client that shares no code with plusminus, for the main job (.ci/main-job).
 
-usage: client.py fetch URL ROOT       print what an https address answers, e.g. the test CA's root
-       client.py play URL ROOT        two clients: one acts, one watches
-       client.py look URL ROOT        one client: print the certificate and the value
-       client.py refuse URL           connect trusting the system's roots only: must be refused by us
-       client.py page URL ROOT        the page is there
-       client.py redirect URL TO      plain http leads to TO
-       client.py stay URL ROOT        stay connected and print how the server says goodbye
+usage: client.py fetch URL ROOT       print the body of an https response, for example the test CA's root
+       client.py play URL ROOT        run two clients: one acts, one watches
+       client.py look URL ROOT        connect one client; print the certificate and the value
+       client.py refuse URL           trust the system's roots only; this client must refuse the certificate
+       client.py page URL ROOT        check that the page is served
+       client.py redirect URL TO      check that plain http redirects to TO
+       client.py stay URL ROOT        stay connected; print the close code that the server sends
 
-ROOT is a PEM file, and the only root that the client trusts; chain and name are always verified.
+ROOT is a PEM file with the only root that the client trusts. The client always verifies chain and name.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ import urllib.request
 
 import websockets
 
-PATIENCE = 15  # seconds for any one message; all of this happens on one machine
+PATIENCE = 15  # seconds to wait for one message; everything runs on one machine
 
 
 def trusting(root):
-    """A context that trusts root alone (None: the system's roots)."""
+    """Returns a TLS context that trusts only root (None: the system's roots)."""
     context = ssl.create_default_context(cafile=root)
     assert context.check_hostname and context.verify_mode == ssl.CERT_REQUIRED
     return context
@@ -38,7 +38,7 @@ def names(rdns):
 
 
 def print_leaf(ws):
-    """Prints what the handshake verified."""
+    """Prints the certificate that the handshake verified."""
     tls = ws.transport.get_extra_info("ssl_object")
     leaf = tls.getpeercert()
     print("protocol:", tls.version())
@@ -50,7 +50,7 @@ def print_leaf(ws):
 
 
 class Seen:
-    """One client: everything that it got, in order."""
+    """The messages that one client received, in order."""
 
     def __init__(self, ws):
         self.ws = ws
@@ -71,7 +71,7 @@ class Seen:
             await self.next()
 
     async def drain(self):
-        """Reads until nothing has come for a second."""
+        """Reads until no message has come for a second."""
         while True:
             try:
                 await asyncio.wait_for(self.next(), 1)
@@ -103,8 +103,8 @@ async def play(url, root):
     print("player clicked plus, plus, plus, minus and saw:", *player.values)
     print("watcher saw:", *watcher.values, "and users:", *watcher.users)
     print("value:", player.values[-1])
-    # The player waits for each of its actions, so it sees each value once. The watcher may see values
-    # merged, but in order, and the newest last.
+    # The player waits after each action, so it sees each value once. For the watcher, values may merge, but they
+    # come in order, and the newest comes last.
     assert player.values == expected, expected
     assert is_subsequence(watcher.values, expected) and watcher.values[-1] == expected[-1], expected
 
@@ -132,13 +132,13 @@ async def stay(url, root):
 async def refuse(url):
     try:
         async with websockets.connect(url, ssl=trusting(None)):
-            raise SystemExit("connected, although nobody here knows the issuer")
+            raise SystemExit("connected, although no root here has issued the certificate")
     except ssl.SSLCertVerificationError as err:
         print("refused:", err.verify_message)
 
 
 def fetch(url, root):
-    """Tries for a while: the server may have been started a moment ago."""
+    """Prints the body of a response. It tries for 30 s, because the server may have just started."""
     deadline = time.monotonic() + 30
     while True:
         try:

@@ -1,26 +1,27 @@
-"""Clients of several replicas who know what became of each of their actions (.ci/replicas).
+"""Clients of several replicas that count the outcome of each of their actions, for .ci/replicas.
 
-usage: load.py act NAME SECONDS CLIENTS RESTING REPLICA...   CLIENTS clients of each replica act
-       load.py state NAME REPLICA...                         the value that all replicas tell
+usage: load.py act NAME SECONDS CLIENTS RESTING REPLICA...   run CLIENTS acting clients of each replica
+       load.py state NAME REPLICA...                         print the value that all replicas report
 
-NAME is the site's, REPLICA where to connect for it. After a third of the time the clients of RESTING
-(a replica, or "nobody") go on watching only, and "resting" is printed once nothing of theirs is open.
+NAME is the site's name, REPLICA the address to connect to. After a third of the time the clients of RESTING
+(a replica, or "nobody") stop acting and only watch. When none of their actions is open, the program prints
+"resting".
 
-What an action's sender is told is a value, and not whose actions are in it. So clients act in turns:
-each sends plus a few times, then all wait for the turn to be settled, which it is when every client
-has been sent
+The server sends the sender of an action the new value, but does not say whose actions the value contains. So
+clients act in turns. Each client sends plus a few times, then all wait until the turn is settled. A turn is settled
+when every client has been sent this value:
 
-    the value before + what was sent - what was refused.
+    the value before the turn + actions sent - actions refused
 
-Since clients only send plus, that value has each action in it that was not refused: it is acknowledged
-to its sender. One that was counted twice, or was counted although it was refused, makes a value beyond;
-one that was neither counted nor refused keeps the turn from being settled. Either is the end, with a
-line "wrong: ..." and exit status 1. A turn lasts some tenths of a second. One that cannot be settled,
-since a store or a network is away, goes on until it can be, and the clients go on sending.
+Clients only send plus. So that value contains every action that was not refused: these actions are acknowledged.
+An action that counts twice, or counts although it was refused, makes the value too high. An action that neither
+counts nor is refused keeps the turn from settling. In both cases the program prints a line "wrong: ..." and exits
+with status 1. A turn takes some tenths of a second. While a store or a network is down a turn cannot settle; it
+then goes on, and the clients go on sending, until it settles.
 
-store_undecided is no answer, and counts as none: what becomes of the action follows. What a client had
-sent in the turn in which it lost its connection is lost: nobody can tell from outside whether it
-counted. The turn may then end at any value between without and with it, but not below what anybody saw.
+store_undecided is not an answer: the outcome of the action follows. If a client loses its connection, the actions
+that it sent in that turn are lost: from outside, it is unknown whether they counted. The turn may then end at any
+value from "none of them counted" to "all of them counted", but not below a value that a client has seen.
 """
 
 import asyncio
@@ -33,27 +34,27 @@ import time
 
 import websockets
 
-TURN = 0.25  # seconds of acting, and then at most as many of waiting, in a turn
+TURN = 0.25  # seconds in which clients act, and then at most as many of waiting for the turn to settle
 PAUSE = 0.15  # mean seconds between two bursts of a client
-BURST = 8  # actions at most, so that a client sends up to 30 a second, of which some are over -action-rate
-PATIENCE = 20  # seconds in which all must be well again
-USERS_PATIENCE = 15  # seconds in which clients whose replica was killed must be out of users
+BURST = 8  # actions at most; a client then sends up to 30 a second, and some exceed -action-rate
+PATIENCE = 20  # seconds in which every open action must be answered
+USERS_PATIENCE = 15  # seconds in which users must drop by the clients of a killed replica
 
-REFUSED = ("rate_limited", "store_unavailable")  # the codes that may come here; store_undecided is another thing
+REFUSED = ("rate_limited", "store_unavailable")  # the error codes of refused actions; store_undecided is not one
 
 
 class Wrong(Exception):
-    """What must not be."""
+    """The server broke a promise."""
 
 
 class Client:
-    """One connection. What it counts is of the present turn."""
+    """One connection. sent and refused count the actions of the current turn."""
 
     def __init__(self, replica, ws):
         self.replica = replica
         self.ws = ws
-        self.value = None  # newest
-        self.users = None  # newest
+        self.value = None  # newest that was received
+        self.users = None  # newest that was received
         self.gone = False  # the connection has ended
         self.sent = 0
         self.refused = 0
@@ -67,31 +68,31 @@ class Load:
     def __init__(self, name, replicas):
         self.name = name
         self.replicas = replicas
-        self.clients = []  # those that were connected when the turn began
+        self.clients = []  # connected when the turn began
         self.acting = asyncio.Event()
-        self.resting = None  # whose clients act no more
+        self.resting = None  # the replica whose clients only watch
         self.done = False
         self.start = None  # the value when the turn began
-        self.highest = None  # that anybody has seen
+        self.highest = None  # the highest value that a client has seen
         self.turns = 0
         self.totals = {replica: collections.Counter() for replica in replicas}
         self.connections_lost = 0
         self.lost_at = None  # when the first connection was lost
-        self.fell_after = None  # how long after that users was right everywhere
+        self.fell_after = None  # seconds from then until all clients had the right users
 
     def live(self):
         return [c for c in self.clients if not c.gone]
 
     def certain(self):
-        """The value if nothing that is lost has counted."""
+        """Returns the value if no lost action has counted."""
         return self.start + sum(c.open for c in self.clients if not c.gone)
 
     def possible(self):
-        """The value if all that is lost has counted."""
+        """Returns the value if all lost actions have counted."""
         return self.start + sum(c.open for c in self.clients)
 
     async def read(self, client):
-        """Takes what a client is sent, to the end of its connection."""
+        """Processes a client's messages until its connection ends."""
         try:
             async for text in client.ws:
                 self.take(client, json.loads(text))
@@ -116,8 +117,8 @@ class Load:
             self.highest = value if self.highest is None else max(self.highest, value)
             if self.start is not None and value > self.possible():
                 raise Wrong(
-                    f"{client.replica} tells {value}: more than {self.start}, which it was, and {self.possible() - self.start}"
-                    " actions that were sent since and not refused. Something has counted twice, or although it was refused"
+                    f"{client.replica} sent the value {value}: more than {self.start} before the turn plus {self.possible() - self.start}"
+                    " actions that were sent and not refused. An action counted twice, or counted although it was refused"
                 )
         elif message["code"] == "store_undecided":
             self.totals[client.replica]["undecided"] += 1
@@ -125,7 +126,7 @@ class Load:
             self.totals[client.replica][message["code"]] += 1
             client.refused += 1
             if client.open < 0:
-                raise Wrong(f"a client of {client.replica} was refused more than it had sent")
+                raise Wrong(f"a client of {client.replica} got more refusals than it sent actions")
         else:
             raise Wrong(f"a client of {client.replica} was sent {message}")
 
@@ -135,7 +136,7 @@ class Load:
             for _ in range(random.randint(1, BURST)):
                 if self.done or client.gone or client.replica == self.resting:
                     return
-                client.sent += 1  # before it can be answered, and even if it is not sent to the end
+                client.sent += 1  # before an answer can come, and even if sending fails
                 try:
                     await client.ws.send('{"action":"plus"}')
                 except websockets.ConnectionClosed:
@@ -143,22 +144,22 @@ class Load:
             await asyncio.sleep(random.expovariate(1 / PAUSE))
 
     def level(self):
-        """Whether the turn may be settled at what everybody sees now."""
+        """Reports whether all clients see one value at which the turn may settle."""
         return (
             all(c.value == self.highest for c in self.live())
             and self.certain() <= self.highest <= self.possible()
         )
 
     async def settle(self, patience):
-        """Ends the turn, and reports whether it could be within patience seconds."""
+        """Ends the turn, and reports whether it settled within patience seconds."""
         deadline = time.monotonic() + patience
         while not self.level():
             if time.monotonic() > deadline:
                 return False
             await asyncio.sleep(0.005)
         if self.certain() < self.possible():
-            # That value can be reached by what is lost before all else is answered. What comes later
-            # than this would be found to be too much by the next turn.
+            # Lost actions can raise the value to that level before all other actions are answered. The next turn
+            # finds actions that count after this wait.
             await asyncio.sleep(1)
             if not self.level():
                 return False
@@ -178,16 +179,16 @@ class Load:
         if not await self.settle(PATIENCE):
             seen = ", ".join(f"{r} {sorted({c.value for c in self.live() if c.replica == r})}" for r in self.replicas)
             raise Wrong(
-                f"{PATIENCE} s after the last action not all is answered: the value was {self.start}, since then"
-                f" {sum(c.sent for c in self.clients)} were sent and {sum(c.refused for c in self.clients)} refused,"
-                f" which makes {self.certain()} to {self.possible()}; clients see: {seen}"
+                f"actions are unanswered {PATIENCE} s after the last one was sent: the value was {self.start}, since then"
+                f" {sum(c.sent for c in self.clients)} actions were sent and {sum(c.refused for c in self.clients)} refused,"
+                f" want {self.certain()} to {self.possible()}; clients see: {seen}"
             )
 
     async def until(self, what, done, patience):
         deadline = time.monotonic() + patience
         while not done():
             if time.monotonic() > deadline:
-                raise Wrong(f"not so after {patience} s: {what}")
+                raise Wrong(f"not true after {patience} s: {what}")
             await asyncio.sleep(0.01)
 
     def users_right(self):
@@ -196,13 +197,13 @@ class Load:
     async def connect(self, tasks, count):
         for replica in self.replicas:
             for _ in range(count):
-                # The site's name is for the Host header. Pings tell soon of a replica that is gone without a word.
+                # The Host header needs the site's name. Pings soon find a replica that ended without closing.
                 ws = await websockets.connect(f"ws://{self.name}/", host=replica, port=80, ping_interval=2, ping_timeout=10)
                 client = Client(replica, ws)
                 self.clients.append(client)
                 tasks.create_task(self.read(client))
         await self.until(
-            "all clients are at one value and see each other",
+            "all clients see one value and the right users",
             lambda: self.highest is not None and all(c.value == self.highest for c in self.clients) and self.users_right(),
             USERS_PATIENCE,
         )
@@ -273,7 +274,7 @@ def act(name, seconds, clients, resting, *replicas):
 
 
 def state(name, *replicas):
-    """Waits for the replicas to tell the same, since the others hear of a change a moment later."""
+    """Waits until all replicas report the same value, because they learn of a change at different times."""
     deadline = time.monotonic() + PATIENCE
     while True:
         told = {}
@@ -286,7 +287,7 @@ def state(name, *replicas):
             print("value:", json.loads(told[replicas[0]])["value"])
             return
         if time.monotonic() > deadline:
-            print("wrong: the replicas tell", told)
+            print("wrong: the replicas report", told)
             sys.exit(1)
         time.sleep(0.1)
 
