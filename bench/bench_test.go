@@ -37,14 +37,14 @@ func TestParseRSS(t *testing.T) {
 		t.Errorf("parseRSS = %d, %v, want %d", got, err, 12345<<10)
 	}
 	if _, err := parseRSS([]byte("Pss: 1 kB\n")); err == nil {
-		t.Error("parseRSS found Rss where there is none")
+		t.Error("parseRSS = nil without a line Rss, want an error")
 	}
 }
 
 func TestParseCPUInfo(t *testing.T) {
 	const info = "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n\nprocessor\t: 1\nmodel name\t: Some CPU @ 2 GHz\n"
 	if model, cores := parseCPUInfo([]byte(info)); model != "Some CPU @ 2 GHz" || cores != 2 {
-		t.Errorf("parseCPUInfo = %q, %d", model, cores)
+		t.Errorf("parseCPUInfo = %q, %d, want %q, 2", model, cores, "Some CPU @ 2 GHz")
 	}
 }
 
@@ -86,9 +86,9 @@ func TestOwnCPUTime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The upper bound is for what other threads do meanwhile; the lower one for a busy machine.
+	// The upper bound leaves room for other threads of the test, the lower one for a busy machine.
 	if d := after - before; d < time.Millisecond || d > 10*time.Second {
-		t.Errorf("50 ms of work took %v of CPU", d)
+		t.Errorf("CPU time of 50 ms of work = %v, want 1 ms to 10 s", d)
 	}
 }
 
@@ -121,7 +121,7 @@ func results() *Results {
 func TestTable(t *testing.T) {
 	var b strings.Builder
 	results().table(&b, scenarios[0])
-	const want = `| clients | server | CPU a message, µs | × floor | last client, ms | × floor |  |
+	const want = `| clients | server | CPU per message, µs | × floor | last client, ms | × floor |  |
 | ---: | --- | ---: | ---: | ---: | ---: | --- |
 | 100 | floor | 12.0 | 1.00 | 24.00 | 1.00 |  |
 | 100 | plusminus | 12.0 | 1.10 | 24.00 | 1.10 | odd |
@@ -156,7 +156,7 @@ func TestPlot(t *testing.T) {
 		}
 	}
 	if lines != 4 { // two servers in two panels
-		t.Errorf("%d lines, want 4", lines)
+		t.Errorf("plot has %d lines, want 4", lines)
 	}
 }
 
@@ -171,18 +171,18 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// TestEndToEnd lets 20 clients at the floor and at plusminus: every message comes, the
-// flood converges, all leave, and a hostile client is survived.
+// TestEndToEnd runs the load with 20 clients against the floor and plusminus: rounds, a flood,
+// a client that stops reading, a hostile client, and the end of all connections.
 func TestEndToEnd(t *testing.T) {
 	dir := t.TempDir()
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
-	l, err := newLab(-1, nil)
+	l, err := newEnvironment(-1, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(l.close)
-	// The peers in this program are a subcommand of it, and this is the test's program.
+	// Peers run as a subcommand of the bench. This process is the test, so the bench must be built.
 	l.self = filepath.Join(dir, "bench")
 	if out, err := exec.CommandContext(ctx, "go", "build", "-o", l.self, ".").CombinedOutput(); err != nil {
 		t.Fatalf("building the bench: %v\n%s", err, out)
@@ -196,7 +196,7 @@ func TestEndToEnd(t *testing.T) {
 	}
 }
 
-func testServer(ctx context.Context, t *testing.T, l *lab, p peer) {
+func testServer(ctx context.Context, t *testing.T, l *environment, p peer) {
 	s, err := l.start(ctx, p, false)
 	if err != nil {
 		t.Fatal(err)
@@ -217,10 +217,10 @@ func testServer(ctx context.Context, t *testing.T, l *lab, p peer) {
 	}
 	cpu, err := cpuTime(s.pid)
 	if err != nil || cpu <= 0 {
-		t.Errorf("CPU time %v, %v", cpu, err)
+		t.Errorf("cpuTime = %v, %v, want more than 0", cpu, err)
 	}
 	if memory, err := rss(s.pid); err != nil || memory < 1<<20 {
-		t.Errorf("RSS %d, %v", memory, err)
+		t.Errorf("rss = %d, %v, want at least 1 MB", memory, err)
 	}
 
 	times, err := rounds(ctx, cr, acting[0], 10)
@@ -229,12 +229,12 @@ func testServer(ctx context.Context, t *testing.T, l *lab, p peer) {
 	}
 	for _, d := range times {
 		if d <= 0 {
-			t.Errorf("a round took %v", d)
+			t.Errorf("time of a round = %v, want more than 0", d)
 		}
 	}
 	for i, c := range others {
 		if c.Value() != 10 {
-			t.Errorf("client %d is at %d after 10 rounds", i, c.Value())
+			t.Errorf("value of client %d = %d, want 10", i, c.Value())
 		}
 	}
 
@@ -243,31 +243,31 @@ func testServer(ctx context.Context, t *testing.T, l *lab, p peer) {
 		t.Fatal(err)
 	}
 	if !r.Converged || r.Rate < 100 || r.Lost != 0 || r.Refused != 0 {
-		t.Errorf("flood: %+v", r)
+		t.Errorf("Flood = %+v, want convergence, at least 100 actions/s, none lost or refused", r)
 	}
 
 	if err := others[0].Pause(); err != nil {
 		t.Fatal(err)
 	}
 	was := others[0].Value()
-	// Its value must not change, so a round with all would not end.
+	// A round waits for all clients, so it cannot end while this one does not read.
 	roundCtx, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
 	if _, err := cr.Round(roundCtx, acting[0]); err == nil || others[0].Value() != was {
-		t.Errorf("a client that does not read got %d after %d: %v", others[0].Value(), was, err)
+		t.Errorf("paused client: Round = %v, value = %d, want an error and %d", err, others[0].Value(), was)
 	}
 	cancel()
 	if n, _ := resume(ctx, others[:1], was+1); n != 1 {
-		t.Errorf("a client that reads again is at %d, want %d", others[0].Value(), was+1)
+		t.Errorf("resumed client: value = %d, want %d", others[0].Value(), was+1)
 	}
 
 	if err := cr.Misbehave(ctx, load.Drop); err != nil {
-		t.Errorf("connecting and dropping: %v", err)
+		t.Errorf("Misbehave(Drop) = %v, want nil", err)
 	}
 	if err := cr.Leave(ctx); err != nil {
 		t.Error(err)
 	}
 	if all, _ := cr.Lost(); all != 0 {
-		t.Errorf("%d clients were disconnected, want none", all)
+		t.Errorf("Lost = %d, want 0", all)
 	}
 	if err := s.running(); err != nil {
 		t.Error(err)

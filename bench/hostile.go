@@ -12,16 +12,16 @@ import (
 )
 
 const (
-	slowClients = 2000 // in all
+	slowClients = 2000 // all clients
 	slowStuck   = slowClients / 10
-	slowResumed = 20 // of those, that read again
+	slowResumed = 20 // stuck clients that read again
 
-	// slowWatch is how long the stuck ones are given to be disconnected.
+	// slowWatch is how long the server has to disconnect the stuck clients.
 	slowWatch = 45 * time.Second
 )
 
 func slow(ctx context.Context, b *bench, p peer) error {
-	s, err := b.lab.start(ctx, p, false)
+	s, err := b.env.start(ctx, p, false)
 	if err != nil {
 		return err
 	}
@@ -63,7 +63,7 @@ func slow(ctx context.Context, b *bench, p peer) error {
 		}
 	}
 	standsStill := func(why string) error {
-		b.record(slowClients, v, "the others wait for the stuck ones: "+why)
+		b.record(slowClients, v, "the other clients wait for the stuck ones: "+why)
 		return nil
 	}
 	full, why, err := fill(ctx, b, s, cr, acting)
@@ -75,7 +75,7 @@ func slow(ctx context.Context, b *bench, p peer) error {
 	}
 	note := ""
 	if time.Since(full) < fullAfter {
-		note = fmt.Sprintf("the sockets still took more after %.0f s", fillFor.Seconds())
+		note = fmt.Sprintf("the sockets were not full after %.0f s", fillFor.Seconds())
 	}
 	during, err := rounds(ctx, cr, acting[0], 40)
 	if err != nil {
@@ -86,7 +86,7 @@ func slow(ctx context.Context, b *bench, p peer) error {
 
 	v["newest"], v["newest_ms"] = resume(ctx, stuck[:slowResumed], acting[0].Value())
 
-	// Values keep coming, which is how most servers find out.
+	// The values keep changing: most servers notice a stuck client only when they write.
 	stuckStill := float64(slowStuck - slowResumed)
 	v["closed"] = 0
 	for time.Since(full) < slowWatch && ctx.Err() == nil {
@@ -110,30 +110,30 @@ func slow(ctx context.Context, b *bench, p peer) error {
 	return nil
 }
 
-// changes makes values come for a second, and returns why not all got the last, or "".
+// changes changes the value for a second, and returns "", or why not all clients got the final value.
 func changes(ctx context.Context, cr *load.Crowd, acting []*load.Client) string {
 	r, err := cr.Flood(ctx, acting, 0)
 	switch {
 	case err != nil:
 		return brief(err)
 	case r.Lost > 0:
-		return fmt.Sprintf("%d of them were disconnected", r.Lost)
+		return fmt.Sprintf("the server disconnected %d of them", r.Lost)
 	case !r.Converged:
-		return fmt.Sprintf("%d had not got the value after %.0f s", r.Behind, load.ConvergeTimeout.Seconds())
+		return fmt.Sprintf("%d did not have the value after %.0f s", r.Behind, load.ConvergeTimeout.Seconds())
 	}
 	return ""
 }
 
 const (
-	// fillFor bounds how long it may take until the stuck clients' sockets are full.
+	// fillFor bounds the time until the stuck clients' sockets are full.
 	fillFor = 40 * time.Second
 
-	// fullAfter is how long they must have taken nothing to be called full.
+	// fullAfter is how long the sockets must take no more data to count as full.
 	fullAfter = 1500 * time.Millisecond
 )
 
-// fill makes values come until the sockets of the stuck clients take no more, and returns
-// since when that is so, or else why the others are not served.
+// fill changes the value until the sockets of the stuck clients take no more data. It returns
+// the time since which they are full, or why the server does not serve the other clients.
 func fill(ctx context.Context, b *bench, s *server, cr *load.Crowd, acting []*load.Client) (time.Time, string, error) {
 	var full time.Time
 	var most int64
@@ -148,18 +148,18 @@ func fill(ctx context.Context, b *bench, s *server, cr *load.Crowd, acting []*lo
 		case queued > most+most/50:
 			most, full = queued, time.Now()
 		case most > 0 && time.Since(full) >= fullAfter:
-			b.say("%d sockets are full, with %d KB", n, most>>10)
+			b.say("%d sockets are full and hold %d KB", n, most>>10)
 			return full, "", nil
 		}
 		if time.Since(began) > fillFor {
-			b.say("the sockets are not full after %v, with %d KB", fillFor, most>>10)
+			b.say("the sockets are not full after %v, and hold %d KB", fillFor, most>>10)
 			return full, "", nil
 		}
 	}
 }
 
-// resume has clients read again, and returns how many came to the value, and how long
-// the last of them took.
+// resume makes clients read again. It returns how many of them get the value within 5 s, and
+// the time until the last of them has it, in milliseconds.
 func resume(ctx context.Context, clients []*load.Client, value int64) (n, took float64) {
 	began := time.Now()
 	for _, c := range clients {
@@ -191,15 +191,15 @@ const (
 	soakHostile = 500
 )
 
-// tick is one look at a server that is soaking.
+// tick is one measurement during soak.
 type tick struct {
 	rss   float64 // MB
 	files int
-	last  time.Duration
+	last  time.Duration // the longest of the rounds
 }
 
 func soak(ctx context.Context, b *bench, p peer) error {
-	s, err := b.lab.start(ctx, p, false)
+	s, err := b.env.start(ctx, p, false)
 	if err != nil {
 		return err
 	}
@@ -227,7 +227,7 @@ func soak(ctx context.Context, b *bench, p peer) error {
 		wg.Go(func() {
 			for soakCtx.Err() == nil {
 				hostile.Add(1)
-				_ = cr.Misbehave(soakCtx, load.Misdeed(i)%load.Misdeeds) // to be refused is their lot
+				_ = cr.Misbehave(soakCtx, load.Misdeed(i)%load.Misdeeds) // the server may refuse them
 				if sleep(soakCtx, time.Second) != nil {
 					return
 				}
@@ -241,7 +241,7 @@ func soak(ctx context.Context, b *bench, p peer) error {
 	for began := time.Now(); time.Since(began) < b.soakFor && note == ""; {
 		times, err := rounds(ctx, cr, acting[0], 8)
 		if err != nil {
-			note = "the honest ones were not served: " + brief(err)
+			note = "honest clients were not served: " + brief(err)
 			break
 		}
 		if err := cr.Leave(ctx, honest[:churn]...); err != nil {
@@ -249,7 +249,7 @@ func soak(ctx context.Context, b *bench, p peer) error {
 		}
 		fresh, err := cr.Connect(ctx, churn, churn, false)
 		if err != nil {
-			note = "newcomers were not served: " + brief(err)
+			note = "new clients were not served: " + brief(err)
 			break
 		}
 		honest = append(honest[churn:], fresh...)
@@ -274,7 +274,7 @@ func soak(ctx context.Context, b *bench, p peer) error {
 	all, slow := cr.Lost()
 	v["lost"] = float64(all - slow)
 	if len(ticks) > 0 {
-		// In the first tenth the hostile ones are still arriving.
+		// In the first tenth, hostile clients are still arriving.
 		tenth := max(1, len(ticks)/10)
 		start, end := ticks[min(tenth, len(ticks)-tenth):][:tenth], ticks[len(ticks)-tenth:]
 		v["rss_start_mb"], v["last_start_ms"] = typical(start)
@@ -287,7 +287,7 @@ func soak(ctx context.Context, b *bench, p peer) error {
 	return nil
 }
 
-// typical returns the median memory and the median of the last clients' times.
+// typical returns the medians of rss and of last.
 func typical(ticks []tick) (rssMB, lastMS float64) {
 	var memory []float64
 	var last []time.Duration

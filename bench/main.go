@@ -1,6 +1,6 @@
-// Command bench measures what a TLS WebSocket server on a small machine can do: it
-// starts plusminus and its peers one after another on one core, loads each from another
-// core, and prints a table. README.md says what is measured, and how.
+// Command bench compares TLS WebSocket servers on a small machine. It starts plusminus and
+// its peers one after another on one core, loads each of them from another core, and prints
+// a table. README.md describes what is measured, and how.
 package main
 
 import (
@@ -38,26 +38,26 @@ func main() {
 	}
 }
 
-// usageError is a command line that cannot be obeyed.
+// usageError is an error in the command line.
 type usageError struct{ error }
 
-const usageText = `bench measures TLS WebSocket servers on this machine, each on one core, with the load
-on another core, and prints a Markdown table: medians, and ratios to the floor, which is
-a bare crypto/tls loop. Only loopback is used. It needs Linux, Go and two cores.
+const usageText = `bench measures TLS WebSocket servers on this machine. Each server runs on one core, and the
+load on another core. bench prints a Markdown table of medians, and of ratios to the floor,
+which is a bare crypto/tls loop. It uses only loopback. It needs Linux, Go and two cores.
 
-  go run -C bench . [flags]     from the root of plusminus, whose server it builds
-  bench start [flags]           from process start to the first certificate; see bench start -h
-  bench store [flags]           how many replicas one Redis server carries; see bench store -h
+  go run -C bench . [flags]     run it in the top folder of plusminus; it builds that server
+  bench start [flags]           measure the time to the first certificate; see bench start -h
+  bench store [flags]           measure how many replicas one Redis server can serve; see bench store -h
   bench peer [flags] NAME       serve one of the peers: floor, gorilla, coder, gws
 
-With the defaults it takes more than an hour. A few minutes are enough for
--runs 1 -peers floor,plusminus,gorilla -clients 100,1000 -idle 2000 -arrivals 2000.
+With the defaults a run takes more than an hour. A run with these flags takes a few minutes:
+-runs 1 -peers floor,plusminus,gorilla -clients 100,1000 -idle 2000 -arrivals 2000
 
 Scenarios:
 
 `
 
-// bench is one run of this program.
+// bench is one run of the scenarios.
 type bench struct {
 	// Immutable after parse.
 	peers     []string
@@ -79,17 +79,17 @@ type bench struct {
 	plotFile  string
 
 	// Set by run.
-	lab     *lab
+	env     *environment
 	results Results
 	log     io.Writer
 
-	// What is being measured.
-	began    time.Time
-	scenario scenario
-	peer     string
-	runNo    int
-	step     int
-	steps    int
+	// The current step: one run of one scenario with one server.
+	began   time.Time
+	current scenario
+	peer    string
+	runNo   int
+	step    int
+	steps   int
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -115,13 +115,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	lock, alone := lockMachine()
 	defer lock.Close()
 	if !alone {
-		fmt.Fprintln(stderr, "warning: another bench runs on this machine, so that the figures of both are off")
+		fmt.Fprintln(stderr, "warning: another bench runs on this machine, so the figures of both are wrong")
 	}
-	debug.SetGCPercent(400) // the load's memory is not what is measured
-	if b.lab, err = newLab(b.serverCPU, b.extra); err != nil {
+	debug.SetGCPercent(400) // fewer collections; the load's memory is not measured
+	if b.env, err = newEnvironment(b.serverCPU, b.extra); err != nil {
 		return err
 	}
-	defer b.lab.close()
+	defer b.env.close()
 	peers, err := b.preparePeers(ctx)
 	if err != nil {
 		return err
@@ -147,16 +147,17 @@ func peerCommand(args []string, stderr io.Writer) error {
 	fs.SetOutput(stderr)
 	cert := fs.String("cert", "", "PEM `file` with the certificate")
 	key := fs.String("key", "", "PEM `file` with its key")
-	announce := fs.Bool("announce", true, "tell everyone when somebody comes or goes")
+	announce := fs.Bool("announce", true, "send the number of users to all clients when a client joins or leaves")
 	if err := fs.Parse(args); err != nil {
 		return usage(err)
 	}
 	if fs.NArg() != 1 {
-		return usageError{errors.New("bench peer wants one name")}
+		return usageError{errors.New("bench peer: want exactly one name")}
 	}
 	return runPeer(fs.Arg(0), *cert, *key, *announce)
 }
 
+// usage makes a usageError of an error of flag parsing. It returns flag.ErrHelp as it is.
 func usage(err error) error {
 	if errors.Is(err, flag.ErrHelp) {
 		return err
@@ -164,13 +165,13 @@ func usage(err error) error {
 	return usageError{err}
 }
 
-// defaultPeers is in the order of the table.
+// defaultPeers lists the default of -peers, in the order of the table.
 var defaultPeers = []string{"floor", "plusminus", "gorilla", "coder", "gws", "node", "python-broadcast", "python"}
 
-// fileStorePeer is plusminus with the counter in a file. It has to be asked for.
+// fileStorePeer is plusminus with the counter in a file. It runs only if -peers names it.
 const fileStorePeer = "plusminus-file"
 
-// peerRank is where a peer stands in the table; further builds of plusminus follow it.
+// peerRank returns the position of a peer in the table. Other builds of plusminus follow plusminus.
 func peerRank(name string) int {
 	if i := slices.Index(defaultPeers, name); i >= 0 {
 		return 2 * i
@@ -190,24 +191,24 @@ func parse(args []string, stderr io.Writer) (*bench, error) {
 		}
 	}
 	var peerList, scenarioList, clientList, arrivalList, extra string
-	fs.StringVar(&peerList, "peers", strings.Join(defaultPeers, ","), "`servers` to measure, with commas between; name=/path/to/binary is another build\nof plusminus, and plusminus-file is plusminus with -store file, in TMPDIR")
-	fs.StringVar(&b.results.Base, "base", "floor", "`server` that ratios are to")
-	fs.StringVar(&scenarioList, "scenarios", strings.Join(names, ","), "`scenarios` to run, with commas between")
-	fs.StringVar(&clientList, "clients", "100,1000,10000", "`numbers` of clients of fanout, with commas between")
-	fs.StringVar(&arrivalList, "arrivals", "2000,10000", "`numbers` of clients of arrival; peers that tell everyone of each get 2000 at most")
-	fs.IntVar(&b.watchers, "watchers", 1000, "`number` of clients that watch in merging")
-	fs.IntVar(&b.idle, "idle", 10000, "`number` of clients of memory")
-	fs.IntVar(&b.runs, "runs", 3, "`times` that everything is measured; the table has medians")
-	fs.DurationVar(&b.flood, "flood", 5*time.Second, "how long actions are sent in merging")
-	fs.DurationVar(&b.settle, "settle", 15*time.Second, "how long clients idle before memory is measured")
-	fs.BoolVar(&b.after, "after", false, "measure memory again a minute after all have left")
-	fs.DurationVar(&b.soakFor, "soak", 10*time.Minute, "how long soak goes on for each server")
-	fs.IntVar(&b.serverCPU, "server-cpu", firstCPU, "`core` of the server; -1 is any")
-	fs.IntVar(&b.loadCPU, "load-cpu", lastCPU, "`core` of the load; -1 is any")
+	fs.StringVar(&peerList, "peers", strings.Join(defaultPeers, ","), "`servers` to measure, separated by commas; name=/path/to/binary is another build\nof plusminus, and plusminus-file is plusminus with -store file, in TMPDIR")
+	fs.StringVar(&b.results.Base, "base", "floor", "`server` that the ratios compare with")
+	fs.StringVar(&scenarioList, "scenarios", strings.Join(names, ","), "`scenarios` to run, separated by commas")
+	fs.StringVar(&clientList, "clients", "100,1000,10000", "`numbers` of clients in fanout, separated by commas")
+	fs.StringVar(&arrivalList, "arrivals", "2000,10000", "`numbers` of clients in arrival, separated by commas; peers that announce each arrival to all\nclients get at most 2000")
+	fs.IntVar(&b.watchers, "watchers", 1000, "`number` of clients that only watch in merging")
+	fs.IntVar(&b.idle, "idle", 10000, "`number` of clients in memory")
+	fs.IntVar(&b.runs, "runs", 3, "`times` to measure everything; the table has the medians")
+	fs.DurationVar(&b.flood, "flood", 5*time.Second, "how long clients send actions in merging")
+	fs.DurationVar(&b.settle, "settle", 15*time.Second, "how long clients are idle before memory measures")
+	fs.BoolVar(&b.after, "after", false, "in memory, measure again a minute after all clients have left")
+	fs.DurationVar(&b.soakFor, "soak", 10*time.Minute, "how long soak lasts for each server")
+	fs.IntVar(&b.serverCPU, "server-cpu", firstCPU, "`core` of the server; -1 is any core")
+	fs.IntVar(&b.loadCPU, "load-cpu", lastCPU, "`core` of the load; -1 is any core")
 	fs.StringVar(&b.source, "source", "..", "`folder` with the source of plusminus")
-	fs.StringVar(&extra, "plusminus", "", "further `flags` for plusminus, with spaces between")
+	fs.StringVar(&extra, "plusminus", "", "more `flags` for plusminus, separated by spaces")
 	fs.StringVar(&b.jsonFile, "o", "", "write every sample to this JSON `file`")
-	fs.StringVar(&b.plotFile, "plot", "", "write a plot of cost against clients to this SVG `file`")
+	fs.StringVar(&b.plotFile, "plot", "", "write a plot of the costs for each number of clients to this SVG `file`")
 	fs.Usage = func() {
 		fmt.Fprint(stderr, usageText)
 		for _, sc := range scenarios {
@@ -227,7 +228,7 @@ func parse(args []string, stderr io.Writer) (*bench, error) {
 	for _, name := range splitList(scenarioList) {
 		i := slices.IndexFunc(scenarios, func(sc scenario) bool { return sc.name == name })
 		if i < 0 {
-			errs = append(errs, fmt.Errorf("-scenarios: there is no %q", name))
+			errs = append(errs, fmt.Errorf("-scenarios: unknown scenario %q", name))
 			continue
 		}
 		b.scenarios = append(b.scenarios, scenarios[i])
@@ -240,13 +241,13 @@ func parse(args []string, stderr io.Writer) (*bench, error) {
 		errs = append(errs, fmt.Errorf("-arrivals: %w", err))
 	}
 	if b.runs < 1 || b.watchers < 1 || b.idle < 1 {
-		errs = append(errs, errors.New("-runs, -watchers and -idle are at least 1"))
+		errs = append(errs, errors.New("-runs, -watchers and -idle must be at least 1"))
 	}
 	if len(errs) > 0 {
 		return nil, usageError{errors.Join(errs...)}
 	}
 	if b.serverCPU == b.loadCPU {
-		fmt.Fprintln(stderr, "warning: server and load share a core, so that the times mean little")
+		fmt.Fprintln(stderr, "warning: server and load share a core, so the times mean little")
 	}
 	return b, nil
 }
@@ -261,7 +262,7 @@ func splitNumbers(s string) ([]int, error) {
 	for _, f := range splitList(s) {
 		n, err := strconv.Atoi(f)
 		if err != nil || n < 2 {
-			return nil, fmt.Errorf("%q is not a number of clients", f)
+			return nil, fmt.Errorf("%q is not a number of clients; want 2 or more", f)
 		}
 		list = append(list, n)
 	}
@@ -272,35 +273,35 @@ func splitNumbers(s string) ([]int, error) {
 	return list, nil
 }
 
-// checkFiles makes sure that this process, and so its servers, can have n connections.
+// checkFiles raises the soft file limit to the hard limit, and returns an error if n connections need more files.
 func checkFiles(n int) error {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return err
 	}
 	if need := uint64(n + 100); limit.Max < need {
-		return fmt.Errorf("%d clients need %d open files, and the limit is %d (ulimit -Hn)", n, need, limit.Max)
+		return fmt.Errorf("%d clients need %d open files, but the limit is %d (ulimit -Hn)", n, need, limit.Max)
 	}
-	// Go programs raise their own soft limit, others do not. Children inherit one that was
-	// set here, but not one that the runtime has raised by itself.
+	// Go programs raise their own soft limit, other programs do not. Child processes inherit a
+	// limit that is set here, but not one that the Go runtime raised by itself.
 	limit.Cur = limit.Max
 	return syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit)
 }
 
-// lockMachine reports whether no other bench is running here. The file is locked until it
-// is closed.
+// lockMachine reports whether no other bench is running on this machine. The returned file
+// holds the lock until it is closed.
 func lockMachine() (lock *os.File, alone bool) {
 	lock, err := os.OpenFile(filepath.Join(os.TempDir(), "plusminus-bench.lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, true // another user's: there is no telling, and it is only a warning
+		return nil, true // another user's file: unknown, and the result only decides a warning
 	}
 	return lock, syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil
 }
 
-// preparePeers builds plusminus if it is wanted, and leaves out what is not installed.
+// preparePeers builds plusminus if -peers names it, and leaves out peers that are not installed.
 func (b *bench) preparePeers(ctx context.Context) ([]peer, error) {
 	var list []peer
-	built := "" // plusminus, once it is
+	built := "" // the binary of plusminus, once it is built
 	for _, name := range b.peers {
 		known := builtin()
 		i := slices.IndexFunc(known, func(p peer) bool { return p.name == name })
@@ -310,7 +311,7 @@ func (b *bench) preparePeers(ctx context.Context) ([]peer, error) {
 			if built == "" {
 				b.say("building plusminus")
 				var err error
-				if built, err = b.lab.buildPlusminus(ctx, b.source); err != nil {
+				if built, err = b.env.buildPlusminus(ctx, b.source); err != nil {
 					return nil, err
 				}
 			}
@@ -326,10 +327,10 @@ func (b *bench) preparePeers(ctx context.Context) ([]peer, error) {
 			}
 			list = append(list, plusminusPeer(label, binary, "memory"))
 		case i < 0:
-			return nil, usageError{fmt.Errorf("-peers: there is no %q", name)}
+			return nil, usageError{fmt.Errorf("-peers: unknown server %q", name)}
 		default:
 			if why := missing(name); why != "" {
-				b.results.Left = append(b.results.Left, name+", since "+why)
+				b.results.Left = append(b.results.Left, name+", because "+why)
 				b.say("leaving out %s: %s", name, why)
 				continue
 			}
@@ -342,15 +343,15 @@ func (b *bench) preparePeers(ctx context.Context) ([]peer, error) {
 // stepTimeout bounds one run of one scenario with one server.
 const stepTimeout = 10 * time.Minute
 
-// measure runs all scenarios. The servers of a run follow each other, and their order
-// turns from run to run, so that no server always has the machine's better moments.
+// measure runs all scenarios. Each run starts with another server, so that no server always
+// gets the machine's better moments.
 func (b *bench) measure(ctx context.Context, peers []peer) error {
 	b.steps = len(b.scenarios) * b.runs * len(peers)
 	for _, sc := range b.scenarios {
 		for r := range b.runs {
 			for i := range peers {
 				p := peers[(i+r)%len(peers)]
-				b.scenario, b.peer, b.runNo = sc, p.name, r+1
+				b.current, b.peer, b.runNo = sc, p.name, r+1
 				b.step++
 				timeout := stepTimeout
 				if sc.optIn {
@@ -363,7 +364,7 @@ func (b *bench) measure(ctx context.Context, peers []peer) error {
 					return context.Cause(ctx)
 				}
 				if err != nil {
-					// What one server cannot do is a result, too.
+					// A scenario that a server cannot do is a result, too.
 					b.say("failed: %v", err)
 					b.results.Left = append(b.results.Left, fmt.Sprintf("%s, run %d of %s: %v", p.name, b.runNo, sc.name, brief(err)))
 				}
@@ -383,11 +384,11 @@ func brief(err error) string {
 	return first + " … " + rest[strings.LastIndexByte(rest, '\n')+1:]
 }
 
-// record keeps a sample and shows it.
+// record adds a sample to the results and prints it.
 func (b *bench) record(clients int, v values, note string) {
-	b.results.Samples = append(b.results.Samples, Sample{b.scenario.name, b.peer, clients, b.runNo, v, note})
+	b.results.Samples = append(b.results.Samples, Sample{b.current.name, b.peer, clients, b.runNo, v, note})
 	var parts []string
-	for _, c := range b.scenario.columns {
+	for _, c := range b.current.columns {
 		if x, ok := v[c.key]; ok {
 			parts = append(parts, fmt.Sprintf("%s "+c.format, c.key, x))
 		}
@@ -398,11 +399,11 @@ func (b *bench) record(clients int, v values, note string) {
 	b.say("%d clients: %s", clients, strings.Join(parts, ", "))
 }
 
-// say shows progress.
+// say prints progress.
 func (b *bench) say(format string, args ...any) {
 	where := ""
 	if b.step > 0 {
-		where = fmt.Sprintf(" %d/%d %s run %d %s:", b.step, b.steps, b.scenario.name, b.runNo, b.peer)
+		where = fmt.Sprintf(" %d/%d %s run %d %s:", b.step, b.steps, b.current.name, b.runNo, b.peer)
 	}
 	fmt.Fprintf(b.log, "%6.1fs%s %s\n", time.Since(b.began).Seconds(), where, fmt.Sprintf(format, args...))
 }

@@ -20,17 +20,17 @@ const (
 	panelTop                = 50.0
 )
 
-// colours are told apart by those who see few colours, too (Okabe and Ito, 2008).
+// colours can be told apart by colour-blind people, too (Okabe and Ito, 2008).
 var colours = []string{"#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F"}
 
-// writePlot draws what one change costs against the number of clients.
+// writePlot draws the results of fanout as SVG: CPU and time for each number of clients.
 func (r *Results) writePlot(file string) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="12">`+"\n", plotWidth, plotHeight)
 	fmt.Fprintf(&b, `<rect width="%d" height="%d" fill="#fff"/>`+"\n", plotWidth, plotHeight)
 	for _, p := range []panel{
 		{"CPU for each message delivered, µs", "cpu_us", 60},
-		{"until the last client has it, ms", "last_ms", 460},
+		{"time until the last client has it, ms", "last_ms", 460},
 	} {
 		r.drawPanel(&b, p)
 	}
@@ -44,6 +44,7 @@ func (r *Results) writePlot(file string) error {
 	return os.WriteFile(file, []byte(b.String()), 0o644)
 }
 
+// drawPanel draws one panel with a line for each peer.
 func (r *Results) drawPanel(b *strings.Builder, p panel) {
 	sizes := r.sizes("fanout")
 	lowest, highest := math.Inf(1), 0.0
@@ -88,7 +89,7 @@ func (r *Results) drawPanel(b *strings.Builder, p panel) {
 	}
 }
 
-// scale maps the logarithms of low to high onto from to to.
+// scale returns a function that maps values from low to high to positions between from and to, by their logarithms.
 func scale(low, high, from, to float64) func(float64) float64 {
 	if low == high {
 		high = low * 2
@@ -98,7 +99,7 @@ func scale(low, high, from, to float64) func(float64) float64 {
 	}
 }
 
-// ticksBetween returns 1, 2 and 5 times the powers of ten from low to high.
+// ticksBetween returns the numbers from low to high that are 1, 2 or 5 times a power of ten.
 func ticksBetween(low, high float64) []float64 {
 	var list []float64
 	for e := math.Floor(math.Log10(low)); e <= math.Log10(high); e++ {

@@ -16,11 +16,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cpuTime returns the CPU time that a process has used, user and system, with
-// nanosecond resolution and including threads that have ended. It is the process's CPU
-// clock (clock_getcpuclockid(3)): utime and stime of /proc/PID/stat have steps of 10 ms.
+// cpuTime returns the user and system CPU time of a process, including threads that have
+// ended. It reads the process's CPU clock (clock_getcpuclockid(3)), which has nanosecond
+// resolution; utime and stime of /proc/PID/stat have steps of 10 ms.
 func cpuTime(pid int) (time.Duration, error) {
-	// The kernel's encoding: the complement of the pid, and 2 for CPUCLOCK_SCHED.
+	// The kernel's encoding of the clock: the complement of the pid, and 2 for CPUCLOCK_SCHED.
 	// https://man7.org/linux/man-pages/man3/clock_getcpuclockid.3.html
 	clock := int32(^pid<<3 | 2)
 	var ts unix.Timespec
@@ -32,7 +32,7 @@ func cpuTime(pid int) (time.Duration, error) {
 
 // rss returns the resident memory of a process in bytes.
 func rss(pid int) (int64, error) {
-	// smaps_rollup walks the page tables; statm is off by what each thread has cached.
+	// smaps_rollup walks the page tables and is exact; statm misses what each thread has cached.
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
 		return 0, err
@@ -51,7 +51,7 @@ func parseRSS(b []byte) (int64, error) {
 	return 0, errors.New("smaps_rollup has no line Rss")
 }
 
-// openFiles returns how many file descriptors a process has.
+// openFiles returns how many open file descriptors a process has.
 func openFiles(pid int) (int, error) {
 	d, err := os.Open(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
@@ -62,8 +62,8 @@ func openFiles(pid int) (int, error) {
 	return len(names), err
 }
 
-// sendQueues returns how many bytes the kernel holds that the server on addr has written
-// and its clients have not acknowledged, and in how many connections.
+// sendQueues returns how many bytes the server on addr has written that its clients have not
+// acknowledged, and how many connections have such bytes.
 func sendQueues(addr string) (total int64, connections int, err error) {
 	_, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -85,7 +85,7 @@ func sendQueues(addr string) (total int64, connections int, err error) {
 //
 //	1: 0100007F:1F90 0200007F:8000 01 00000010:00000000
 //
-// with the local and the remote address, the state, and the queues for sending and receiving.
+// with the local address, the remote address, the state, and the send and receive queues.
 func parseSendQueues(b []byte, port uint16) (total int64, connections int) {
 	suffix := fmt.Sprintf(":%04X", port)
 	for line := range bytes.Lines(b) {
@@ -102,9 +102,10 @@ func parseSendQueues(b []byte, port uint16) (total int64, connections int) {
 	return total, connections
 }
 
-// pinSelf moves this whole process to one core by executing itself again there: threads
-// that the runtime has made already would stay where they are. The new arguments say what
-// was the default before, which cannot be seen from there. Without cpu it does nothing.
+// pinSelf moves this whole process to one core. It executes the program again there, because
+// threads that the runtime has already made would stay on other cores. more are arguments to
+// add: defaults that the new process could not compute from its one core. If cpu is
+// negative, pinSelf does nothing.
 func pinSelf(cpu int, more ...string) error {
 	if cpu < 0 {
 		return nil
@@ -146,20 +147,20 @@ func ownCPUs() (first, last int) {
 	return first, last
 }
 
-// allCPUs is where a build may run.
+// allCPUs stands for any core, in place of the number of a core.
 const allCPUs = -1
 
-// startOn starts cmd on one core. Its threads inherit that, and Go's GOMAXPROCS follows.
+// startOn starts cmd on one core, or on all with allCPUs. Its threads inherit that, and Go sets GOMAXPROCS by it.
 func startOn(cpu int, cmd *exec.Cmd) error {
 	var want, was unix.CPUSet
 	if cpu == allCPUs {
-		for i := range 1024 { // the kernel drops those that there are not
+		for i := range 1024 { // the kernel ignores cores that do not exist
 			want.Set(i)
 		}
 	} else {
 		want.Set(cpu)
 	}
-	// A child inherits the affinity of the thread that makes it.
+	// A child process inherits the affinity of the thread that starts it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := unix.SchedGetaffinity(0, &was); err != nil {
@@ -172,7 +173,7 @@ func startOn(cpu int, cmd *exec.Cmd) error {
 	return errors.Join(err, unix.SchedSetaffinity(0, &was))
 }
 
-// checkPinned makes sure that all threads of a process run on one core only.
+// checkPinned returns an error if a thread of a process may run on another core than cpu.
 func checkPinned(pid, cpu int) error {
 	if cpu < 0 {
 		return nil
@@ -189,13 +190,13 @@ func checkPinned(pid, cpu int) error {
 		var have, want unix.CPUSet
 		want.Set(cpu)
 		if err := unix.SchedGetaffinity(tid, &have); err == nil && have != want {
-			return fmt.Errorf("thread %d of process %d is not bound to core %d alone", tid, pid, cpu)
+			return fmt.Errorf("thread %d of process %d is not bound to core %d only", tid, pid, cpu)
 		}
 	}
 	return nil
 }
 
-// Machine says where something was measured.
+// Machine describes the machine on which bench has run.
 type Machine struct {
 	CPU    string `json:"cpu"`
 	Cores  int    `json:"cores"`
@@ -241,7 +242,7 @@ func parseCPUInfo(b []byte) (model string, cores int) {
 	return model, cores
 }
 
-// median returns the middle of xs, or the mean of the two in the middle; 0 of none.
+// median returns the middle of xs, or the mean of the two in the middle, or 0 if xs is empty.
 func median[T ~int64 | ~float64](xs []T) T {
 	if len(xs) == 0 {
 		return 0

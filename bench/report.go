@@ -11,10 +11,10 @@ import (
 	"time"
 )
 
-// values are the numbers of one run, by the key of their column.
+// values holds the numbers of one run, by the key of their column.
 type values map[string]float64
 
-// Sample is what one run of a scenario measured of one peer.
+// Sample is the result of one run of a scenario with one peer.
 type Sample struct {
 	Scenario string `json:"scenario"`
 	Peer     string `json:"peer"`
@@ -24,17 +24,17 @@ type Sample struct {
 	Note     string `json:"note,omitempty"`
 }
 
-// Results is everything that was measured, as -o writes it.
+// Results holds all samples, as -o writes them.
 type Results struct {
 	When    time.Time `json:"when"`
 	Machine Machine   `json:"machine"`
 	Command []string  `json:"command"`
-	Base    string    `json:"base"`               // the peer that ratios are to; "" is the floor
+	Base    string    `json:"base"`               // the peer that ratios compare with; "" is floor
 	Left    []string  `json:"left_out,omitempty"` // peers that could not run, and why
 	Samples []Sample  `json:"samples"`
 }
 
-// of returns the values of a column in run order, one for each run that has it.
+// of returns the values of a column by run, for the runs that have it.
 func (r *Results) of(scenario, peer string, clients int, key string) map[int]float64 {
 	m := map[int]float64{}
 	for _, s := range r.Samples {
@@ -53,8 +53,8 @@ func medianOf(m map[int]float64) (float64, bool) {
 	return median(xs), len(xs) > 0
 }
 
-// ratio returns the median over the runs of a peer's value against that of base in the
-// same run, so that what slows the machine down for a while slows down both.
+// ratio returns the median of a peer's ratios to base, each within one run: a slow moment of
+// the machine then affects both. It returns false if no run has both values.
 func (r *Results) ratio(base, scenario, peer string, clients int, key string) (float64, bool) {
 	baseline := r.of(scenario, base, clients, key)
 	ratios := map[int]float64{}
@@ -66,7 +66,7 @@ func (r *Results) ratio(base, scenario, peer string, clients int, key string) (f
 	return medianOf(ratios)
 }
 
-// sizes returns the numbers of clients that a scenario was run with, ascending.
+// sizes returns the numbers of clients in a scenario's samples, ascending.
 func (r *Results) sizes(scenario string) []int {
 	var list []int
 	for _, s := range r.Samples {
@@ -78,7 +78,7 @@ func (r *Results) sizes(scenario string) []int {
 	return list
 }
 
-// peers returns the peers in the order in which they first ran, the floor first.
+// peers returns the peers of a scenario in the order of the table.
 func (r *Results) peers(scenario string) []string {
 	var list []string
 	for _, s := range r.Samples {
@@ -92,7 +92,7 @@ func (r *Results) peers(scenario string) []string {
 	return list
 }
 
-// notes returns what the runs had to say, each thing once.
+// notes joins the different notes of all runs.
 func (r *Results) notes(scenario, peer string, clients int) string {
 	var list []string
 	for _, s := range r.Samples {
@@ -103,6 +103,7 @@ func (r *Results) notes(scenario, peer string, clients int) string {
 	return strings.Join(list, "; ")
 }
 
+// has reports whether there is a sample for these arguments.
 func (r *Results) has(scenario, peer string, clients int) bool {
 	return slices.ContainsFunc(r.Samples, func(s Sample) bool {
 		return s.Scenario == scenario && s.Peer == peer && s.Clients == clients
@@ -124,6 +125,7 @@ func (r *Results) markdown(w io.Writer) {
 	}
 }
 
+// table writes the Markdown table of a scenario.
 func (r *Results) table(w io.Writer, sc scenario) {
 	type shown struct {
 		column
@@ -133,7 +135,7 @@ func (r *Results) table(w io.Writer, sc scenario) {
 	var columns []shown
 	for _, c := range sc.columns {
 		if !slices.ContainsFunc(r.Samples, func(s Sample) bool { _, ok := s.Values[c.key]; return ok && s.Scenario == sc.name }) {
-			continue // nobody was asked
+			continue // no sample has this column
 		}
 		columns = append(columns, shown{c, false})
 		if c.ratio {
@@ -177,7 +179,7 @@ func (r *Results) table(w io.Writer, sc scenario) {
 	}
 }
 
-// grouped puts commas between the thousands of a number in decimal notation.
+// grouped adds commas between the thousands of a decimal number.
 func grouped(s string) string {
 	whole, fraction, hasFraction := strings.Cut(s, ".")
 	sign := ""

@@ -10,31 +10,31 @@ import (
 	"plusminus/bench/load"
 )
 
-// A scenario is one thing that is measured.
+// A scenario is one way to load a server, with the columns of its table.
 type scenario struct {
 	name    string
 	title   string
 	about   string
-	optIn   bool // runs only when it is asked for by name
+	optIn   bool // runs only if -scenarios names it
 	columns []column
 	run     func(context.Context, *bench, peer) error
 }
 
-// column is one number of a scenario.
+// column is one column of a scenario's table.
 type column struct {
 	key    string
 	title  string
 	format string
-	ratio  bool // followed by its ratio to that of -base
+	ratio  bool // a second column has the ratio to the value of -base
 }
 
 var scenarios = []scenario{
 	{
 		name:  "fanout",
 		title: "Fan-out: one change to n clients",
-		about: "One client acts, and waits until all have the new value before it acts again. CPU is the server's, for each value that was delivered. The time is from sending the action until the last client has the value.",
+		about: "One client acts, and waits until all clients have the new value before it acts again. CPU is the server's CPU time divided by the number of delivered values. The time is from sending the action until the last client has the value.",
 		columns: []column{
-			{"cpu_us", "CPU a message, µs", "%.1f", true},
+			{"cpu_us", "CPU per message, µs", "%.1f", true},
 			{"last_ms", "last client, ms", "%.2f", true},
 			{"load_pct", "load's core busy, %", "%.0f", false},
 		},
@@ -43,11 +43,11 @@ var scenarios = []scenario{
 	{
 		name:  "merging",
 		title: "Merging: as many actions as the server takes",
-		about: "20 clients send `plus` as fast as the server takes it, all n watch. The two times are from the last action, and from the moment at which the first client was at the final value, until every client is there.",
+		about: "20 clients send `plus` as fast as the server accepts it, and n more clients watch. Both times end when every client has the final value. The first time starts with the last action, the second when the first client has the final value.",
 		columns: []column{
 			{"rate", "actions/s", "%.0f", true},
-			{"send_ms", "all at the final value after the last action, ms", "%.0f", false},
-			{"ack_ms", "after the first client, ms", "%.0f", false},
+			{"send_ms", "last action to last client, ms", "%.0f", false},
+			{"ack_ms", "first client to last client, ms", "%.0f", false},
 			{"load_pct", "load's core busy, %", "%.0f", false},
 		},
 		run: merging,
@@ -55,23 +55,23 @@ var scenarios = []scenario{
 	{
 		name:  "memory",
 		title: "Memory: n idle clients",
-		about: "Resident memory of the server's process, less what it had before the first client came. Kernel memory of the sockets is not in it.",
+		about: "Resident memory of the server's process, minus its resident memory before the first client. It does not include the kernel's memory for sockets.",
 		columns: []column{
-			{"rss_kb", "RSS a client, KB", "%.1f", true},
+			{"rss_kb", "RSS per client, KB", "%.1f", true},
 			{"start_mb", "RSS at start, MB", "%.1f", false},
-			{"after_pct", "RSS a minute after all left, % of start", "%.0f", false},
+			{"after_pct", "RSS a minute after all clients left, % of start", "%.0f", false},
 		},
 		run: memory,
 	},
 	{
 		name:  "arrival",
-		title: "Arrival: n clients at once, and their leaving",
-		about: "200 handshakes at a time. Messages are those that all clients together were sent until it was quiet again, for each client.",
+		title: "Arrival: n clients join at once, and leave",
+		about: "200 handshakes run at a time. Messages per client counts what the server sent until it was idle again.",
 		columns: []column{
-			{"cpu_ms", "CPU to admit a client, ms", "%.2f", true},
-			{"wall_s", "until all were in, s", "%.1f", false},
-			{"messages", "messages a client", "%.1f", false},
-			{"leave_ms", "CPU when it leaves, ms", "%.2f", true},
+			{"cpu_ms", "CPU per arrival, ms", "%.2f", true},
+			{"wall_s", "until all have joined, s", "%.1f", false},
+			{"messages", "messages per client", "%.1f", false},
+			{"leave_ms", "CPU per departure, ms", "%.2f", true},
 			{"load_pct", "load's core busy, %", "%.0f", false},
 		},
 		run: arrival,
@@ -79,31 +79,31 @@ var scenarios = []scenario{
 	{
 		name:  "slow",
 		title: "Slow: one client in ten stops reading",
-		about: "The others' time to the last client, before and while the sockets of those are full. 20 of the stuck clients read again after some seconds; the other 180 never do, and are to be disconnected; the time is from when their sockets were full.",
+		about: "Time until the last of the other clients has a new value, before the stuck clients stop reading and while their sockets are full. 20 of the stuck clients read again after some seconds. The other 180 never read again, so the server should disconnect them; that time starts when their sockets are full.",
 		columns: []column{
 			{"before_ms", "last client before, ms", "%.2f", false},
-			{"during_ms", "meanwhile, ms", "%.2f", false},
-			{"slowdown", "ratio", "%.2f", false},
+			{"during_ms", "last client while they are stuck, ms", "%.2f", false},
+			{"slowdown", "ratio of the two", "%.2f", false},
 			{"closed", "stuck clients disconnected", "%.0f", false},
-			{"closed_s", "after, s", "%.1f", false},
-			{"newest", "of 20 that read again, got the newest value", "%.0f", false},
-			{"newest_ms", "after, ms", "%.0f", false},
-			{"lost", "others that were disconnected", "%.0f", false},
+			{"closed_s", "disconnected after, s", "%.1f", false},
+			{"newest", "of 20 that read again, clients with the newest value", "%.0f", false},
+			{"newest_ms", "they have it after, ms", "%.0f", false},
+			{"lost", "other clients disconnected", "%.0f", false},
 		},
 		run: slow,
 	},
 	{
 		name:  "soak",
-		title: "Soak: churn, and half of the clients hostile",
-		about: "Half of the clients behave, and one in a hundred of those leaves and comes again each second. The others never read, send rubbish, connect and drop, or stop half-way through the TLS handshake.",
+		title: "Soak: clients come and go, and half of them are hostile",
+		about: "Half of the clients are honest; each second one in a hundred of them leaves and a new one joins. The hostile clients never read, send invalid messages, connect and drop the connection, or stop in the middle of the TLS handshake.",
 		optIn: true,
 		columns: []column{
 			{"rss_start_mb", "RSS in the second tenth of the time, MB", "%.1f", false},
-			{"rss_end_mb", "in the last tenth, MB", "%.1f", false},
-			{"rss_max_mb", "most, MB", "%.1f", false},
+			{"rss_end_mb", "RSS in the last tenth, MB", "%.1f", false},
+			{"rss_max_mb", "highest RSS, MB", "%.1f", false},
 			{"fds_max", "most open files", "%.0f", false},
 			{"last_start_ms", "last client in the second tenth, ms", "%.1f", false},
-			{"last_end_ms", "in the last tenth, ms", "%.1f", false},
+			{"last_end_ms", "last client in the last tenth, ms", "%.1f", false},
 			{"lost", "honest clients disconnected", "%.0f", false},
 			{"hostile", "hostile connections made", "%.0f", false},
 		},
@@ -111,15 +111,15 @@ var scenarios = []scenario{
 	},
 }
 
-// parallel is how many handshakes are under way at once.
+// parallel is how many handshakes run at the same time.
 const parallel = 200
 
-// meter measures what the server and the load use between two moments.
+// meter measures the CPU time of the server and of the load between newMeter and stop.
 type meter struct {
 	pid     int
 	at      time.Time
-	cpu     time.Duration // of the server
-	loadCPU time.Duration
+	cpu     time.Duration // of the server, at newMeter
+	loadCPU time.Duration // of the load, at newMeter
 }
 
 func newMeter(pid int) (meter, error) {
@@ -127,13 +127,14 @@ func newMeter(pid int) (meter, error) {
 	return meter{pid, time.Now(), cpu, ownCPU()}, err
 }
 
-// stop returns the server's CPU time since newMeter, and how busy the load was, in percent
-// of one core.
+// stop returns the server's CPU time since newMeter, and the load's CPU time in percent of one
+// core. It may be called several times.
 func (m meter) stop() (cpu time.Duration, loadPercent float64, err error) {
 	now, err := cpuTime(m.pid)
 	return now - m.cpu, 100 * (ownCPU() - m.loadCPU).Seconds() / time.Since(m.at).Seconds(), err
 }
 
+// ownCPU returns the CPU time of this process, which is the load.
 func ownCPU() time.Duration {
 	var ts unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &ts) != nil {
@@ -142,7 +143,7 @@ func ownCPU() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// quiet waits until the server does next to nothing: less than 5 % of a core.
+// quiet waits until the server is idle, which means that it uses less than 5 % of a core, or until atMost has passed.
 func quiet(ctx context.Context, s *server, atMost time.Duration) error {
 	const look = 300 * time.Millisecond
 	for end := time.Now().Add(atMost); time.Now().Before(end); {
@@ -174,7 +175,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// rounds makes k rounds and returns the time of each.
+// rounds does k rounds and returns the time of each.
 func rounds(ctx context.Context, cr *load.Crowd, actor *load.Client, k int) ([]time.Duration, error) {
 	times := make([]time.Duration, 0, k)
 	for range k {
@@ -188,7 +189,7 @@ func rounds(ctx context.Context, cr *load.Crowd, actor *load.Client, k int) ([]t
 }
 
 func fanout(ctx context.Context, b *bench, p peer) error {
-	s, err := b.lab.start(ctx, p, false)
+	s, err := b.env.start(ctx, p, false)
 	if err != nil {
 		return err
 	}
@@ -203,7 +204,7 @@ func fanout(ctx context.Context, b *bench, p peer) error {
 		return err
 	}
 	have := 1
-	for _, n := range b.clients { // ascending: those that are there stay
+	for _, n := range b.clients { // ascending: clients of the step before stay
 		b.say("%d clients arrive", n)
 		if _, err := cr.Connect(ctx, n-have, parallel, false); err != nil {
 			return err
@@ -239,11 +240,11 @@ func fanout(ctx context.Context, b *bench, p peer) error {
 	return nil
 }
 
-// actors is how many clients act in a flood.
+// actors is how many clients act in merging and slow.
 const actors = 20
 
 func merging(ctx context.Context, b *bench, p peer) error {
-	s, err := b.lab.start(ctx, p, false)
+	s, err := b.env.start(ctx, p, false)
 	if err != nil {
 		return err
 	}
@@ -295,7 +296,7 @@ func merging(ctx context.Context, b *bench, p peer) error {
 }
 
 func memory(ctx context.Context, b *bench, p peer) error {
-	s, err := b.lab.start(ctx, p, false)
+	s, err := b.env.start(ctx, p, false)
 	if err != nil {
 		return err
 	}
@@ -327,7 +328,7 @@ func memory(ctx context.Context, b *bench, p peer) error {
 	}
 	v := values{"rss_kb": float64(idle-start) / 1024 / float64(n), "start_mb": float64(start) / (1 << 20)}
 	if b.after {
-		b.say("leaving, and a minute's wait")
+		b.say("clients leave; then a minute's wait")
 		if err := cr.Leave(ctx); err != nil {
 			return err
 		}
@@ -344,7 +345,7 @@ func memory(ctx context.Context, b *bench, p peer) error {
 	return nil
 }
 
-// announcedArrivals is how many clients arrive at most where everyone is told of each.
+// announcedArrivals limits the clients in arrival for peers that announce each arrival to all clients.
 const announcedArrivals = 2000
 
 func arrival(ctx context.Context, b *bench, p peer) error {
@@ -361,7 +362,7 @@ func arrival(ctx context.Context, b *bench, p peer) error {
 }
 
 func arrive(ctx context.Context, b *bench, p peer, n int) error {
-	s, err := b.lab.start(ctx, p, true)
+	s, err := b.env.start(ctx, p, true)
 	if err != nil {
 		return err
 	}
@@ -371,7 +372,7 @@ func arrive(ctx context.Context, b *bench, p peer, n int) error {
 		return err
 	}
 	defer cr.Abandon()
-	// A few come and go before, so that what a server does once is not counted.
+	// A few clients join and leave first, so that one-time costs of a server are not measured.
 	if _, err := cr.Connect(ctx, 20, 20, false); err != nil {
 		return err
 	}

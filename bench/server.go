@@ -34,45 +34,46 @@ var scripts embed.FS
 // peer is a server that can be measured.
 type peer struct {
 	name      string
-	announces bool // tells everyone of each arrival at once
+	announces bool // can send users to all clients at each arrival
 
-	// command returns the program and its arguments. announce tells a peer that can be
-	// told whether to tell everyone of arrivals.
-	command func(l *lab, announce bool) []string
+	// command returns the program and its arguments. announce says whether the peer sends
+	// users to all clients at each arrival; peers without announces ignore it.
+	command func(l *environment, announce bool) []string
 }
 
-// lab is what all servers of one run of the bench share.
-type lab struct {
-	dir       string // temporary, of this run
-	cert, key string // PEM files
-	self      string // this program
-	extra     []string
+// environment is shared by all servers of one run of the bench.
+type environment struct {
+	dir       string   // temporary folder of this run
+	cert, key string   // PEM files
+	self      string   // the path of this program
+	extra     []string // more flags for plusminus
 	serverCPU int
 }
 
-// builtin are the peers whose names are known; plusminus is added once it is built.
+// builtin returns the peers other than plusminus, which has to be built first.
 func builtin() []peer {
 	var list []peer
 	for _, name := range []string{"floor", "gorilla", "coder", "gws"} {
-		list = append(list, peer{name, name != "floor", func(l *lab, announce bool) []string {
+		list = append(list, peer{name, name != "floor", func(l *environment, announce bool) []string {
 			return []string{l.self, "peer", "-cert", l.cert, "-key", l.key, fmt.Sprintf("-announce=%t", announce), name}
 		}})
 	}
-	list = append(list, peer{"node", true, func(l *lab, announce bool) []string {
+	list = append(list, peer{"node", true, func(l *environment, announce bool) []string {
 		return []string{"node", filepath.Join(l.dir, "counter.js"), l.cert, l.key, announceWord(announce)}
 	}})
 	for _, how := range []string{"wait", "broadcast"} {
 		name := map[string]string{"wait": "python", "broadcast": "python-broadcast"}[how]
-		list = append(list, peer{name, true, func(l *lab, announce bool) []string {
+		list = append(list, peer{name, true, func(l *environment, announce bool) []string {
 			return []string{pythonPath, filepath.Join(l.dir, "counter.py"), l.cert, l.key, announceWord(announce), how}
 		}})
 	}
 	return list
 }
 
-// pythonPath is Debian's, where python3-websockets is installed.
+// pythonPath is the Python of Debian, for which python3-websockets is installed.
 const pythonPath = "/usr/bin/python3"
 
+// announceWord returns the argument of counter.js and counter.py for announce.
 func announceWord(announce bool) string {
 	if announce {
 		return "announce"
@@ -80,9 +81,9 @@ func announceWord(announce bool) string {
 	return "quiet"
 }
 
-// plusminusPeer is a build of plusminus, with a -store. Each start has a data folder of its own.
+// plusminusPeer returns the peer for a build of plusminus. store is its -store. Each start gets a new data folder.
 func plusminusPeer(name, binary, store string) peer {
-	return peer{name, false, func(l *lab, _ bool) []string {
+	return peer{name, false, func(l *environment, _ bool) []string {
 		args := []string{
 			binary, "-domain", "localhost", "-cert", l.cert, "-key", l.key,
 			"-https", "127.0.0.1:0", "-http", "off", "-admin", "off",
@@ -93,8 +94,8 @@ func plusminusPeer(name, binary, store string) peer {
 	}}
 }
 
-// newLab makes the folder with the certificate and the scripts. close removes it.
-func newLab(serverCPU int, extra []string) (*lab, error) {
+// newEnvironment makes the folder with the certificate and the scripts. close removes the folder.
+func newEnvironment(serverCPU int, extra []string) (*environment, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -103,7 +104,7 @@ func newLab(serverCPU int, extra []string) (*lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &lab{dir: dir, self: self, extra: extra, serverCPU: serverCPU, cert: filepath.Join(dir, "cert.pem"), key: filepath.Join(dir, "key.pem")}
+	l := &environment{dir: dir, self: self, extra: extra, serverCPU: serverCPU, cert: filepath.Join(dir, "cert.pem"), key: filepath.Join(dir, "key.pem")}
 	if err := l.fill(); err != nil {
 		l.close()
 		return nil, err
@@ -111,9 +112,9 @@ func newLab(serverCPU int, extra []string) (*lab, error) {
 	return l, nil
 }
 
-func (l *lab) close() { os.RemoveAll(l.dir) }
+func (l *environment) close() { os.RemoveAll(l.dir) }
 
-func (l *lab) fill() error {
+func (l *environment) fill() error {
 	for _, name := range []string{"counter.js", "counter.py"} {
 		b, err := scripts.ReadFile("peers/" + name)
 		if err != nil {
@@ -162,24 +163,24 @@ func writeCertificate(certFile, keyFile string) error {
 	)
 }
 
-// server is one that runs.
+// server is a server process.
 type server struct {
 	// Immutable after start.
 	name string
 	pid  int
 	addr string
 	cmd  *exec.Cmd
-	gone chan struct{} // closed when it has ended and all its output was read
+	gone chan struct{} // closed when the process has ended and all its output has been read
 
 	mu   sync.Mutex
-	tail []string // Guarded by mu: its last lines of output
+	tail []string // Guarded by mu: the last lines of output
 }
 
 // startTimeout is how long a server may take to listen.
 const startTimeout = 20 * time.Second
 
 // start starts a server and waits until it listens.
-func (l *lab) start(ctx context.Context, p peer, announce bool) (*server, error) {
+func (l *environment) start(ctx context.Context, p peer, announce bool) (*server, error) {
 	args := p.command(l, announce)
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir = l.dir
@@ -192,7 +193,7 @@ func (l *lab) start(ctx context.Context, p peer, announce bool) (*server, error)
 	select {
 	case s.addr = <-addr:
 	case <-s.gone:
-		return nil, fmt.Errorf("%s ended at its start: %s", p.name, s.output())
+		return nil, fmt.Errorf("%s ended before it listened: %s", p.name, s.output())
 	case <-timeout.C:
 		s.stop()
 		return nil, fmt.Errorf("%s does not listen after %v: %s", p.name, startTimeout, s.output())
@@ -207,10 +208,10 @@ func (l *lab) start(ctx context.Context, p peer, announce bool) (*server, error)
 	return s, nil
 }
 
-// launch starts cmd as a server, and does not wait. The address comes once the server says
-// where it listens.
+// launch starts cmd as a server, and does not wait. The channel receives the server's
+// address when the server prints it.
 func launch(name string, cpu int, cmd *exec.Cmd) (*server, <-chan string, error) {
-	// Should we be killed, it must not go on.
+	// The server must not outlive this process.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -229,7 +230,7 @@ func launch(name string, cpu int, cmd *exec.Cmd) (*server, <-chan string, error)
 	return s, addr, nil
 }
 
-// readOutput finds the address in what the server prints, and keeps the last lines.
+// readOutput sends the address that the server prints to addr, and keeps the last lines.
 func (s *server) readOutput(r io.ReadCloser, addr chan<- string) {
 	defer close(s.gone)
 	defer s.cmd.Wait()
@@ -249,7 +250,7 @@ func (s *server) readOutput(r io.ReadCloser, addr chan<- string) {
 	}
 }
 
-// listenAddress returns the address in a line that says where a server listens, or "".
+// listenAddress returns the address if line says where the server listens, or "".
 func listenAddress(line string) string {
 	if a, ok := strings.CutPrefix(line, "listening "); ok {
 		return strings.TrimSpace(a)
@@ -264,13 +265,14 @@ func listenAddress(line string) string {
 	return ""
 }
 
+// output returns the last lines of the server's output.
 func (s *server) output() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return strings.Join(s.tail, "\n")
 }
 
-// stop ends the server at once; a clean stop is not what is measured.
+// stop kills the server, because no clean stop is measured.
 func (s *server) stop() {
 	s.cmd.Process.Kill()
 	<-s.gone
@@ -286,8 +288,8 @@ func (s *server) running() error {
 	}
 }
 
-// buildPlusminus builds the server from the folder of its source.
-func (l *lab) buildPlusminus(ctx context.Context, source string) (string, error) {
+// buildPlusminus builds plusminus from the folder source and returns the path of the binary.
+func (l *environment) buildPlusminus(ctx context.Context, source string) (string, error) {
 	binary := filepath.Join(l.dir, "plusminus")
 	if err := l.goCommand(ctx, nil, "build", "-C", source, "-o", binary, "."); err != nil {
 		return "", fmt.Errorf("building plusminus in %s: %w", source, err)
@@ -295,11 +297,12 @@ func (l *lab) buildPlusminus(ctx context.Context, source string) (string, error)
 	return binary, nil
 }
 
-// goCommand runs the go command on all cores, with further environment variables. Its
-// error holds what the command printed.
-func (l *lab) goCommand(ctx context.Context, env []string, args ...string) error {
+// goCommand runs the go command on all cores, with more environment variables. Its error
+// contains the output of the command.
+func (l *environment) goCommand(ctx context.Context, env []string, args ...string) error {
 	cmd := exec.CommandContext(ctx, "go", args...)
-	// Interrupted, it waits for its compilers, but may leave its work folder behind.
+	// After an interrupt the go command waits for its compilers, but may leave its work folder
+	// behind. Here that is in l.dir, which close removes.
 	cmd.Env = append(append(os.Environ(), "GOTMPDIR="+l.dir), env...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
@@ -325,21 +328,21 @@ func missing(name string) string {
 		out, err := exec.Command("node", "-e", `try{require("ws")}catch{require("/usr/share/nodejs/ws")}`).CombinedOutput()
 		switch {
 		case errors.Is(err, exec.ErrNotFound):
-			return "there is no node here (Debian: nodejs)"
+			return "Node is not installed (Debian: nodejs)"
 		case err != nil && len(out) > 0:
-			return "node finds no package ws (Debian: node-ws)"
+			return "Node does not find the package ws (Debian: node-ws)"
 		case err != nil:
 			return err.Error()
 		}
 	case "python", "python-broadcast":
 		if err := exec.Command(pythonPath, "-c", "import websockets; websockets.broadcast").Run(); err != nil {
-			return pythonPath + " has no websockets with broadcast (Debian: python3-websockets)"
+			return pythonPath + " has no module websockets with broadcast (Debian: python3-websockets)"
 		}
 	}
 	return ""
 }
 
-// runPeer is the subcommand that serves one of the peers in this program.
+// runPeer serves one of the peers that are part of this program.
 func runPeer(name, certFile, keyFile string, announce bool) error {
 	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {
@@ -348,7 +351,7 @@ func runPeer(name, certFile, keyFile string, announce bool) error {
 	return peers.Run(name, peers.Config{Certificate: cert, Announce: announce}, os.Stdout)
 }
 
-// addVersions adds those of the interpreters that the peers run on.
+// addVersions adds the versions of Node and Python if one of the peers uses them.
 func (m *Machine) addVersions(peers []peer) {
 	for _, p := range peers {
 		switch p.name {
@@ -360,6 +363,7 @@ func (m *Machine) addVersions(peers []peer) {
 	}
 }
 
+// output returns the trimmed standard output of a command, or "" if it fails.
 func output(name string, args ...string) string {
 	out, err := exec.Command(name, args...).Output()
 	if err != nil {

@@ -19,26 +19,26 @@ import (
 	"time"
 )
 
-const startText = `bench start measures how long it takes from the start of a process to the first TLS
-handshake that verifies, when the server has no certificate yet and gets it from a CA, and
-prints a Markdown table. The CA is Let's Encrypt's Pebble, beside it on this machine. Only
-loopback is used, but for building: Caddy's source comes through the Go module proxy.
+const startText = `bench start measures the time from the start of a process to the first TLS handshake that
+verifies. The server has no certificate at the start and gets one from a CA: Let's Encrypt's
+Pebble, on the same machine. bench start prints a Markdown table. It uses only loopback,
+except for building: the source of Caddy comes from the Go module proxy.
 
-  go run -C bench . start [flags]   from the root of plusminus, whose server it builds
+  go run -C bench . start [flags]   run it in the top folder of plusminus; it builds that server
 
-Every start has an empty data folder, a new account and a CA of its own. With the defaults
-it takes about four minutes, and a minute more when Caddy is built for the first time.
-With -retry-after the table says, too, whether the CA was asked again sooner than it wished.
+Each start has an empty data folder, a new account and a new CA. With the defaults a run takes
+about four minutes, and a minute more when it builds Caddy for the first time.
+With -retry-after the table also says whether a server asked the CA again too soon.
 
 Servers:
 
 `
 
-// startServers are those that are known, in the order of the table.
+// startServers lists the known servers, in the order of the table.
 var startServers = []struct{ name, what string }{
 	{"plusminus", "built from -source, with its defaults"},
-	{"caddy", "Caddy " + caddyVersion + ", with a Caddyfile of one site that responds a word"},
-	{"autocert", "the least server on golang.org/x/crypto/acme/autocert: ./autocert"},
+	{"caddy", "Caddy " + caddyVersion + ", with a Caddyfile of one site that responds with one word"},
+	{"autocert", "a minimal server on golang.org/x/crypto/acme/autocert: ./autocert"},
 }
 
 const (
@@ -52,14 +52,14 @@ const (
 	// visitEvery is the pause between two handshakes, and between two attempts to connect.
 	visitEvery = 5 * time.Millisecond
 
-	// visitTimeout bounds one handshake. It is longer than autocert lets its first visitor
-	// wait, and shorter than what would cover up that a visitor is never answered.
+	// visitTimeout bounds one handshake. It is longer than the wait of autocert's first visitor.
+	// It is shorter than startPatience, so that a handshake without an answer is tried again.
 	visitTimeout = 10 * time.Second
 
-	// startPatience is how long a start may take, but for what the CA asks clients to wait.
+	// startPatience bounds one start, not counting the time that the CA tells clients to wait.
 	startPatience = 30 * time.Second
 
-	maxRetryAfter = 60 // seconds: a run must come to an end
+	maxRetryAfter = 60 // seconds; bounds the time of a run
 )
 
 // starts is one run of bench start.
@@ -73,29 +73,29 @@ type starts struct {
 	jsonFile   string
 
 	// Set by run.
-	lab     *lab
-	ca      string // the CA's program
+	env     *environment
+	ca      string // the path of the CA's program
 	results Results
-	size    map[string]int64 // of the binary, by peer
+	size    map[string]int64 // of the binary in bytes, by peer
 	log     io.Writer
 
-	// What is being measured.
+	// For progress messages.
 	began time.Time
-	where string
+	where string // the current step
 }
 
 // startPeer is a server that can be measured.
 type startPeer struct {
 	name string
 
-	// args writes the server's configuration, if it has a file for it, and returns its command.
-	args func(startSite) ([]string, error)
+	// args returns the server's command. It first writes the configuration file, if the server needs one.
+	args func(startConfig) ([]string, error)
 }
 
-// startSite is what one start of a server has to go by.
-type startSite struct {
-	dir                 string // empty, and its home
-	directory, root     string // the CA: URL, and the PEM file that its own certificate is trusted by
+// startConfig is what a server needs to know for one start.
+type startConfig struct {
+	dir                 string // an empty folder, the server's home
+	directory, root     string // the CA's URL, and a PEM file with the root of the CA's own certificate
 	httpPort, httpsPort int
 }
 
@@ -107,12 +107,12 @@ func startCommand(ctx context.Context, args []string, stdout, stderr io.Writer) 
 	lock, alone := lockMachine()
 	defer lock.Close()
 	if !alone {
-		fmt.Fprintln(stderr, "warning: another bench runs on this machine, so that the figures of both are off")
+		fmt.Fprintln(stderr, "warning: another bench runs on this machine, so the figures of both are wrong")
 	}
-	if s.lab, err = newLab(allCPUs, nil); err != nil {
+	if s.env, err = newEnvironment(allCPUs, nil); err != nil {
 		return err
 	}
-	defer s.lab.close()
+	defer s.env.close()
 	peers, err := s.prepare(ctx)
 	if err != nil {
 		return err
@@ -138,12 +138,12 @@ func parseStart(args []string, stderr io.Writer) (*starts, error) {
 	fs := flag.NewFlagSet("bench start", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	var list string
-	fs.StringVar(&list, "peers", strings.Join(known, ","), "`servers` to measure, with commas between; caddy=/path/to/binary is one that need not be\n"+
-		"built, and any other name=/path/to/binary another build of plusminus")
-	fs.IntVar(&s.runs, "runs", 21, "`times` that each is started; the table has medians")
-	fs.IntVar(&s.retryAfter, "retry-after", 0, "`seconds` that the CA asks clients to wait for before they ask again, at most 60;\n"+
-		"0 says nothing, and leaves it to them")
-	fs.DurationVar(&s.idle, "idle", 3*time.Second, "how long after its first handshake a server's RSS is looked at; 0 is not at all")
+	fs.StringVar(&list, "peers", strings.Join(known, ","), "`servers` to measure, separated by commas; caddy=/path/to/binary is a Caddy that is built\n"+
+		"already, and any other name=/path/to/binary is another build of plusminus")
+	fs.IntVar(&s.runs, "runs", 21, "`times` to start each server; the table has the medians")
+	fs.IntVar(&s.retryAfter, "retry-after", 0, "`seconds` that the CA tells clients to wait before they ask again, at most 60; with 0\n"+
+		"the CA sends no Retry-After, and each client decides")
+	fs.DurationVar(&s.idle, "idle", 3*time.Second, "time from a server's first handshake until its RSS is measured; 0 does not measure it")
 	fs.StringVar(&s.source, "source", "..", "`folder` with the source of plusminus")
 	fs.StringVar(&s.jsonFile, "o", "", "write every sample to this JSON `file`")
 	fs.Usage = func() {
@@ -168,18 +168,18 @@ func parseStart(args []string, stderr io.Writer) (*starts, error) {
 		case label == "":
 			errs = append(errs, fmt.Errorf("-peers: %q has no name", name))
 		case slices.Contains(labels, label):
-			errs = append(errs, fmt.Errorf("-peers: %q is there twice", label))
+			errs = append(errs, fmt.Errorf("-peers: %q appears twice", label))
 		case isBuild:
 			path, err := exec.LookPath(binary)
 			if err == nil {
-				path, err = filepath.Abs(path) // it starts in a folder of its own
+				path, err = filepath.Abs(path) // the server starts in another folder
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("-peers: %w", err))
 			}
 			name = label + "=" + path
 		case !slices.Contains(known, name):
-			errs = append(errs, fmt.Errorf("-peers: there is no %q; known are %s", name, strings.Join(known, ", ")))
+			errs = append(errs, fmt.Errorf("-peers: unknown server %q; known are %s", name, strings.Join(known, ", ")))
 		}
 		labels, s.names = append(labels, label), append(s.names, name)
 	}
@@ -201,10 +201,10 @@ func parseStart(args []string, stderr io.Writer) (*starts, error) {
 	return s, nil
 }
 
-// prepare builds what is to be built, and leaves out what cannot be.
+// prepare builds the CA and the servers. It leaves out a server that cannot be built.
 func (s *starts) prepare(ctx context.Context) ([]startPeer, error) {
 	s.say("building the CA")
-	s.ca = filepath.Join(s.lab.dir, "ca")
+	s.ca = filepath.Join(s.env.dir, "ca")
 	if err := s.buildHere(ctx, "ca"); err != nil {
 		return nil, fmt.Errorf("building the CA: %w", err)
 	}
@@ -213,12 +213,12 @@ func (s *starts) prepare(ctx context.Context) ([]startPeer, error) {
 		label, binary, isBuild := strings.Cut(name, "=")
 		if !isBuild {
 			s.say("building %s", label)
-			binary = filepath.Join(s.lab.dir, label)
+			binary = filepath.Join(s.env.dir, label)
 			if err := s.build(ctx, label); ctx.Err() != nil {
 				return nil, context.Cause(ctx)
 			} else if err != nil {
-				s.results.Left = append(s.results.Left, label+", since it cannot be built: "+brief(err))
-				s.say("leaving out %s, since it cannot be built: %v", label, err)
+				s.results.Left = append(s.results.Left, label+", because it cannot be built: "+brief(err))
+				s.say("leaving out %s, because it cannot be built: %v", label, err)
 				continue
 			}
 		}
@@ -235,43 +235,43 @@ func (s *starts) prepare(ctx context.Context) ([]startPeer, error) {
 	return list, nil
 }
 
-// build builds one of the known servers into the lab's folder, as its users would.
+// build builds one of the known servers as its users would, into the folder of the environment.
 func (s *starts) build(ctx context.Context, name string) error {
 	switch name {
 	case "plusminus":
-		_, err := s.lab.buildPlusminus(ctx, s.source)
+		_, err := s.env.buildPlusminus(ctx, s.source)
 		return err
 	case "caddy":
-		// With the versions of Caddy's own go.mod, and without touching ours.
-		return s.lab.goCommand(ctx, []string{"GOBIN=" + s.lab.dir}, "install", caddyPackage+"@"+caddyVersion)
+		// This uses the versions of Caddy's own go.mod, and does not change ours.
+		return s.env.goCommand(ctx, []string{"GOBIN=" + s.env.dir}, "install", caddyPackage+"@"+caddyVersion)
 	default:
 		return s.buildHere(ctx, name)
 	}
 }
 
-// buildHere builds one of the programs of this module, whose folder go run -C has entered.
+// buildHere builds one of the programs of this module. go run -C has made its folder the working directory.
 func (s *starts) buildHere(ctx context.Context, name string) error {
-	return s.lab.goCommand(ctx, nil, "build", "-o", filepath.Join(s.lab.dir, name), "./"+name)
+	return s.env.goCommand(ctx, nil, "build", "-o", filepath.Join(s.env.dir, name), "./"+name)
 }
 
-// startArgs returns how the server of this name is told about its site.
-func startArgs(name, binary string) func(startSite) ([]string, error) {
+// startArgs returns the function args of the startPeer with this name.
+func startArgs(name, binary string) func(startConfig) ([]string, error) {
 	address := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 	switch name {
 	case "caddy":
-		return func(at startSite) ([]string, error) {
+		return func(at startConfig) ([]string, error) {
 			file := filepath.Join(at.dir, "Caddyfile")
 			return []string{binary, "run", "--config", file}, os.WriteFile(file, []byte(caddyfile(at)), 0o600)
 		}
 	case "autocert":
-		return func(at startSite) ([]string, error) {
+		return func(at startConfig) ([]string, error) {
 			return []string{
 				binary, "-domain", startDomain, "-https", address(at.httpsPort),
 				"-directory", at.directory, "-root", at.root, "-cache", filepath.Join(at.dir, "data"),
 			}, nil
 		}
 	default:
-		return func(at startSite) ([]string, error) {
+		return func(at startConfig) ([]string, error) {
 			return []string{
 				binary, "-domain", startDomain, "-https", address(at.httpsPort), "-http", address(at.httpPort), "-admin", "off",
 				"-acme-directory", at.directory, "-acme-ca-root", at.root, "-data", filepath.Join(at.dir, "data"),
@@ -280,8 +280,8 @@ func startArgs(name, binary string) func(startSite) ([]string, error) {
 	}
 }
 
-// caddyfile says where things are, and leaves all else at Caddy's defaults.
-func caddyfile(at startSite) string {
+// caddyfile returns a Caddyfile that sets addresses, folders and the CA, and leaves the rest at Caddy's defaults.
+func caddyfile(at startConfig) string {
 	return fmt.Sprintf(`{
 	admin off
 	skip_install_trust
@@ -298,8 +298,8 @@ func caddyfile(at startSite) string {
 `, at.httpPort, at.httpsPort, at.directory, at.root, filepath.Join(at.dir, "data"), startDomain)
 }
 
-// measure starts all servers, run by run. Their order turns from run to run, so that none
-// always has the machine's better moments.
+// measure starts all servers in each run. Each run begins with another server, so that no
+// server always gets the machine's better moments.
 func (s *starts) measure(ctx context.Context, peers []startPeer) error {
 	for r := range s.runs {
 		for i := range peers {
@@ -310,7 +310,7 @@ func (s *starts) measure(ctx context.Context, peers []startPeer) error {
 				return context.Cause(ctx)
 			}
 			if err != nil {
-				// What one server cannot do is a result, too.
+				// A failed start is a result, too.
 				s.say("failed: %v", err)
 				s.results.Left = append(s.results.Left, fmt.Sprintf("%s, run %d: %s", p.name, r+1, brief(err)))
 				continue
@@ -329,11 +329,11 @@ func (s *starts) measure(ctx context.Context, peers []startPeer) error {
 	return nil
 }
 
-// start starts a server where it has never been, and waits for its first handshake.
+// start starts a server with an empty folder and a new CA, and measures the time to its first handshake.
 func (s *starts) start(ctx context.Context, p startPeer) (values, error) {
 	ctx, cancel := context.WithTimeout(ctx, startPatience+visitTimeout+3*time.Duration(s.retryAfter)*time.Second+s.idle)
 	defer cancel()
-	dir, err := os.MkdirTemp(s.lab.dir, p.name+"-")
+	dir, err := os.MkdirTemp(s.env.dir, p.name+"-")
 	if err != nil {
 		return nil, err
 	}
@@ -348,7 +348,7 @@ func (s *starts) start(ctx context.Context, p startPeer) (values, error) {
 	}
 	defer issuer.stop()
 
-	args, err := p.args(startSite{dir, issuer.directory, s.lab.cert, ports[0], ports[1]})
+	args, err := p.args(startConfig{dir, issuer.directory, s.env.cert, ports[0], ports[1]})
 	if err != nil {
 		return nil, err
 	}
@@ -356,12 +356,12 @@ func (s *starts) start(ctx context.Context, p startPeer) (values, error) {
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "HOME="+dir, "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir)
 	began := time.Now()
-	server, _, err := launch(p.name, allCPUs, cmd)
+	srv, _, err := launch(p.name, allCPUs, cmd)
 	if err != nil {
 		return nil, err
 	}
-	defer server.stop() // before its folder goes
-	if err := firstVisit(ctx, server, ports[1], issuer.roots); err != nil {
+	defer srv.stop() // before its folder is removed
+	if err := firstVisit(ctx, srv, ports[1], issuer.roots); err != nil {
 		return nil, err
 	}
 	took := time.Since(began)
@@ -374,29 +374,29 @@ func (s *starts) start(ctx context.Context, p startPeer) (values, error) {
 		if err := sleep(ctx, s.idle); err != nil {
 			return nil, err
 		}
-		memory, err := rss(server.pid)
+		memory, err := rss(srv.pid)
 		if err != nil {
-			return nil, errors.Join(err, server.running())
+			return nil, errors.Join(err, srv.running())
 		}
 		v["rss_mb"] = float64(memory) / (1 << 20)
 	}
 	return v, nil
 }
 
-// authority is a CA that runs.
+// authority is a CA process.
 type authority struct {
 	// Immutable after startCA.
 	directory string         // URL
 	roots     *x509.CertPool // trusts what the CA issues
 
 	cmd    *exec.Cmd
-	in     io.Writer     // a line asks what it was asked
-	answer *json.Decoder // from its output
+	in     io.Writer     // the CA answers each line with its counts
+	answer *json.Decoder // reads the CA's output
 }
 
-// startCA starts a CA that looks for answers to challenges at these ports.
+// startCA starts a CA that validates challenges on these ports.
 func (s *starts) startCA(httpPort, tlsPort int) (*authority, error) {
-	cmd := exec.Command(s.ca, "-cert", s.lab.cert, "-key", s.lab.key, "-http-port", fmt.Sprint(httpPort),
+	cmd := exec.Command(s.ca, "-cert", s.env.cert, "-key", s.env.key, "-http-port", fmt.Sprint(httpPort),
 		"-tls-port", fmt.Sprint(tlsPort), "-retry-after", fmt.Sprint(s.retryAfter))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	cmd.Stderr = s.log
@@ -422,7 +422,7 @@ func (s *starts) startCA(httpPort, tlsPort int) (*authority, error) {
 	return c, nil
 }
 
-// asked returns what the CA was asked so far.
+// asked returns the CA's counts of requests so far.
 func (c *authority) asked() (values, error) {
 	var a struct {
 		Requests, Orders, Wishes, TooSoon float64
@@ -445,7 +445,7 @@ func (c *authority) stop() {
 	c.cmd.Wait()
 }
 
-// firstVisit visits the server again and again, until a visit succeeds.
+// firstVisit repeats TLS handshakes with the server until one succeeds and verifies.
 func firstVisit(ctx context.Context, s *server, port int, roots *x509.CertPool) error {
 	visitor := &tls.Dialer{Config: &tls.Config{ServerName: startDomain, RootCAs: roots}}
 	for {
@@ -459,12 +459,12 @@ func firstVisit(ctx context.Context, s *server, port int, roots *x509.CertPool) 
 			return gone
 		}
 		if sleep(ctx, visitEvery) != nil {
-			return fmt.Errorf("no handshake verified in time, and the last one said: %w\n%s", err, s.output())
+			return fmt.Errorf("no handshake verified in time; the error of the last one: %w\n%s", err, s.output())
 		}
 	}
 }
 
-// freePorts returns n TCP ports of 127.0.0.1 that nobody listens at.
+// freePorts returns n different TCP ports of 127.0.0.1 on which no program listens.
 func freePorts(n int) ([]int, error) {
 	var ports []int
 	for range n {
@@ -472,13 +472,13 @@ func freePorts(n int) ([]int, error) {
 		if err != nil {
 			return nil, err
 		}
-		defer ln.Close() // only now, so that they differ
+		defer ln.Close() // at the end, so that the ports differ
 		ports = append(ports, ln.Addr().(*net.TCPAddr).Port)
 	}
 	return ports, nil
 }
 
-// markdown writes the table and what to think of it.
+// markdown writes the table and an explanation.
 func (s *starts) markdown(w io.Writer, peers []startPeer) {
 	fmt.Fprintf(w, "Measured on %s: %s.\n", s.results.When.Format(time.DateOnly), s.results.Machine)
 	for _, left := range s.results.Left {
@@ -488,16 +488,17 @@ func (s *starts) markdown(w io.Writer, peers []startPeer) {
 	s.table(w, peers)
 	if s.retryAfter == 0 {
 		fmt.Fprint(w, `
-Much of the difference is waiting between two questions to the CA, which here has the answer after a
-few milliseconds: autocert asks again after 1 s (and is the quickest when the first question comes late
-enough), Caddy after 250 ms, and plusminus after 20 ms at first, then twice that, up to 1 s. A CA that
-takes seconds, as public ones may, makes the ratios smaller.
+Much of the difference is the time that a client waits before it asks the CA again. Here the CA is done
+after a few milliseconds. autocert asks again after 1 s, and is the fastest if the CA is done before the
+first question. Caddy asks again after 250 ms. plusminus asks again after 20 ms at first, and then doubles
+the wait, up to 1 s. With a CA that takes seconds, as public CAs may, the ratios are smaller.
 `)
 		return
 	}
 	fmt.Fprintf(w, `
-The CA sent Retry-After for %d s with each answer about something unfinished, as seconds or as a time in
-whole seconds, which can be up to 1 s less. "Too soon" counts the questions that came before it was over.
+The CA sent Retry-After: %d s with each answer about an unfinished order or authorization, in seconds or as
+a time. A time has whole seconds, so it can be up to 1 s shorter. "Too soon" counts the requests that came
+before that time.
 `, s.retryAfter)
 }
 
@@ -521,7 +522,7 @@ func (s *starts) table(w io.Writer, peers []startPeer) {
 		}
 		times := column("start_s")
 		if len(times) == 0 {
-			continue // it is among those left out
+			continue // s.results.Left says why
 		}
 		cells := []string{
 			p.name, fmt.Sprint(len(times)), fmt.Sprintf("%.2f", median(times)),
@@ -549,7 +550,7 @@ func (s *starts) table(w io.Writer, peers []startPeer) {
 	}
 }
 
-// say shows progress.
+// say prints progress.
 func (s *starts) say(format string, args ...any) {
 	fmt.Fprintf(s.log, "%6.1fs%s %s\n", time.Since(s.began).Seconds(), s.where, fmt.Sprintf(format, args...))
 }

@@ -21,13 +21,13 @@ func TestStartUsage(t *testing.T) {
 		{[]string{"-retry-after", "-1"}, "-retry-after: -1 is not from 0 to 60 seconds"},
 		{[]string{"-retry-after", "61"}, "-retry-after: 61 is not"},
 		{[]string{"-retry-after", "soon"}, `invalid value "soon"`},
-		{[]string{"-peers", "nginx"}, `there is no "nginx"; known are plusminus, caddy, autocert`},
-		{[]string{"-peers", "caddy,caddy"}, `"caddy" is there twice`},
+		{[]string{"-peers", "nginx"}, `unknown server "nginx"; known are plusminus, caddy, autocert`},
+		{[]string{"-peers", "caddy,caddy"}, `"caddy" appears twice`},
 		{[]string{"-peers", ","}, "name at least one"},
 		{[]string{"-peers", "=/bin/true"}, "has no name"},
 		{[]string{"-peers", "old=/no/such/program"}, "/no/such/program"},
 		{[]string{"now"}, `unexpected argument "now"`},
-		{[]string{"-runs", "0", "-peers", "nginx"}, "-runs: 0"}, // all that is wrong
+		{[]string{"-runs", "0", "-peers", "nginx"}, "-runs: 0"}, // reports all errors
 	} {
 		err := run(t.Context(), append([]string{"start"}, tt.args...), io.Discard, io.Discard)
 		if usage := (usageError{}); !errors.As(err, &usage) || !strings.Contains(err.Error(), tt.want) {
@@ -75,8 +75,8 @@ func TestStartTable(t *testing.T) {
 	}
 }
 
-// TestStart starts autocert and plusminus once each, with a CA that wants to be left alone
-// for a second, and one of a program that is no server.
+// TestStart starts plusminus, autocert and a program that is not a server, once each. The CA
+// sends Retry-After: 1.
 func TestStart(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
@@ -89,10 +89,10 @@ func TestStart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.lab, err = newLab(allCPUs, nil); err != nil {
+	if s.env, err = newEnvironment(allCPUs, nil); err != nil {
 		t.Fatal(err)
 	}
-	defer s.lab.close()
+	defer s.env.close()
 	peers, err := s.prepare(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -109,23 +109,23 @@ func TestStart(t *testing.T) {
 			t.Errorf("%s: %v", sample.Peer, v)
 		}
 		if sample.Peer == "plusminus" && v["too_soon"] != 0 {
-			t.Errorf("plusminus asked again too soon: %v", v)
+			t.Errorf("plusminus asked the CA again too soon: %v", v)
 		}
 	}
 	if left := s.results.Left; len(left) != 1 || !strings.Contains(left[0], "none, run 1") || !strings.Contains(left[0], "not today") {
-		t.Errorf("left out: %q, want what the program that is no server said", left)
+		t.Errorf("left out = %q, want the output of the program that is not a server", left)
 	}
-	if leftover, _ := filepath.Glob(filepath.Join(s.lab.dir, "*-*")); len(leftover) != 0 {
-		t.Errorf("left behind: %q", leftover)
+	if leftover, _ := filepath.Glob(filepath.Join(s.env.dir, "*-*")); len(leftover) != 0 {
+		t.Errorf("files left behind: %q", leftover)
 	}
 }
 
-// TestStartLeavesOut wants a server that cannot be built to be left out, and said so.
+// TestStartLeavesOut checks that a server that cannot be built is left out with a message.
 func TestStartLeavesOut(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	var log strings.Builder
 	err := startCommand(t.Context(), []string{"-peers", "plusminus", "-source", t.TempDir()}, io.Discard, &log)
-	if err == nil || !strings.Contains(err.Error(), "no server is left") || !strings.Contains(log.String(), "leaving out plusminus, since it cannot be built") {
+	if err == nil || !strings.Contains(err.Error(), "no server is left") || !strings.Contains(log.String(), "leaving out plusminus, because it cannot be built") {
 		t.Errorf("startCommand = %v\n%s", err, log.String())
 	}
 	if left, _ := os.ReadDir(os.Getenv("TMPDIR")); len(left) > 1 { // the lock file stays

@@ -22,15 +22,15 @@ import (
 	"plusminus/hub/valkey"
 )
 
-const storeText = `bench store measures how many replicas of plusminus one Redis server carries: it starts
-redis-server on one core, and on another core many stores as replicas have them (the real
-client and script, without WebSockets), and prints a Markdown table.
+const storeText = `bench store measures how many replicas of plusminus one Redis server can serve. It starts
+redis-server on one core. On another core it runs many stores, with the same client and
+script as replicas, but without WebSockets. It prints a Markdown table.
 
   go run -C bench . store [flags]
 
-Three loads: idle (replicas say that they live), paced (clients of every replica act all
-the time, so that each makes a batch as often as it may), and flat out (without that
-pace: the server's ceiling).
+There are three loads. idle: replicas send only their heartbeats. paced: clients of each
+replica act all the time, so each replica sends a batch as often as its pace allows.
+flat out: the same without the pace, which shows the server's limit.
 
 `
 
@@ -48,25 +48,25 @@ type storeBench struct {
 	client redis.Client
 }
 
-// storeLoad is how replicas behave.
+// storeLoad is a kind of load on the server.
 type storeLoad struct {
 	name   string
-	busy   bool
-	pacing bool
+	busy   bool // replicas send batches
+	pacing bool // with their pace between two batches
 }
 
 var storeLoads = []storeLoad{{"idle", false, true}, {"paced", true, true}, {"flat out", true, false}}
 
-// storeRow is what was measured of a number of replicas under a load.
+// storeRow is one row of the table: a number of replicas under one load.
 type storeRow struct {
-	calls      float64 // of scripts, a second, beats included
-	batches    float64 // a second
+	calls      float64 // script calls per second, heartbeats included
+	batches    float64 // per second
 	p50, p99   time.Duration
-	in, out    float64 // bytes a second, as the server counts them
-	server     float64 // cores
-	load       float64
-	deliveries float64 // messages a second
-	memory     int64
+	in, out    float64 // bytes per second, counted by the server
+	server     float64 // cores that the server uses
+	load       float64 // cores that this process uses
+	deliveries float64 // messages to replicas per second
+	memory     int64   // the server's RSS in bytes
 }
 
 func storeCommand(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -75,9 +75,9 @@ func storeCommand(ctx context.Context, args []string, stdout, stderr io.Writer) 
 	fs := flag.NewFlagSet("bench store", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.Usage = func() { fmt.Fprint(stderr, storeText); fs.PrintDefaults() }
-	replicas := fs.String("replicas", "1,10,100,300", "`numbers` of replicas, with commas between")
-	fs.DurationVar(&b.seconds, "for", 5*time.Second, "how long each is measured")
-	fs.StringVar(&b.fsync, "appendfsync", "everysec", "the server's `setting`: always, everysec or no; or off for no append-only file")
+	replicas := fs.String("replicas", "1,10,100,300", "`numbers` of replicas, separated by commas")
+	fs.DurationVar(&b.seconds, "for", 5*time.Second, "how long each load is measured")
+	fs.StringVar(&b.fsync, "appendfsync", "everysec", "the server's `setting` of appendfsync: always, everysec or no; off is no append-only file")
 	fs.IntVar(&b.serverCPU, "server-cpu", first, "`core` of the server")
 	fs.IntVar(&b.loadCPU, "load-cpu", last, "`core` of the replicas")
 	if err := fs.Parse(args); err != nil {
@@ -89,15 +89,15 @@ func storeCommand(ctx context.Context, args []string, stdout, stderr io.Writer) 
 	for text := range strings.SplitSeq(*replicas, ",") {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 {
-			return usageError{fmt.Errorf("-replicas: %q is no number of replicas", text)}
+			return usageError{fmt.Errorf("-replicas: %q is not a number of replicas", text)}
 		}
 		b.replicas = append(b.replicas, n)
 	}
 	if !slices.Contains([]string{"always", "everysec", "no", "off"}, b.fsync) {
-		return usageError{fmt.Errorf("-appendfsync: %q is none: use always, everysec, no or off", b.fsync)}
+		return usageError{fmt.Errorf("-appendfsync: %q is not always, everysec, no or off", b.fsync)}
 	}
 	if b.seconds <= 0 {
-		return usageError{fmt.Errorf("-for: %v is no time to measure in", b.seconds)}
+		return usageError{fmt.Errorf("-for: %v is not above 0", b.seconds)}
 	}
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		return errors.New("redis-server is missing (Debian: apt install redis-server)")
@@ -108,7 +108,7 @@ func storeCommand(ctx context.Context, args []string, stdout, stderr io.Writer) 
 	lock, alone := lockMachine()
 	defer lock.Close()
 	if !alone {
-		fmt.Fprintln(stderr, "warning: another bench runs on this machine, so that the figures of both are off")
+		fmt.Fprintln(stderr, "warning: another bench runs on this machine, so the figures of both are wrong")
 	}
 	m := thisMachine()
 	fmt.Fprintf(stdout, "%s; appendfsync %s\n\n", m, b.fsync)
@@ -133,7 +133,7 @@ func storeCommand(ctx context.Context, args []string, stdout, stderr io.Writer) 
 	return nil
 }
 
-// start starts an empty server.
+// start starts redis-server without data, and connects to it.
 func (b *storeBench) start(ctx context.Context) error {
 	var err error
 	if b.dir, err = os.MkdirTemp("", "bench-store-"); err != nil {
@@ -170,7 +170,7 @@ func (b *storeBench) start(ctx context.Context) error {
 	}
 }
 
-// stop ends the server and forgets its data.
+// stop ends the server and removes its data.
 func (b *storeBench) stop() {
 	if b.client != nil {
 		b.client.Close()
@@ -184,7 +184,7 @@ func (b *storeBench) stop() {
 	os.RemoveAll(b.dir)
 }
 
-// info returns numbers out of the server's INFO.
+// info returns the numbers in the server's INFO.
 func (b *storeBench) info(ctx context.Context) (map[string]float64, error) {
 	text, err := b.client.Do(ctx, b.client.B().Info().Section("everything").Build()).ToString()
 	if err != nil {
@@ -193,7 +193,7 @@ func (b *storeBench) info(ctx context.Context) (map[string]float64, error) {
 	return parseInfo(text), nil
 }
 
-// parseInfo reads lines of name:number, and of cmdstat_name:calls=number,….
+// parseInfo reads the lines name:number and cmdstat_name:calls=number,… of INFO.
 func parseInfo(text string) map[string]float64 {
 	info := map[string]float64{}
 	for line := range strings.Lines(text) {
@@ -209,6 +209,8 @@ func parseInfo(text string) map[string]float64 {
 	return info
 }
 
+// measure starts a server and n stores, and measures one row. It returns an error if the server's value is not the
+// sum of all batches.
 func (b *storeBench) measure(ctx context.Context, n int, load storeLoad) (storeRow, error) {
 	defer b.stop()
 	if err := b.start(ctx); err != nil {
@@ -225,19 +227,19 @@ func (b *storeBench) measure(ctx context.Context, n int, load storeLoad) (storeR
 		}
 		s.Announce(1000)
 	}
-	time.Sleep(5 * time.Second) // all know how many there are, and pace themselves by that
+	time.Sleep(5 * time.Second) // all stores learn the number of replicas, which sets their pace
 
 	var (
 		running   sync.WaitGroup
 		measuring atomic.Bool
 		mu        sync.Mutex
-		took      []time.Duration // guarded by mu
-		failed    error           // guarded by mu
-		applied   int64           // guarded by mu
+		took      []time.Duration // Guarded by mu: of each batch
+		failed    error           // Guarded by mu.
+		applied   int64           // Guarded by mu: the sum of all batches
 	)
 	work, end := context.WithCancel(ctx)
 	for _, s := range stores {
-		running.Go(func() { // the hub takes its news
+		running.Go(func() { // receives news, as the hub does
 			for {
 				select {
 				case <-s.News():
@@ -275,7 +277,7 @@ func (b *storeBench) measure(ctx context.Context, n int, load storeLoad) (storeR
 			applied += sum
 		})
 	}
-	time.Sleep(time.Second) // warm
+	time.Sleep(time.Second) // warm-up
 	before, err := b.info(ctx)
 	serverBefore, err2 := cpuTime(b.cmd.Process.Pid)
 	loadBefore, err3 := cpuTime(os.Getpid())
@@ -299,7 +301,7 @@ func (b *storeBench) measure(ctx context.Context, n int, load storeLoad) (storeR
 	if load.busy {
 		value, err := b.client.Do(context.WithoutCancel(ctx), b.client.B().Hget().Key("{plusminus}:counter").Field("value").Build()).AsInt64()
 		if err != nil || value != applied {
-			return storeRow{}, fmt.Errorf("the server has %d, and %d was added (%v)", value, applied, err)
+			return storeRow{}, fmt.Errorf("value in the server = %d, %v, want %d, the sum of all batches", value, err, applied)
 		}
 	}
 	rate := func(name string) float64 { return (after[name] - before[name]) / elapsed.Seconds() }
@@ -310,7 +312,7 @@ func (b *storeBench) measure(ctx context.Context, n int, load storeLoad) (storeR
 		in:      rate("total_net_input_bytes"), out: rate("total_net_output_bytes"),
 		server: (serverAfter - serverBefore).Seconds() / elapsed.Seconds(),
 		load:   (loadAfter - loadBefore).Seconds() / elapsed.Seconds(),
-		// Each is sent to every replica.
+		// The server sends each message to every replica.
 		deliveries: rate("cmdstat_publish") * float64(n),
 		memory:     memory,
 	}

@@ -15,13 +15,13 @@ func TestParseInfo(t *testing.T) {
 	}
 }
 
-// A short run measures each load, and finds the counter exact.
+// TestStoreCommand measures each load for a short time. The command itself checks the counter.
 func TestStoreCommand(t *testing.T) {
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		t.Skip("redis-server is missing (Debian: apt install redis-server)")
 	}
 	var out bytes.Buffer
-	// -1: this process is not to be moved to one core, by executing itself again.
+	// With -1 the command does not execute this process again to move it to one core.
 	if err := storeCommand(t.Context(), []string{"-replicas", "2", "-for", "300ms", "-server-cpu", "-1", "-load-cpu", "-1"}, &out, io.Discard); err != nil {
 		t.Fatal(err)
 	}

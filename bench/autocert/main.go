@@ -1,6 +1,6 @@
-// Command autocert is the least server that gets its certificates from autocert, and a peer
-// in bench start. Nothing is set that its documentation does not set: the certificate is
-// ordered when the first visitor comes, who waits for it.
+// Command autocert is a minimal server that gets its certificate by autocert, and a peer in
+// bench start. It sets only what autocert's documentation sets. So it orders the certificate
+// when the first visitor connects, and the visitor waits for it.
 package main
 
 import (
@@ -17,10 +17,10 @@ import (
 )
 
 func main() {
-	domain := flag.String("domain", "", "serve this `name`")
+	domain := flag.String("domain", "", "`name` to serve")
 	addr := flag.String("https", ":443", "TLS `address` to listen on")
 	directory := flag.String("directory", acme.LetsEncryptURL, "directory `URL` of the CA")
-	root := flag.String("root", "", "PEM `file` with the certificate that the directory's own is trusted by")
+	root := flag.String("root", "", "PEM `file` with the root that verifies the certificate of the CA's API")
 	cache := flag.String("cache", "cache", "`folder` for certificates and the account key")
 	flag.Parse()
 	if err := serve(*domain, *addr, *directory, *root, *cache); err != nil {

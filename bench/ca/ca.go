@@ -1,9 +1,9 @@
-// Command ca is the certificate authority of bench start: Let's Encrypt's Pebble, which notes
-// what it is asked. It is a program of its own because the bench is also the program of
-// several peers, whose memory is measured, and should not grow by what they do not need.
+// Command ca is the certificate authority of bench start: Let's Encrypt's Pebble, with a count
+// of the requests that it gets. It is a program of its own, because several peers run in the
+// program bench. Their memory is measured, and Pebble would add to it.
 //
-// It first prints [Hello] as a line of JSON, and then, for each line of its input, [Asked].
-// At the end of its input it ends.
+// It first prints [Hello] as a line of JSON. Then it prints [Asked] for each line of its input,
+// and exits at the end of the input.
 package main
 
 import (
@@ -33,11 +33,11 @@ import (
 
 func main() {
 	var cfg config
-	certFile := flag.String("cert", "", "PEM `file` with the certificate of the directory itself, good for 127.0.0.1")
+	certFile := flag.String("cert", "", "PEM `file` with the certificate of the CA's own API, valid for 127.0.0.1")
 	keyFile := flag.String("key", "", "PEM `file` with its key")
 	flag.IntVar(&cfg.httpPort, "http-port", 0, "`port` of http-01")
 	flag.IntVar(&cfg.tlsPort, "tls-port", 0, "`port` of tls-alpn-01")
-	flag.IntVar(&cfg.retryAfter, "retry-after", 0, "`seconds` to be left alone for while an order or authorization is worked on; 0 says nothing")
+	flag.IntVar(&cfg.retryAfter, "retry-after", 0, "`seconds` in Retry-After for an unfinished order or authorization; 0 sends no Retry-After")
 	flag.Parse()
 	var err error
 	if cfg.certificate, err = tls.LoadX509KeyPair(*certFile, *keyFile); err == nil {
@@ -49,6 +49,7 @@ func main() {
 	}
 }
 
+// run starts the CA and answers each line of in on out.
 func run(cfg config, in io.Reader, out io.Writer) error {
 	c, err := start(cfg)
 	if err != nil {
@@ -68,31 +69,31 @@ func run(cfg config, in io.Reader, out io.Writer) error {
 	return lines.Err()
 }
 
-// Hello says where the CA is.
+// Hello tells how to reach and trust the CA.
 type Hello struct {
 	Directory string // URL
-	Root      string // PEM: trusts what the CA issues
+	Root      string // PEM: the root of the certificates that the CA issues
 }
 
-// Asked is what the CA was asked so far.
+// Asked counts the requests to the CA so far.
 type Asked struct {
-	Requests int // all of them
-	Orders   int // newOrder
+	Requests int // all requests
+	Orders   int // requests to newOrder
 
-	// Wishes are the answers with a Retry-After about an order or authorization, after
-	// which the client asked about the same again; TooSoon are those where it did so earlier
-	// than it was told. Wait is the least time that it took, and 0 if there were no wishes.
+	// Wishes counts the answers with Retry-After about an order or authorization for which the
+	// client came back. TooSoon counts those where it came back before the time in Retry-After.
+	// Wait is the shortest time until a client came back, and 0 without wishes.
 	Wishes, TooSoon int
 	Wait            time.Duration
 }
 
 type config struct {
-	certificate       tls.Certificate // of the directory
-	httpPort, tlsPort int             // in place of 80 and 443, at 127.0.0.1 whatever the name
-	retryAfter        int             // seconds; 0 is no header
+	certificate       tls.Certificate // of the CA's API
+	httpPort, tlsPort int             // for validation, in place of 80 and 443; each name resolves to 127.0.0.1
+	retryAfter        int             // seconds; 0 sends no header
 }
 
-// authority is a Pebble that runs.
+// authority is a running Pebble.
 type authority struct {
 	// Immutable after start.
 	hello   Hello
@@ -103,13 +104,13 @@ type authority struct {
 
 	mu     sync.Mutex
 	asked  Asked           // Guarded by mu.
-	wishes map[string]wish // Guarded by mu: by the order or authorization.
+	wishes map[string]wish // Guarded by mu: by order or authorization, see object.
 }
 
-// wish is a Retry-After that the client has not met or missed yet.
+// wish is a Retry-After after which the client has not come back yet.
 type wish struct{ given, until time.Time }
 
-// Pebble's paths that matter here. https://github.com/letsencrypt/pebble/blob/v2.10.1/wfe/wfe.go
+// The paths of Pebble's API that are used here. https://github.com/letsencrypt/pebble/blob/v2.10.1/wfe/wfe.go
 const (
 	newOrderPath = "/order-plz"
 	orderPath    = "/my-order/"
@@ -117,17 +118,16 @@ const (
 	authzPath    = "/authZ/"
 )
 
-// validity is that of Let's Encrypt's certificates in 2026.
+// validity is the lifetime of Let's Encrypt's certificates in 2026.
 const validity = 90 * 24 * time.Hour
 
-// start starts a CA with keys and a root of its own, and without memory of others.
+// start starts a CA with new keys, a new root and an empty database.
 //
-// It behaves as Boulder does where a client's waiting is concerned: validation and issuance
-// go on while requests are answered, so that clients have to ask again. What Pebble does on
-// purpose to annoy clients is off: it refuses no good nonces, does not sleep before it
-// validates, and validates anew for each order.
+// As in Boulder, validation and issuance run in the background while the CA answers requests,
+// so clients have to ask again. The faults that Pebble causes on purpose are off: it accepts
+// all valid nonces and does not sleep before a validation. It validates each order again.
 func start(cfg config) (*authority, error) {
-	// Pebble takes these from the environment when it is made.
+	// Pebble reads these variables when it is created.
 	for name, value := range map[string]string{
 		"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "0", "PEBBLE_AUTHZREUSE": "0",
 	} {
@@ -170,21 +170,22 @@ func start(cfg config) (*authority, error) {
 	return c, nil
 }
 
-// close ends the CA. Connections to it are cut.
+// close stops the CA and closes all connections.
 func (c *authority) close() {
 	c.web.Close()
-	c.names.ShutdownContext(context.Background()) // an error says that it does not serve yet,
-	c.names.Listener.Close()                      // and then it will not
+	c.names.ShutdownContext(context.Background()) // returns an error if it does not serve yet;
+	c.names.Listener.Close()                      // without its listener it never will
 	c.serving.Wait()
 }
 
+// told returns the counts so far.
 func (c *authority) told() Asked {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.asked
 }
 
-// ServeHTTP hands a request to Pebble and notes it.
+// ServeHTTP passes a request to Pebble and counts it.
 func (c *authority) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	about := object(r.URL.Path)
 	now := time.Now()
@@ -193,13 +194,13 @@ func (c *authority) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == newOrderPath {
 		c.asked.Orders++
 	}
-	if wish, ok := c.wishes[about]; ok {
+	if given, ok := c.wishes[about]; ok {
 		delete(c.wishes, about)
-		c.asked.met(wish, now)
+		c.asked.met(given, now)
 	}
 	c.mu.Unlock()
 
-	// Pebble writes its header at once, so that what it wishes must be caught on the way.
+	// Pebble sends its header before ServeHTTP returns, so noting reads Retry-After on the way.
 	c.pebble.ServeHTTP(&noting{w, func(h http.Header) {
 		until, ok := parseRetryAfter(h.Get("Retry-After"), now)
 		if about == "" || !ok {
@@ -211,7 +212,7 @@ func (c *authority) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}}, r)
 }
 
-// met notes that the client came back.
+// met counts a client that came back at now, after the wish w.
 func (a *Asked) met(w wish, now time.Time) {
 	waited := now.Sub(w.given)
 	if a.Wishes == 0 || waited < a.Wait {
@@ -223,8 +224,8 @@ func (a *Asked) met(w wish, now time.Time) {
 	}
 }
 
-// noting calls note with the header before the first byte is sent, since the client may act
-// on it before the handler has returned.
+// noting calls note with the header before it sends the first byte, because the client may act
+// on the header before the handler returns.
 type noting struct {
 	http.ResponseWriter
 	note func(http.Header)
@@ -245,8 +246,8 @@ func (n *noting) Write(b []byte) (int, error) {
 	return n.ResponseWriter.Write(b)
 }
 
-// object returns what a request to p is about, or "" if that is neither an order nor an
-// authorization. A client that has finalized an order must wait before it looks at the order:
+// object names the order or authorization that a request to p is about, or returns "" if there
+// is none. A client that has finalized an order must wait before it asks for the order:
 // "Send a POST-as-GET request after the time given in the Retry-After header field of the
 // response, if any." https://www.rfc-editor.org/rfc/rfc8555#section-7.4
 func object(p string) string {
@@ -261,7 +262,7 @@ func object(p string) string {
 	return ""
 }
 
-// parseRetryAfter understands both forms of the header: seconds, and a time in whole seconds.
+// parseRetryAfter parses both forms of the header: a number of seconds, and a time in whole seconds.
 // https://www.rfc-editor.org/rfc/rfc9110#section-10.2.3
 func parseRetryAfter(s string, now time.Time) (time.Time, bool) {
 	if seconds, err := strconv.Atoi(s); err == nil {
@@ -271,7 +272,7 @@ func parseRetryAfter(s string, now time.Time) (time.Time, bool) {
 	return t, err == nil
 }
 
-// answerLocal says 127.0.0.1 whatever the name.
+// answerLocal answers 127.0.0.1 for every name.
 func answerLocal(w dns.ResponseWriter, q *dns.Msg) {
 	m := new(dns.Msg).SetReply(q)
 	if len(q.Question) == 1 && q.Question[0].Qtype == dns.TypeA {

@@ -43,11 +43,11 @@ func TestMet(t *testing.T) {
 	var a Asked
 	a.met(w, given.Add(time.Second))
 	if want := (Asked{Wishes: 1, Wait: time.Second}); a != want {
-		t.Errorf("met in time: %+v, want %+v", a, want)
+		t.Errorf("after a client in time: %+v, want %+v", a, want)
 	}
 	a.met(w, given.Add(time.Second-1))
 	a.met(w, given.Add(time.Hour))
 	if want := (Asked{Wishes: 3, TooSoon: 1, Wait: time.Second - 1}); a != want {
-		t.Errorf("then too soon and late: %+v, want %+v", a, want)
+		t.Errorf("after one more too soon and one late: %+v, want %+v", a, want)
 	}
 }

@@ -23,41 +23,41 @@ type Client struct {
 	crowd *Crowd
 	sock  *socket
 	conn  *tls.Conn
-	slow  bool // has a small receive buffer, and rounds do not wait for it
+	slow  bool // it has a small receive buffer, and rounds do not wait for it
 
 	// Owned by the loop.
-	first bool   // it has not been looked at
-	rest  []byte // the start of a frame whose end has not come
+	first bool   // the loop has not read from it yet
+	rest  []byte // the start of a frame whose end has not arrived
 
 	// Safe from any goroutine.
-	value    atomic.Int64  // newest state; unknown before the first
-	at       atomic.Int64  // when it came, on the crowd's clock
-	progress chan struct{} // loop -> Flood: there is a new state; 1, a token is enough; nil for watchers
+	value    atomic.Int64  // the newest state; unknown before the first
+	at       atomic.Int64  // when value arrived, in nanoseconds since Crowd.began
+	progress chan struct{} // loop -> Flood: a new state has arrived; capacity 1, never closed; nil for watchers
 	leaving  atomic.Bool
 	done     chan struct{} // closed by the loop when the connection has ended
 }
 
-// unknown is the value of a client that has not been told one.
+// unknown is the value of a client that has not received a state.
 const unknown = math.MinInt64
 
 const (
-	// smallBuffer is the receive buffer of a slow client, in bytes; Linux doubles it.
+	// smallBuffer is the receive buffer of a slow client in bytes. Linux doubles it.
 	smallBuffer = 2048
 
-	// smallSegment is the segment size of a slow client. The server's kernel reckons its
-	// send buffer by it; with the 64 KB of loopback it would take in megabytes before the
-	// server noticed anything.
+	// smallSegment is the segment size of a slow client. The server's kernel sizes its send
+	// buffer by it. With the 64 KB of loopback, the kernel would accept megabytes before the
+	// server notices that the client does not read.
 	smallSegment = 536
 )
 
-// The opening handshake of RFC 6455, section 1.3, with its key and the accept that
-// belongs to it: the servers' answers to a constant are no cheaper than to a nonce.
+// The key and the accept value of the example in RFC 6455, section 1.3. A server's answer to
+// a constant key costs as much as to a random one.
 const (
 	handshakeKey    = "dGhlIHNhbXBsZSBub25jZQ=="
 	handshakeAccept = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 )
 
-// dialTCP connects from one of the loopback addresses, so that ports do not run out.
+// dialTCP connects from one of several loopback addresses, so that ports do not run out. small is for slow clients.
 func (cr *Crowd) dialTCP(ctx context.Context, small bool) (*net.TCPConn, error) {
 	n := cr.dials.Add(1)
 	d := net.Dialer{
@@ -66,8 +66,8 @@ func (cr *Crowd) dialTCP(ctx context.Context, small bool) (*net.TCPConn, error) 
 		Control: func(_, _ string, rc syscall.RawConn) error {
 			var err error
 			ctl := rc.Control(func(fd uintptr) {
-				// The port is chosen at connect, when the server's address is known, so that
-				// another one in TIME_WAIT does not count.
+				// The kernel chooses the port at connect, when it knows the server's address.
+				// So it can use a port that is in TIME_WAIT with another address.
 				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
 				if err == nil && small {
 					err = errors.Join(
@@ -85,8 +85,8 @@ func (cr *Crowd) dialTCP(ctx context.Context, small bool) (*net.TCPConn, error) 
 	return nc.(*net.TCPConn), nil
 }
 
-// dial makes a connection as far as the end of the opening handshake, and gives it to
-// the loop.
+// dial makes a connection, does the TLS and opening handshakes, and passes the client to the
+// loop.
 func (cr *Crowd) dial(ctx context.Context, slow, acts bool) (*Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -114,7 +114,7 @@ func (cr *Crowd) dial(ctx context.Context, slow, acts bool) (*Client, error) {
 	return c, nil
 }
 
-// handshake returns what came behind the opening handshake.
+// handshake does the TLS and opening handshakes. It returns the bytes that came after the server's response.
 func (c *Client) handshake(ctx context.Context) ([]byte, error) {
 	deadline, _ := ctx.Deadline()
 	if err := c.conn.SetDeadline(deadline); err != nil {
@@ -139,14 +139,14 @@ func (c *Client) handshake(ctx context.Context) ([]byte, error) {
 			return early, nil
 		case ok:
 			line, _, _ := bytes.Cut(head, []byte("\r\n"))
-			return nil, fmt.Errorf("opening handshake: the server said %q", line)
+			return nil, fmt.Errorf("opening handshake: the server answered %q", line)
 		case end == len(buf):
 			return nil, errors.New("opening handshake: the answer is too long")
 		}
 	}
 }
 
-// read takes what has come, and returns the error that ends the connection.
+// read processes everything that has arrived. It returns the error that ends the connection, or nil.
 func (c *Client) read(buf []byte) error {
 	c.sock.ready = true
 	for {
@@ -165,7 +165,7 @@ func (c *Client) read(buf []byte) error {
 	}
 }
 
-// parse takes all whole frames out of what was kept and p, and keeps the rest.
+// parse processes all complete frames of rest and p, and keeps an incomplete one in rest.
 func (c *Client) parse(p []byte) error {
 	if len(c.rest) > 0 {
 		p = append(c.rest, p...)
@@ -186,6 +186,7 @@ func (c *Client) parse(p []byte) error {
 	}
 }
 
+// take processes one frame.
 func (c *Client) take(opcode byte, payload []byte) error {
 	switch opcode {
 	case opText:
@@ -194,20 +195,20 @@ func (c *Client) take(opcode byte, payload []byte) error {
 		return c.Send(appendFrame(nil, opPong, payload))
 	case opClose:
 		if !c.leaving.Load() {
-			_ = c.Send(appendFrame(nil, opClose, payload)) // the server may have gone already
+			_ = c.Send(appendFrame(nil, opClose, payload)) // the server may have closed the connection already
 		}
 		return io.EOF
 	}
 	return nil
 }
 
-// Send writes whole frames. It is safe from any goroutine.
+// Send writes complete frames. It is safe from any goroutine.
 func (c *Client) Send(frames []byte) error {
 	_, err := c.conn.Write(frames)
 	return err
 }
 
-// leave starts the closing handshake, as a page does that is being closed.
+// leave starts the closing handshake with 1001, as a browser does when it closes a page.
 func (c *Client) leave() {
 	c.leaving.Store(true)
 	if err := c.Send(c.crowd.goingAway); err != nil {
@@ -215,36 +216,36 @@ func (c *Client) leave() {
 	}
 }
 
-// Value returns the newest state that c has been told.
+// Value returns the newest state that c has received.
 func (c *Client) Value() int64 { return c.value.Load() }
 
-// Pause makes c stop reading, at the latest after what has come by now.
+// Pause makes c stop reading. c may still read what has arrived by now.
 func (c *Client) Pause() error { return c.crowd.loop.watch(c, unix.EPOLL_CTL_DEL, 0) }
 
-// Resume makes it read again.
+// Resume makes c read again.
 func (c *Client) Resume() error { return c.crowd.loop.watch(c, unix.EPOLL_CTL_ADD, unix.EPOLLIN) }
 
-// socket is what is below TLS: a connection of package net while handshakes are on, and
-// then its file descriptor alone, which the loop reads.
+// socket is the transport below TLS. During the handshakes it is a connection of package net.
+// After takeOver it is only a file descriptor, which the loop reads.
 type socket struct {
 	net.Conn // until takeOver
 
 	// Set by takeOver.
 	fd   int
-	mine bool
+	mine bool // fd is in use, not Conn
 
-	// An fd that was closed may be another connection's by now, so that it is used under a
-	// lock only: by writers, who may wait for the server, under writing; to end the
-	// connection under ending; and it is closed under both, taken in this order.
+	// After close the kernel may give the same fd to another connection, so fd is used under a
+	// lock only. Writers, which may wait for the server, hold writing. shut holds ending. close
+	// holds both, locked in this order.
 	writing, ending sync.Mutex
-	closed          bool // Guarded by either; set under both.
+	closed          bool // Read under either lock, set under both.
 
 	// Owned by the loop.
-	ready bool // one read may be made: the loop was told that there is something
+	ready bool // epoll has reported data, so one read is allowed
 }
 
-// errNothingYet says that a read would have to wait. crypto/tls lets reads go on after an
-// error that is temporary.
+// errNothingYet means that a read would block. After a temporary error crypto/tls allows more
+// reads.
 var errNothingYet net.Error = nothingYet{}
 
 type nothingYet struct{}
@@ -253,8 +254,8 @@ func (nothingYet) Error() string   { return "nothing to read yet" }
 func (nothingYet) Timeout() bool   { return true }
 func (nothingYet) Temporary() bool { return true }
 
-// takeOver makes the socket independent of tcp, which may be closed then. Package net
-// would make two system calls for a message, one to learn that there is no other.
+// takeOver duplicates the file descriptor of tcp, so that tcp may be closed. Package net would
+// make two system calls per message: the second one only finds that there is no more data.
 func (s *socket) takeOver(tcp *net.TCPConn) error {
 	rc, err := tcp.SyscallConn()
 	if err != nil {
@@ -292,7 +293,7 @@ func (s *socket) Read(p []byte) (int, error) {
 	}
 }
 
-// writeTimeout is how long a server may take nothing of what is sent.
+// writeTimeout is how long a write may wait for a server that reads nothing.
 const writeTimeout = 30 * time.Second
 
 func (s *socket) Write(p []byte) (int, error) {
@@ -322,17 +323,17 @@ func (s *socket) Write(p []byte) (int, error) {
 	return done, nil
 }
 
-// shut ends the connection; the loop sees that, and closes the file descriptor. It does
-// not wait for a writer, whom it frees.
+// shut ends the connection. The loop then notices that and closes the file descriptor. shut
+// does not wait for a blocked writer; the writer returns with an error.
 func (s *socket) shut() {
 	s.ending.Lock()
 	defer s.ending.Unlock()
 	if !s.closed {
-		_ = unix.Shutdown(s.fd, unix.SHUT_RDWR) // the server may have been first
+		_ = unix.Shutdown(s.fd, unix.SHUT_RDWR) // the server may have ended it first
 	}
 }
 
-// close is for the loop, which alone uses fd for reading.
+// close closes the file descriptor. Only the loop calls it, because only the loop reads from fd.
 func (s *socket) close() {
 	s.writing.Lock()
 	defer s.writing.Unlock()

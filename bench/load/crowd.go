@@ -14,20 +14,20 @@ import (
 )
 
 const (
-	// sources is how many loopback addresses clients connect from, 127.0.0.2 and up. One
-	// has about 28,000 ports, of which closed connections hold theirs for a minute.
+	// sources is the number of loopback addresses that clients connect from: 127.0.0.2 and up.
+	// One address has about 28,000 ports, and a closed connection blocks its port for a minute.
 	sources = 40
 
-	// dialTimeout bounds the handshakes of one client. Servers that tell everyone of each
-	// arrival keep the last ones waiting for long.
+	// dialTimeout bounds the handshakes of one client. The last clients wait long if a server
+	// sends users to all clients at each arrival.
 	dialTimeout = 2 * time.Minute
 
-	// maxBatch is how many actions Flood writes at once at most: two TLS records.
+	// maxBatch is the most actions that Flood writes at once. They fill two TLS records.
 	maxBatch = 1024
 )
 
-// Crowd is the clients of one server. Its methods are for one goroutine, unless they
-// say otherwise.
+// Crowd holds the clients of one server. Only one goroutine may call its methods. The
+// exceptions are Misbehave and the methods that return counts: those are safe from any goroutine.
 type Crowd struct {
 	// Immutable after New.
 	addr      string
@@ -37,26 +37,26 @@ type Crowd struct {
 	plus      []byte // maxBatch actions
 	plusSize  int    // bytes of one action
 	began     time.Time
-	loop      *loop
+	loop      *epollLoop
 
 	dials    atomic.Uint32
 	messages atomic.Int64 // text messages received
-	refused  atomic.Int64 // of those, how many were errors
-	joined   atomic.Int64 // clients that have been told a state
+	refused  atomic.Int64 // error messages received
+	joined   atomic.Int64 // clients that have received a state
 	lost     atomic.Int64 // clients that the server disconnected
 	lostSlow atomic.Int64 // slow ones that the server disconnected
-	lostWhy  atomic.Value // string: why the first one was
+	lostWhy  atomic.Value // string: the error of the first of them
 
 	target  atomic.Int64   // the value that Round waits for
-	missing atomic.Int64   // how many clients have yet to get it
-	reached chan time.Time // loop -> Round: the last one has got it; 1, never closed
+	missing atomic.Int64   // how many clients do not have it yet
+	reached chan time.Time // loop -> Round: when the last client got it; capacity 1, never closed
 
 	mu      sync.Mutex
 	clients []*Client // Guarded by mu.
 }
 
-// New returns an empty crowd for the server at addr. The certificate is not verified:
-// that is work for the client alone, which is not what is measured.
+// New returns an empty crowd for the server at addr. Clients do not verify the certificate,
+// because that costs CPU only in the client, which is not measured.
 func New(addr string) (*Crowd, error) {
 	l, err := newLoop()
 	if err != nil {
@@ -79,24 +79,24 @@ func New(addr string) (*Crowd, error) {
 	return cr, nil
 }
 
-// Messages returns how many text messages have come so far.
+// Messages returns how many text messages the clients have received so far.
 func (cr *Crowd) Messages() int64 { return cr.messages.Load() }
 
 // Refused returns how many actions the server has refused.
 func (cr *Crowd) Refused() int64 { return cr.refused.Load() }
 
-// Lost returns how many clients the server has disconnected, and how many of those
-// were slow ones.
+// Lost returns how many clients the server has disconnected, and how many of them were slow
+// clients.
 func (cr *Crowd) Lost() (all, slow int64) { return cr.lost.Load(), cr.lostSlow.Load() }
 
-// Busy returns how long the loop was occupied with messages in all rounds so far.
+// Busy returns the time that the loop has spent with messages in all rounds so far.
 func (cr *Crowd) Busy() time.Duration { return time.Duration(cr.loop.busy.Load()) }
 
-// Joined returns how many clients have been told a state.
+// Joined returns how many clients have received a state.
 func (cr *Crowd) Joined() int64 { return cr.joined.Load() }
 
-// Connect adds n clients, at most parallel of them in a handshake at a time, and waits
-// until each has been told the state. Slow ones have a small receive buffer.
+// Connect adds n clients, with at most parallel handshakes at a time, and waits until each
+// client has received the state. With slow the clients have a small receive buffer.
 func (cr *Crowd) Connect(ctx context.Context, n, parallel int, slow bool) ([]*Client, error) {
 	var (
 		wg     sync.WaitGroup
@@ -131,12 +131,12 @@ func (cr *Crowd) Connect(ctx context.Context, n, parallel int, slow bool) ([]*Cl
 	default:
 	}
 	if err := cr.wait(ctx, dialTimeout, func() bool { return cr.joined.Load() >= want }); err != nil {
-		return nil, fmt.Errorf("%d of %d clients were told the state: %w", cr.joined.Load(), want, err)
+		return nil, fmt.Errorf("%d of %d clients received the state: %w", cr.joined.Load(), want, err)
 	}
 	return added, nil
 }
 
-// message is called by the loop for each text message.
+// message processes a text message. The loop calls it.
 func (cr *Crowd) message(c *Client, p []byte) {
 	cr.messages.Add(1)
 	k, n := parseMessage(p)
@@ -149,7 +149,7 @@ func (cr *Crowd) message(c *Client, p []byte) {
 			return
 		}
 		now := time.Now()
-		c.at.Store(int64(now.Sub(cr.began))) // before the value: who sees that one sees its time
+		c.at.Store(int64(now.Sub(cr.began))) // before value: a reader of value then sees its time
 		c.value.Store(n)
 		if old == unknown {
 			cr.joined.Add(1)
@@ -169,7 +169,7 @@ func (cr *Crowd) message(c *Client, p []byte) {
 	}
 }
 
-// left is called by the loop when a connection has ended.
+// left counts a client that the server has disconnected. The loop calls it when a connection has ended.
 func (cr *Crowd) left(c *Client, err error) {
 	if c.leaving.Load() {
 		return
@@ -197,12 +197,12 @@ func (cr *Crowd) quick() []*Client {
 // roundTimeout bounds one round.
 const roundTimeout = 30 * time.Second
 
-// Round has actor send one plus, and returns how long it took from there until the last
-// client, the slow ones aside, had the new value. All must be at the same value before.
+// Round sends one plus from actor. It returns the time from then until the last client that is
+// not slow has the new value. All these clients must have the same value before.
 //
-// Meanwhile the loop polls and does not sleep. Otherwise the servers would be charged for
-// waking it, or not, as it happens to be quicker or slower than they are: on loopback
-// that is a fifth of what a message costs.
+// During a round the loop polls and does not sleep. On loopback, waking a sleeping reader costs
+// the server a fifth of the CPU time of a message, and whether the reader sleeps would depend on
+// how fast the server is.
 func (cr *Crowd) Round(ctx context.Context, actor *Client) (time.Duration, error) {
 	quick := cr.quick()
 	select {
@@ -232,6 +232,7 @@ func (cr *Crowd) Round(ctx context.Context, actor *Client) (time.Duration, error
 	}
 }
 
+// why returns a text about the disconnected clients that are not slow, or "" if there are none.
 func (cr *Crowd) why() string {
 	all, slow := cr.Lost()
 	if all == slow {
@@ -240,29 +241,29 @@ func (cr *Crowd) why() string {
 	return fmt.Sprintf("; the server disconnected %d, the first with %q", all-slow, cr.lostWhy.Load())
 }
 
-// FloodResult is what became of a Flood.
+// FloodResult is the result of a Flood.
 type FloodResult struct {
-	Rate      float64       // actions a second that the server took, after the warm-up
-	AfterSend time.Duration // from the last action sent until all were at the final value
-	AfterAck  time.Duration // from the moment at which the first client was there
-	Converged bool          // all were there in time
-	Behind    int           // clients that were not
-	Lost      int64         // clients that were disconnected meanwhile
-	Refused   int64         // actions that were refused
+	Rate      float64       // actions per second that the server accepted, after the warm-up
+	AfterSend time.Duration // from the last action until all clients had the final value
+	AfterAck  time.Duration // from the first client with the final value until all had it
+	Converged bool          // all clients had the final value in time
+	Behind    int           // clients that did not
+	Lost      int64         // clients that the server disconnected during the flood
+	Refused   int64         // refused actions
 }
 
 const (
 	floodWarmUp = time.Second
 
-	// ConvergeTimeout is how long after a flood all may take to be at the final value.
+	// ConvergeTimeout is how long after a flood clients have to get the final value.
 	ConvergeTimeout = 20 * time.Second
 )
 
-// Flood has the actors send plus as fast as the server takes it. Each writes batches,
-// of which two are on their way at most, and finds the size at which the server is
-// always busy and yet answers soon: the batch doubles while an answer takes less than
-// 50 ms, and halves when one takes more than 150 ms. So a server that takes 100 actions
-// a second gets one at a time from each, and is not buried.
+// Flood makes the actors send plus for d as fast as the server accepts it, and waits until all
+// clients have the final value. Each actor has at most two batches in flight. It adapts the
+// batch size so that the server is always busy but still answers soon: the size doubles while
+// an answer takes less than 50 ms, and halves when one takes more than 150 ms. So a server that
+// accepts 100 actions per second gets batches of one action, and no large backlog.
 func (cr *Crowd) Flood(ctx context.Context, actors []*Client, d time.Duration) (FloodResult, error) {
 	quick := cr.quick()
 	base := actors[0].value.Load()
@@ -279,7 +280,7 @@ func (cr *Crowd) Flood(ctx context.Context, actors []*Client, d time.Duration) (
 	for _, a := range actors {
 		wg.Go(func() { errs <- cr.act(ctx, a, &sent) })
 	}
-	// What was taken in the warm-up does not count.
+	// Actions during the warm-up do not count.
 	time.Sleep(floodWarmUp)
 	warmValue, warmAt := actors[0].value.Load(), time.Since(cr.began)
 	wg.Wait()
@@ -319,10 +320,10 @@ func (cr *Crowd) Flood(ctx context.Context, actors []*Client, d time.Duration) (
 	}
 }
 
-// act is one actor of a flood.
+// act sends batches from one actor until ctx is done, and adds their actions to sent.
 func (cr *Crowd) act(ctx context.Context, a *Client, sent *atomic.Int64) error {
 	const soon, late = 50 * time.Millisecond, 150 * time.Millisecond
-	var before, mark int64 // the value that includes the batch before the last one, and the last one
+	var before, mark int64 // the values that include the batch before the last one, and the last one
 	var beforeAt, markAt time.Time
 	before, mark = a.value.Load(), a.value.Load()
 	beforeAt, markAt = time.Now(), time.Now()
@@ -361,7 +362,7 @@ func (cr *Crowd) ConnectActors(ctx context.Context, n int) ([]*Client, error) {
 		}
 		actors[i] = c
 		if err := cr.wait(ctx, dialTimeout, func() bool { return c.Value() != unknown }); err != nil {
-			return nil, fmt.Errorf("actor %d was not told the state: %w", i, err)
+			return nil, fmt.Errorf("actor %d did not receive the state: %w", i, err)
 		}
 	}
 	cr.mu.Lock()
@@ -370,8 +371,8 @@ func (cr *Crowd) ConnectActors(ctx context.Context, n int) ([]*Client, error) {
 	return actors, nil
 }
 
-// Leave has clients go at once, all if none is named, and waits until the server has
-// closed each.
+// Leave starts the closing handshake of the given clients at once, or of all clients if none are
+// given, and waits until the server has closed each connection.
 func (cr *Crowd) Leave(ctx context.Context, clients ...*Client) error {
 	cr.mu.Lock()
 	if len(clients) == 0 {
@@ -395,7 +396,7 @@ func (cr *Crowd) Leave(ctx context.Context, clients ...*Client) error {
 	return nil
 }
 
-// Abandon drops all connections and ends the crowd.
+// Abandon drops all connections without a closing handshake, and stops the loop.
 func (cr *Crowd) Abandon() {
 	cr.mu.Lock()
 	clients := cr.clients
@@ -407,7 +408,7 @@ func (cr *Crowd) Abandon() {
 		case <-c.done:
 		default:
 			c.sock.shut()
-			_ = c.Resume() // or the loop would not be told
+			_ = c.Resume() // a paused client is not watched, so the loop would not notice
 		}
 	}
 	timeout := time.After(dialTimeout)
@@ -420,7 +421,7 @@ func (cr *Crowd) Abandon() {
 	cr.loop.close()
 }
 
-// wait polls until ok, and gives up after d.
+// wait polls until ok returns true. After d it returns an error.
 func (cr *Crowd) wait(ctx context.Context, d time.Duration, ok func() bool) error {
 	deadline := time.Now().Add(d)
 	for !ok() {
@@ -428,7 +429,7 @@ func (cr *Crowd) wait(ctx context.Context, d time.Duration, ok func() bool) erro
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case time.Now().After(deadline):
-			return fmt.Errorf("nothing more in %v%s", d, cr.why())
+			return fmt.Errorf("not done within %v%s", d, cr.why())
 		}
 		time.Sleep(time.Millisecond)
 	}

@@ -19,11 +19,11 @@ const (
 	maskBit = 0x80
 )
 
-// maxFrame bounds the payload that a server may send here; the longest message of the
-// protocol is an error of about 100 bytes.
+// maxFrame bounds the payload of a server's frame. The longest message of the protocol is an
+// error of about 100 bytes.
 const maxFrame = 1024
 
-// nextFrame splits the first frame off p. size is 0 if p holds only a part of one.
+// nextFrame returns the first frame of p. size is its length with the header, or 0 if p has only a part of it.
 func nextFrame(p []byte) (opcode byte, payload []byte, size int, err error) {
 	if len(p) < 2 {
 		return 0, nil, 0, nil
@@ -31,7 +31,7 @@ func nextFrame(p []byte) (opcode byte, payload []byte, size int, err error) {
 	head, n := 2, int(p[1]&0x7f)
 	switch {
 	case p[0]&finBit == 0 || p[0]&0x70 != 0:
-		return 0, nil, 0, fmt.Errorf("frame header %#x: fragments and extensions are not used here", p[0])
+		return 0, nil, 0, fmt.Errorf("frame header %#x: fragments and extensions are not supported", p[0])
 	case p[1]&maskBit != 0:
 		// "A server MUST NOT mask any frames that it sends to the client."
 		// https://www.rfc-editor.org/rfc/rfc6455#section-5.1
@@ -53,7 +53,7 @@ func nextFrame(p []byte) (opcode byte, payload []byte, size int, err error) {
 	return p[0] & 0xf, p[head : head+n], head + n, nil
 }
 
-// appendFrame appends a frame as clients send it, masked. payload is at most 125 bytes.
+// appendFrame appends a masked frame, as clients send it. payload has at most 125 bytes.
 func appendFrame(dst []byte, opcode byte, payload []byte) []byte {
 	var key [4]byte
 	rand.Read(key[:]) // never fails
@@ -65,7 +65,7 @@ func appendFrame(dst []byte, opcode byte, payload []byte) []byte {
 	return dst
 }
 
-// kind is what a message of the server is about.
+// kind is the type of a server's message.
 type kind byte
 
 const (
@@ -75,8 +75,8 @@ const (
 	kindError
 )
 
-// parseMessage returns what a message is about, and its number if it has one. It does
-// not allocate. Servers differ in the spaces that their JSON has, and in nothing else.
+// parseMessage returns the kind of a message, and its value or count if it has one. It does not
+// allocate. It relies on the order of the fields; servers differ only in the spaces of their JSON.
 func parseMessage(p []byte) (kind, int64) {
 	_, rest, ok := bytes.Cut(p, []byte(`"type":`))
 	if !ok {
@@ -100,7 +100,7 @@ func parseMessage(p []byte) (kind, int64) {
 	return k, n
 }
 
-// parseInt reads an integer that ends at a closing brace.
+// parseInt parses an integer that ends at a closing brace or a space.
 func parseInt(p []byte) (n int64, ok bool) {
 	p = bytes.TrimLeft(p, " ")
 	negative := len(p) > 0 && p[0] == '-'

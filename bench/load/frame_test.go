@@ -40,26 +40,26 @@ func TestNextFrame(t *testing.T) {
 	}
 }
 
-// TestAppendFrame unmasks what clients send.
+// TestAppendFrame unmasks the frame and compares its payload.
 func TestAppendFrame(t *testing.T) {
 	const want = `{"action":"plus"}`
 	f := appendFrame([]byte("before"), opText, []byte(want))[len("before"):]
 	if f[0] != 0x81 || f[1] != 0x80|byte(len(want)) {
-		t.Fatalf("header %#x, want a masked text frame", f[:2])
+		t.Fatalf("header = %#x, want a masked text frame", f[:2])
 	}
 	key, payload := f[2:6], f[6:]
 	for i := range payload {
 		payload[i] ^= key[i%4]
 	}
 	if string(payload) != want {
-		t.Errorf("payload %q, want %q", payload, want)
+		t.Errorf("payload = %q, want %q", payload, want)
 	}
 }
 
 func TestParseMessage(t *testing.T) {
 	for _, tt := range []struct {
 		in   string
-		kind kind
+		want kind
 		n    int64
 	}{
 		{`{"type":"state","value":0}`, kindState, 0},
@@ -76,13 +76,13 @@ func TestParseMessage(t *testing.T) {
 		{`rubbish`, kindOther, 0},
 		{``, kindOther, 0},
 	} {
-		if k, n := parseMessage([]byte(tt.in)); k != tt.kind || n != tt.n {
-			t.Errorf("parseMessage(%s) = %d, %d, want %d, %d", tt.in, k, n, tt.kind, tt.n)
+		if k, n := parseMessage([]byte(tt.in)); k != tt.want || n != tt.n {
+			t.Errorf("parseMessage(%s) = %d, %d, want %d, %d", tt.in, k, n, tt.want, tt.n)
 		}
 	}
 }
 
-// TestParse feeds a client its frames in every pair of pieces.
+// TestParse splits a stream of two frames at each position and passes both pieces to a client.
 func TestParse(t *testing.T) {
 	stream := append([]byte{0x81, 26}, `{"type":"state","value":1}`...)
 	stream = append(append(stream, 0x81, 26), `{"type":"state","value":2}`...)
@@ -104,7 +104,7 @@ func TestMessageDoesNotAllocate(t *testing.T) {
 	c := &Client{crowd: &Crowd{}}
 	frame := append([]byte{0x81, 26}, `{"type":"state","value":1}`...)
 	if n := testing.AllocsPerRun(100, func() { _ = c.parse(frame) }); n != 0 {
-		t.Errorf("%v allocations a message, want 0", n)
+		t.Errorf("%v allocations per message, want 0", n)
 	}
 }
 
@@ -115,7 +115,7 @@ func FuzzNextFrame(f *testing.F) {
 	f.Fuzz(func(t *testing.T, p []byte) {
 		_, payload, size, err := nextFrame(p)
 		if size > len(p) || len(payload) > size || err != nil && size != 0 {
-			t.Errorf("nextFrame(%x) = %d bytes of payload in %d, %v", p, len(payload), size, err)
+			t.Errorf("nextFrame(%x) = %d bytes of payload, size %d, %v, want them within the input, and size 0 with an error", p, len(payload), size, err)
 		}
 		parseMessage(payload)
 	})

@@ -13,24 +13,24 @@ import (
 type Misdeed int
 
 const (
-	NeverRead Misdeed = iota // connects, and reads nothing from then on
-	Rubbish                  // sends messages that are no actions
-	Drop                     // connects and vanishes without a word
-	HalfOpen                 // stops half-way through the TLS handshake
-	Misdeeds                 // how many there are
+	NeverRead Misdeed = iota // reads nothing after the opening handshake
+	Rubbish                  // sends messages that are not actions
+	Drop                     // connects, and closes TCP without a close frame
+	HalfOpen                 // stops in the middle of the TLS handshake
+	Misdeeds                 // the number of misdeeds
 )
 
 const (
-	// neverReadFor is how long a client that reads nothing stays, if it is let: longer
-	// than it takes to fill its buffers at a few values a second.
+	// neverReadFor is how long a client that reads nothing stays connected. A few values per
+	// second fill its buffers in less time.
 	neverReadFor = 2 * time.Minute
 
-	// halfOpenFor is how long a client waits in the middle of a handshake.
+	// halfOpenFor is how long a client stops in the middle of a handshake.
 	halfOpenFor = time.Minute
 )
 
-// Misbehave does one misdeed once: it connects, and returns when its connection has
-// ended, by whomever.
+// Misbehave does one misdeed once: it connects, and returns when either side has ended the
+// connection. It is safe from any goroutine.
 func (cr *Crowd) Misbehave(ctx context.Context, m Misdeed) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -58,9 +58,9 @@ func (cr *Crowd) Misbehave(ctx context.Context, m Misdeed) error {
 		case <-ctx.Done():
 		case <-time.After(neverReadFor):
 		}
-		return tcp.SetLinger(0) // what was not read makes a reset in any case
+		return tcp.SetLinger(0) // closing with unread data sends a reset in any case
 	}
-	// Rubbish: it reads, or it would not see the end.
+	// Rubbish: it reads, to notice when the server closes the connection.
 	go func() {
 		_, _ = io.Copy(io.Discard, c.conn)
 		tcp.Close()
@@ -68,7 +68,7 @@ func (cr *Crowd) Misbehave(ctx context.Context, m Misdeed) error {
 	messages := [][]byte{[]byte("rubbish"), []byte(`{"action":"explode"}`), []byte(`[1,2`), {0xff, 0xfe}}
 	for i := 0; ; i++ {
 		if err := c.Send(appendFrame(nil, opText, messages[i%len(messages)])); err != nil {
-			return nil // the server has had enough
+			return nil // the server has closed the connection
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
@@ -76,7 +76,7 @@ func (cr *Crowd) Misbehave(ctx context.Context, m Misdeed) error {
 
 // halfOpen sends the start of a ClientHello and waits.
 func halfOpen(tcp net.Conn) error {
-	// A handshake record of 512 bytes, of which 48 come.
+	// The header of a handshake record of 512 bytes, and only the first 48 bytes of the record.
 	// https://www.rfc-editor.org/rfc/rfc8446#section-5.1
 	hello := make([]byte, 53)
 	copy(hello, []byte{22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3})
@@ -90,7 +90,7 @@ func halfOpen(tcp net.Conn) error {
 	_, err := tcp.Read(one[:])
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
-		return nil // the server would have waited longer
+		return nil // the server waits longer than halfOpenFor
 	}
 	return nil
 }

@@ -14,22 +14,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loop reads for all clients of a crowd, in one goroutine. A goroutine for each would
-// cost as much as the messages do.
-type loop struct {
+// epollLoop reads for all clients of a crowd in one goroutine. One goroutine per client would
+// cost as much CPU time as the messages.
+type epollLoop struct {
 	// Immutable after newLoop.
 	fd   int      // of an epoll instance
-	file *os.File // the same, so that the runtime waits for it
+	file *os.File // the same, so that the Go runtime can wait for it
 
 	// Safe from any goroutine.
-	awake atomic.Bool  // poll and do not sleep
-	busy  atomic.Int64 // nanoseconds spent with clients while awake
+	awake atomic.Bool  // run polls and does not sleep
+	busy  atomic.Int64 // nanoseconds that run spent with clients while awake
 
 	mu      sync.Mutex
 	clients map[int32]*Client // Guarded by mu: by file descriptor
 }
 
-func newLoop() (*loop, error) {
+func newLoop() (*epollLoop, error) {
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, err
@@ -37,7 +37,7 @@ func newLoop() (*loop, error) {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return nil, err
 	}
-	l := &loop{fd: fd, file: os.NewFile(uintptr(fd), "epoll"), clients: map[int32]*Client{}}
+	l := &epollLoop{fd: fd, file: os.NewFile(uintptr(fd), "epoll"), clients: map[int32]*Client{}}
 	raw, err := l.file.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -46,20 +46,20 @@ func newLoop() (*loop, error) {
 	return l, nil
 }
 
-// add takes a client in. early is what it has read already.
-func (l *loop) add(c *Client, early []byte) error {
+// add adds a client. early holds the bytes that were read with the handshake.
+func (l *epollLoop) add(c *Client, early []byte) error {
 	c.rest = bytes.Clone(early)
 	c.first = true
 	l.mu.Lock()
 	l.clients[int32(c.sock.fd)] = c
 	l.mu.Unlock()
-	// TLS may hold records that came behind the handshake, of which epoll knows nothing.
-	// The socket is writable at once, which brings the loop to look.
+	// crypto/tls may already hold records that arrived with the handshake, and epoll does not
+	// report those. The socket is writable at once, so EPOLLOUT makes the loop read from c.
 	return l.watch(c, unix.EPOLL_CTL_ADD, unix.EPOLLIN|unix.EPOLLOUT)
 }
 
-// watch starts or stops listening to a client; to do so twice is no error.
-func (l *loop) watch(c *Client, op int, events uint32) error {
+// watch changes what epoll reports of a client. Adding or deleting it twice is not an error.
+func (l *epollLoop) watch(c *Client, op int, events uint32) error {
 	ev := unix.EpollEvent{Events: events, Fd: int32(c.sock.fd)}
 	switch err := unix.EpollCtl(l.fd, op, c.sock.fd, &ev); err {
 	case nil, unix.ENOENT, unix.EEXIST:
@@ -69,11 +69,11 @@ func (l *loop) watch(c *Client, op int, events uint32) error {
 	}
 }
 
-// run ends when the epoll instance is closed.
-func (l *loop) run(raw syscall.RawConn) {
-	// Between two batches of this size the clients that act get their turn.
+// run reads from all clients. It ends when close closes the epoll instance.
+func (l *epollLoop) run(raw syscall.RawConn) {
+	// After each batch of this size run yields to the goroutines of clients that act.
 	events := make([]unix.EpollEvent, 128)
-	buf := make([]byte, 17<<10) // a TLS record
+	buf := make([]byte, 17<<10) // room for a TLS record
 	n := 0
 	look := func(fd uintptr) bool {
 		var err error
@@ -116,8 +116,8 @@ func (l *loop) run(raw syscall.RawConn) {
 	}
 }
 
-// firstLook takes what came with the handshake, and waits for more from here on.
-func (l *loop) firstLook(c *Client) error {
+// firstLook processes the bytes that came with the handshake, once, and then asks epoll for input only.
+func (l *epollLoop) firstLook(c *Client) error {
 	if !c.first {
 		return nil
 	}
@@ -125,7 +125,8 @@ func (l *loop) firstLook(c *Client) error {
 	return errors.Join(l.watch(c, unix.EPOLL_CTL_MOD, unix.EPOLLIN), c.parse(nil))
 }
 
-func (l *loop) drop(c *Client, err error) {
+// drop removes a client whose connection has ended.
+func (l *epollLoop) drop(c *Client, err error) {
 	l.mu.Lock()
 	delete(l.clients, int32(c.sock.fd))
 	l.mu.Unlock()
@@ -134,4 +135,4 @@ func (l *loop) drop(c *Client, err error) {
 	close(c.done)
 }
 
-func (l *loop) close() { l.file.Close() }
+func (l *epollLoop) close() { l.file.Close() }

@@ -10,16 +10,16 @@ import (
 	"github.com/coder/websocket"
 )
 
-// coderHub is the usual hub on github.com/coder/websocket, in the shape of its chat
-// example: the set of clients is behind a mutex, the handler's goroutine writes what is
-// in the client's queue, and another one reads. The example's queue has room for 16
-// messages; here it is 256, as in gorilla's, so that a burst does not cost clients.
-func coderHub(cfg Config, ln net.Listener) error {
-	h := &coderRoom{announce: cfg.Announce, clients: map[*coderClient]struct{}{}}
+// serveCoder serves the usual hub on github.com/coder/websocket, like the library's chat example.
+// A mutex guards the set of clients. The handler's goroutine writes the messages of the client's
+// queue, and another goroutine reads. The example's queue has room for 16 messages. Here it has
+// room for 256, as gorilla's example has, so that a burst disconnects no clients.
+func serveCoder(cfg Config, ln net.Listener) error {
+	h := &coderHub{announce: cfg.Announce, clients: map[*coderClient]struct{}{}}
 	return serveHTTPS(cfg, ln, h.serve)
 }
 
-type coderRoom struct {
+type coderHub struct {
 	announce bool
 
 	mu sync.Mutex
@@ -33,10 +33,10 @@ type coderClient struct {
 	closeSlow func()
 }
 
-func (h *coderRoom) serve(w http.ResponseWriter, r *http.Request) {
+func (h *coderHub) serve(w http.ResponseWriter, r *http.Request) {
 	conn, err := websocket.Accept(w, r, nil)
 	if err != nil {
-		return // it has answered
+		return // Accept has written the response
 	}
 	defer conn.CloseNow()
 	conn.SetReadLimit(512)
@@ -66,7 +66,7 @@ func (h *coderRoom) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (h *coderRoom) read(ctx context.Context, conn *websocket.Conn) {
+func (h *coderHub) read(ctx context.Context, conn *websocket.Conn) {
 	for {
 		_, p, err := conn.Read(ctx)
 		if err != nil {
@@ -81,7 +81,7 @@ func (h *coderRoom) read(ctx context.Context, conn *websocket.Conn) {
 	}
 }
 
-func (h *coderRoom) join(c *coderClient) {
+func (h *coderHub) join(c *coderClient) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.clients[c] = struct{}{}
@@ -93,7 +93,7 @@ func (h *coderRoom) join(c *coderClient) {
 	c.messages <- stateJSON(h.value)
 }
 
-func (h *coderRoom) leave(c *coderClient) {
+func (h *coderHub) leave(c *coderClient) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.clients, c)
@@ -102,7 +102,7 @@ func (h *coderRoom) leave(c *coderClient) {
 	}
 }
 
-func (h *coderRoom) publishLocked(message []byte) {
+func (h *coderHub) publishLocked(message []byte) {
 	for c := range h.clients {
 		select {
 		case c.messages <- message:

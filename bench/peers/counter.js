@@ -1,4 +1,4 @@
-// The counter on Node and ws, the usual way: every change to every client.
+// The counter on Node and ws, as their users write it: it sends every change to every client.
 // node counter.js CERT KEY announce|quiet
 "use strict";
 const fs = require("fs");

@@ -1,9 +1,9 @@
-"""The counter on Python and websockets, the usual way: every change to every client.
+"""The counter on Python and websockets, as its users write it: it sends every change to every client.
 
 python3 counter.py CERT KEY announce|quiet wait|broadcast
 
-"wait" sends as the well-known tutorial does, with asyncio.wait; since Python 3.11 that
-takes tasks and no longer coroutines. "broadcast" uses websockets.broadcast instead.
+"wait" sends with asyncio.wait, as the well-known tutorial does. Since Python 3.11
+asyncio.wait takes tasks, and coroutines no longer. "broadcast" sends with websockets.broadcast.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ async def main():
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_cert_chain(CERT, KEY)
-    # With the default ping_timeout of 20 seconds a busy server would drop its clients.
+    # With the default ping_timeout of 20 seconds, a busy server disconnects its clients.
     async with websockets.serve(counter, "127.0.0.1", 0, ssl=context, backlog=4096, ping_timeout=120) as server:
         print("listening 127.0.0.1:%d" % server.sockets[0].getsockname()[1], flush=True)
         await asyncio.Future()

@@ -16,11 +16,11 @@ import (
 	"sync/atomic"
 )
 
-// floor is the least that such a server can be in Go: crypto/tls alone, the opening
-// handshake by hand, no HTTP stack, no WebSocket library, one goroutine a client that
-// reads, one that writes the newest value to all. It merges values, waits for slow
-// clients, has no limits and answers no ping. It never tells others of an arrival.
-// It is the floor of CPU, not of memory: nothing in it was tuned for that.
+// floor serves the counter with the least code that is possible in Go: crypto/tls, but no HTTP
+// stack and no WebSocket library. One goroutine per client reads, and one goroutine writes the
+// newest value to all clients. It merges values, waits for slow clients, has no limits and does
+// not answer pings. It never announces arrivals. It is the lower bound for CPU time, not for
+// memory, which it does not try to save.
 func floor(cfg Config, ln net.Listener) error {
 	f := &bare{wake: make(chan struct{}, 1)}
 	go f.write()
@@ -36,21 +36,21 @@ func floor(cfg Config, ln net.Listener) error {
 
 type bare struct {
 	value atomic.Int64
-	wake  chan struct{} // serve -> write: the value has changed; 1, a token is enough
+	wake  chan struct{} // serve -> write: the value has changed; capacity 1, never closed
 
 	mu sync.Mutex
 	// Guarded by mu.
-	clients []*bareClient // in the order of arrival, as long as nobody leaves
-	changed bool          // since write has last looked
+	clients []*bareClient // in the order of arrival until the first client leaves
+	changed bool          // clients has changed since write has copied it
 }
 
 type bareClient struct {
 	conn  *tls.Conn
-	sent  int64 // Owned by write, after the client was told its first state.
-	index int   // Guarded by mu: in clients
+	sent  int64 // Owned by write after serve has sent the first state.
+	index int   // Guarded by mu: the position in clients
 }
 
-// write sends the newest value to all who have not got it, and looks again.
+// write sends the newest value to all clients that do not have it, after each wake.
 func (f *bare) write() {
 	var frame []byte
 	var list []*bareClient
@@ -66,7 +66,7 @@ func (f *bare) write() {
 		for _, c := range list {
 			if c.sent != v {
 				c.sent = v
-				c.conn.Write(frame) // its reader finds out if it has gone
+				c.conn.Write(frame) // on an error the client's reader ends, too
 			}
 		}
 	}
@@ -91,7 +91,7 @@ func (f *bare) serve(conn *tls.Conn) {
 	f.clients = append(f.clients, c)
 	f.changed = true
 	f.mu.Unlock()
-	f.wakeUp() // the value may have changed meanwhile
+	f.wakeUp() // the value may have changed since serve read it
 	f.read(conn, buf, n)
 	f.mu.Lock()
 	last := len(f.clients) - 1
@@ -110,7 +110,7 @@ func (f *bare) wakeUp() {
 	}
 }
 
-// read counts the actions in the client's frames; the first n bytes of buf are some.
+// read applies the actions in the client's frames. The first n bytes of buf have been read already.
 func (f *bare) read(conn *tls.Conn, buf []byte, n int) {
 	for {
 		used, delta, open := countActions(buf[:n])
@@ -131,8 +131,8 @@ func (f *bare) read(conn *tls.Conn, buf []byte, n int) {
 	}
 }
 
-// countActions adds up the actions in the whole frames at the start of p. open is false
-// at a close frame, and at a frame that no client of this protocol sends.
+// countActions adds up the actions in the complete frames at the start of p, which are used bytes
+// long. open is false after a close frame, and after a frame that no client of this protocol sends.
 func countActions(p []byte) (used int, delta int64, open bool) {
 	for {
 		rest := p[used:]
@@ -167,8 +167,8 @@ func countActions(p []byte) (used int, delta int64, open bool) {
 	}
 }
 
-// upgradeByHand does the opening handshake, and returns how many bytes that came after
-// it are in buf. https://www.rfc-editor.org/rfc/rfc6455#section-4.2
+// upgradeByHand does the opening handshake. It returns the number of bytes in buf that came after
+// the request. https://www.rfc-editor.org/rfc/rfc6455#section-4.2
 func upgradeByHand(conn net.Conn, buf []byte) (int, error) {
 	br := bufio.NewReaderSize(conn, 1024)
 	tp := textproto.NewReader(br)
@@ -181,7 +181,7 @@ func upgradeByHand(conn net.Conn, buf []byte) (int, error) {
 	}
 	key := header.Get("Sec-Websocket-Key")
 	if key == "" {
-		return 0, errors.New("no handshake")
+		return 0, errors.New("no Sec-WebSocket-Key in the request")
 	}
 	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
 	_, err = fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n",
@@ -200,7 +200,7 @@ func appendBareUsers(dst []byte, n int) []byte {
 	return appendBare(dst, `{"type":"users","count":`, int64(n))
 }
 
-// appendBare appends the text frame of a short message.
+// appendBare appends a text frame with a short message: prefix, n and a closing brace.
 func appendBare(dst []byte, prefix string, n int64) []byte {
 	start := len(dst)
 	dst = append(dst, 0x81, 0)

@@ -8,12 +8,13 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// gorillaHub is the usual hub on github.com/gorilla/websocket, in the shape of its chat
-// example: one goroutine owns the set of clients and the counter, each client has two
-// more, a queue of 256 messages and a ticker for pings. Unlike the example it puts each
-// message into a frame of its own, since JSON messages cannot be joined by newlines.
-func gorillaHub(cfg Config, ln net.Listener) error {
-	h := &gorillaRoom{
+// serveGorilla serves the usual hub on github.com/gorilla/websocket, like the library's chat
+// example. One goroutine owns the set of clients and the counter. Each client has two more
+// goroutines, a queue of 256 messages and a ticker for pings. Unlike the example, each message
+// has its own frame, because the example joins messages with newlines, and JSON messages cannot
+// be joined.
+func serveGorilla(cfg Config, ln net.Listener) error {
+	h := &gorillaHub{
 		announce:   cfg.Announce,
 		register:   make(chan *gorillaClient),
 		unregister: make(chan *gorillaClient),
@@ -25,7 +26,7 @@ func gorillaHub(cfg Config, ln net.Listener) error {
 	return serveHTTPS(cfg, ln, func(w http.ResponseWriter, r *http.Request) {
 		conn, err := upgrader.Upgrade(w, r, nil)
 		if err != nil {
-			return // it has answered
+			return // Upgrade has written the response
 		}
 		c := &gorillaClient{hub: h, conn: conn, send: make(chan []byte, 256)}
 		h.register <- c
@@ -40,7 +41,7 @@ const (
 	gorillaPingPeriod = gorillaPongWait * 9 / 10
 )
 
-type gorillaRoom struct {
+type gorillaHub struct {
 	announce             bool
 	register, unregister chan *gorillaClient
 	actions              chan int64
@@ -50,7 +51,7 @@ type gorillaRoom struct {
 	value   int64
 }
 
-func (h *gorillaRoom) run() {
+func (h *gorillaHub) run() {
 	for {
 		select {
 		case c := <-h.register:
@@ -76,7 +77,7 @@ func (h *gorillaRoom) run() {
 	}
 }
 
-func (h *gorillaRoom) broadcast(message []byte) {
+func (h *gorillaHub) broadcast(message []byte) {
 	for c := range h.clients {
 		select {
 		case c.send <- message:
@@ -88,7 +89,7 @@ func (h *gorillaRoom) broadcast(message []byte) {
 }
 
 type gorillaClient struct {
-	hub  *gorillaRoom
+	hub  *gorillaHub
 	conn *websocket.Conn
 	send chan []byte
 }

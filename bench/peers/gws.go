@@ -11,24 +11,24 @@ import (
 	"github.com/lxzan/gws"
 )
 
-// discardLog takes what net/http says of connections that break; there are many.
+// discardLog discards the many errors that net/http logs about broken connections.
 var discardLog = log.New(io.Discard, "", 0)
 
-// gwsBroadcaster is github.com/lxzan/gws with its Broadcaster, which encodes a message
-// once and queues it on each connection, as its README shows.
-func gwsBroadcaster(cfg Config, ln net.Listener) error {
-	h := &gwsRoom{announce: cfg.Announce, clients: map[*gws.Conn]struct{}{}}
+// serveGWS serves a hub on github.com/lxzan/gws with its Broadcaster, as its README shows. The
+// Broadcaster encodes a message once and queues it on each connection.
+func serveGWS(cfg Config, ln net.Listener) error {
+	h := &gwsHub{announce: cfg.Announce, clients: map[*gws.Conn]struct{}{}}
 	upgrader := gws.NewUpgrader(h, &gws.ServerOption{Recovery: gws.Recovery, ReadMaxPayloadSize: 512})
 	return serveHTTPS(cfg, ln, func(w http.ResponseWriter, r *http.Request) {
 		conn, err := upgrader.Upgrade(w, r)
 		if err != nil {
 			return
 		}
-		go conn.ReadLoop() // so that net/http's context can be freed, says its README
+		go conn.ReadLoop() // in a goroutine, so that net/http can free its context, as gws's README says
 	})
 }
 
-type gwsRoom struct {
+type gwsHub struct {
 	gws.BuiltinEventHandler
 	announce bool
 
@@ -38,11 +38,11 @@ type gwsRoom struct {
 	value   int64
 }
 
-// gwsWait is how long a client may be silent. gws has no pings of its own; those that
-// its README shows come from the client.
+// gwsWait is how long a client may be silent. gws sends no pings by itself; in its README the
+// client sends them.
 const gwsWait = time.Hour
 
-func (h *gwsRoom) OnOpen(c *gws.Conn) {
+func (h *gwsHub) OnOpen(c *gws.Conn) {
 	_ = c.SetDeadline(time.Now().Add(gwsWait))
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -55,7 +55,7 @@ func (h *gwsRoom) OnOpen(c *gws.Conn) {
 	c.WriteAsync(gws.OpcodeText, stateJSON(h.value), nil)
 }
 
-func (h *gwsRoom) OnClose(c *gws.Conn, _ error) {
+func (h *gwsHub) OnClose(c *gws.Conn, _ error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.clients, c)
@@ -64,7 +64,7 @@ func (h *gwsRoom) OnClose(c *gws.Conn, _ error) {
 	}
 }
 
-func (h *gwsRoom) OnMessage(c *gws.Conn, m *gws.Message) {
+func (h *gwsHub) OnMessage(c *gws.Conn, m *gws.Message) {
 	defer m.Close()
 	delta := deltaOf(m.Bytes())
 	if delta == 0 {
@@ -76,10 +76,10 @@ func (h *gwsRoom) OnMessage(c *gws.Conn, m *gws.Message) {
 	h.broadcastLocked(stateJSON(h.value))
 }
 
-func (h *gwsRoom) broadcastLocked(message []byte) {
+func (h *gwsHub) broadcastLocked(message []byte) {
 	b := gws.NewBroadcaster(gws.OpcodeText, message)
 	defer b.Close()
 	for c := range h.clients {
-		_ = b.Broadcast(c) // OnClose is called for those that have gone
+		_ = b.Broadcast(c) // after an error gws calls OnClose
 	}
 }

@@ -9,10 +9,10 @@ import (
 	"net/http"
 )
 
-// Config is what a server needs to know.
+// Config is the configuration of a peer.
 type Config struct {
 	Certificate tls.Certificate
-	Announce    bool // tell everyone when somebody comes or goes
+	Announce    bool // send users to all clients when a client joins or leaves
 }
 
 func (c Config) tls() *tls.Config {
@@ -22,16 +22,16 @@ func (c Config) tls() *tls.Config {
 // Servers maps the name of a server to the function that runs it on a listener.
 var Servers = map[string]func(Config, net.Listener) error{
 	"floor":   floor,
-	"gorilla": gorillaHub,
-	"coder":   coderHub,
-	"gws":     gwsBroadcaster,
+	"gorilla": serveGorilla,
+	"coder":   serveCoder,
+	"gws":     serveGWS,
 }
 
-// Run serves name on a free loopback port, whose address it prints.
+// Run serves the peer name on a free loopback port, and prints the address.
 func Run(name string, cfg Config, stdout io.Writer) error {
 	serve, ok := Servers[name]
 	if !ok {
-		return fmt.Errorf("there is no peer %q in this program", name)
+		return fmt.Errorf("unknown peer %q", name)
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -54,7 +54,7 @@ type stateMessage struct {
 func encode(v any) []byte {
 	b, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // these always marshal
+		panic(err) // a bug: these types always marshal
 	}
 	return b
 }
@@ -62,7 +62,7 @@ func encode(v any) []byte {
 func usersJSON(n int) []byte   { return encode(usersMessage{"users", n}) }
 func stateJSON(v int64) []byte { return encode(stateMessage{"state", v}) }
 
-// deltaOf returns what a client's message changes, 0 if it is no action.
+// deltaOf returns the change of a client's message: +1, -1, or 0 if it is not an action.
 func deltaOf(p []byte) int64 {
 	var m struct {
 		Action string `json:"action"`
@@ -79,7 +79,7 @@ func deltaOf(p []byte) int64 {
 	return 0
 }
 
-// serveHTTPS serves handler with net/http and HTTP/1.1, as WebSockets need it.
+// serveHTTPS serves handler with net/http. It offers only HTTP/1.1, which these WebSocket libraries need.
 func serveHTTPS(cfg Config, ln net.Listener, handler http.HandlerFunc) error {
 	conf := cfg.tls()
 	conf.NextProtos = []string{"http/1.1"}
