@@ -273,7 +273,8 @@ func splitNumbers(s string) ([]int, error) {
 	return list, nil
 }
 
-// checkFiles raises the soft file limit to the hard limit, and returns an error if n connections need more files.
+// checkFiles raises the soft file limit to the hard limit, and returns an error if n
+// connections need more files.
 func checkFiles(n int) error {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {

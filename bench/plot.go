@@ -89,7 +89,8 @@ func (r *Results) drawPanel(b *strings.Builder, p panel) {
 	}
 }
 
-// scale returns a function that maps values from low to high to positions between from and to, by their logarithms.
+// scale returns a function that maps values from low to high to positions between from and to,
+// by their logarithms.
 func scale(low, high, from, to float64) func(float64) float64 {
 	if low == high {
 		high = low * 2

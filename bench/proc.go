@@ -150,7 +150,8 @@ func ownCPUs() (first, last int) {
 // allCPUs stands for any core, in place of the number of a core.
 const allCPUs = -1
 
-// startOn starts cmd on one core, or on all with allCPUs. Its threads inherit that, and Go sets GOMAXPROCS by it.
+// startOn starts cmd on one core, or on all with allCPUs. Its threads inherit that, and Go sets
+// GOMAXPROCS by it.
 func startOn(cpu int, cmd *exec.Cmd) error {
 	var want, was unix.CPUSet
 	if cpu == allCPUs {

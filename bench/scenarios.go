@@ -143,7 +143,8 @@ func ownCPU() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// quiet waits until the server is idle, which means that it uses less than 5 % of a core, or until atMost has passed.
+// quiet waits until the server is idle, which means that it uses less than 5 % of a core, or
+// until atMost has passed.
 func quiet(ctx context.Context, s *server, atMost time.Duration) error {
 	const look = 300 * time.Millisecond
 	for end := time.Now().Add(atMost); time.Now().Before(end); {

@@ -81,7 +81,8 @@ func announceWord(announce bool) string {
 	return "quiet"
 }
 
-// plusminusPeer returns the peer for a build of plusminus. store is its -store. Each start gets a new data folder.
+// plusminusPeer returns the peer for a build of plusminus. store is its -store. Each start gets
+// a new data folder.
 func plusminusPeer(name, binary, store string) peer {
 	return peer{name, false, func(l *environment, _ bool) []string {
 		args := []string{

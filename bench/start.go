@@ -88,7 +88,8 @@ type starts struct {
 type startPeer struct {
 	name string
 
-	// args returns the server's command. It first writes the configuration file, if the server needs one.
+	// args returns the server's command. It first writes the configuration file, if the server
+	// needs one.
 	args func(startConfig) ([]string, error)
 }
 
@@ -249,7 +250,8 @@ func (s *starts) build(ctx context.Context, name string) error {
 	}
 }
 
-// buildHere builds one of the programs of this module. go run -C has made its folder the working directory.
+// buildHere builds one of the programs of this module. go run -C has made its folder the
+// working directory.
 func (s *starts) buildHere(ctx context.Context, name string) error {
 	return s.env.goCommand(ctx, nil, "build", "-o", filepath.Join(s.env.dir, name), "./"+name)
 }
@@ -280,7 +282,8 @@ func startArgs(name, binary string) func(startConfig) ([]string, error) {
 	}
 }
 
-// caddyfile returns a Caddyfile that sets addresses, folders and the CA, and leaves the rest at Caddy's defaults.
+// caddyfile returns a Caddyfile that sets addresses, folders and the CA, and leaves the rest at
+// Caddy's defaults.
 func caddyfile(at startConfig) string {
 	return fmt.Sprintf(`{
 	admin off

@@ -209,8 +209,8 @@ func parseInfo(text string) map[string]float64 {
 	return info
 }
 
-// measure starts a server and n stores, and measures one row. It returns an error if the server's value is not the
-// sum of all batches.
+// measure starts a server and n stores, and measures one row. It returns an error if the server's
+// value is not the sum of all batches.
 func (b *storeBench) measure(ctx context.Context, n int, load storeLoad) (storeRow, error) {
 	defer b.stop()
 	if err := b.start(ctx); err != nil {

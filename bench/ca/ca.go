@@ -107,7 +107,7 @@ type authority struct {
 	wishes map[string]wish // Guarded by mu: by order or authorization, see object.
 }
 
-// wish is a Retry-After after which the client has not come back yet.
+// wish is a Retry-After whose client has not come back yet.
 type wish struct{ given, until time.Time }
 
 // The paths of Pebble's API that are used here. https://github.com/letsencrypt/pebble/blob/v2.10.1/wfe/wfe.go

@@ -57,7 +57,8 @@ const (
 	handshakeAccept = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 )
 
-// dialTCP connects from one of several loopback addresses, so that ports do not run out. small is for slow clients.
+// dialTCP connects from one of several loopback addresses, so that ports do not run out. small
+// is for slow clients.
 func (cr *Crowd) dialTCP(ctx context.Context, small bool) (*net.TCPConn, error) {
 	n := cr.dials.Add(1)
 	d := net.Dialer{
@@ -114,7 +115,8 @@ func (cr *Crowd) dial(ctx context.Context, slow, acts bool) (*Client, error) {
 	return c, nil
 }
 
-// handshake does the TLS and opening handshakes. It returns the bytes that came after the server's response.
+// handshake does the TLS and opening handshakes. It returns the bytes that came after the
+// server's response.
 func (c *Client) handshake(ctx context.Context) ([]byte, error) {
 	deadline, _ := ctx.Deadline()
 	if err := c.conn.SetDeadline(deadline); err != nil {

@@ -23,7 +23,8 @@ const (
 // error of about 100 bytes.
 const maxFrame = 1024
 
-// nextFrame returns the first frame of p. size is its length with the header, or 0 if p has only a part of it.
+// nextFrame returns the first frame of p. size is its length with the header, or 0 if p has
+// only a part of it.
 func nextFrame(p []byte) (opcode byte, payload []byte, size int, err error) {
 	if len(p) < 2 {
 		return 0, nil, 0, nil

@@ -64,7 +64,8 @@ func readMetrics(t *testing.T) map[string]metric {
 	return metrics
 }
 
-// query is one expression of an alert or panel. text is the alert's texts or the panel's legend, which name labels.
+// query is one expression of an alert or panel. text holds the alert's texts or the panel's legend, which
+// name labels.
 type query struct{ where, expr, text string }
 
 // rule has the fields that an alert rule may have here.
