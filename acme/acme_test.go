@@ -27,6 +27,9 @@ import (
 
 	xacme "golang.org/x/crypto/acme"
 
+	"plusminus/acme/internal/acmetest"
+	"plusminus/acme/internal/certs"
+	"plusminus/acme/internal/store"
 	"plusminus/acme/pebbletest"
 )
 
@@ -45,17 +48,17 @@ func TestObtain(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			tlsLn, plainLn := listen(t), listen(t)
+			tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
 			var ports pebbletest.Config
 			if test.tls {
-				ports.TLSPort = portOf(tlsLn)
+				ports.TLSPort = acmetest.Port(tlsLn)
 			}
 			if test.plain {
-				ports.HTTPPort = portOf(plainLn)
+				ports.HTTPPort = acmetest.Port(plainLn)
 			}
 			ca, cfg := startCA(t, ports, domain)
 			s := serve(t, cfg, tlsLn, plainLn)
-			waitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil })
+			acmetest.WaitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil })
 			s.stop() // it has said all that it has to say
 
 			leaf := s.leaf(t, domain, ca.IssuingRoots)
@@ -123,7 +126,7 @@ func checkModes(t *testing.T, dir string) {
 func TestBothPortsClosed(t *testing.T) {
 	t.Parallel()
 	ca, cfg := startCA(t, pebbletest.Config{}, domain)
-	s := serve(t, cfg, listen(t), listen(t))
+	s := serve(t, cfg, acmetest.Listen(t), acmetest.Listen(t))
 	s.waitFailure(t)
 
 	e := s.log.one("no certificate obtained")
@@ -177,15 +180,15 @@ func TestBothPortsClosed(t *testing.T) {
 
 func TestRestart(t *testing.T) {
 	t.Parallel()
-	tlsLn, plainLn := listen(t), listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
 	first := serve(t, cfg, tlsLn, plainLn)
 	first.waitReady(t)
 	serial := first.status(t, domain).Serial
 	first.stop()
 	ca.Stop() // a restart must not need it
 
-	second := serve(t, cfg, listen(t), listen(t))
+	second := serve(t, cfg, acmetest.Listen(t), acmetest.Listen(t))
 	if err := second.Ready(); err != nil {
 		t.Errorf("Ready after restart = %v, want nil at once", err)
 	}
@@ -207,16 +210,16 @@ func TestRestart(t *testing.T) {
 func TestDirectoriesApart(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	lnA, lnB := listen(t), listen(t)
-	caA := pebbletest.Start(t, pebbletest.Config{TLSPort: portOf(lnA)})
-	caB := pebbletest.Start(t, pebbletest.Config{TLSPort: portOf(lnB)})
+	lnA, lnB := acmetest.Listen(t), acmetest.Listen(t)
+	caA := pebbletest.Start(t, pebbletest.Config{TLSPort: acmetest.Port(lnA)})
+	caB := pebbletest.Start(t, pebbletest.Config{TLSPort: acmetest.Port(lnB)})
 
-	a := serve(t, configFor(t, caA, dir, domain), lnA, listen(t))
+	a := serve(t, configFor(t, caA, dir, domain), lnA, acmetest.Listen(t))
 	a.waitReady(t)
 	serial := a.status(t, domain).Serial
 	a.stop()
 
-	b := serve(t, configFor(t, caB, dir, domain), lnB, listen(t))
+	b := serve(t, configFor(t, caB, dir, domain), lnB, acmetest.Listen(t))
 	if b.Ready() == nil {
 		t.Errorf("the second CA's server is ready with the first one's certificate")
 	}
@@ -227,7 +230,7 @@ func TestDirectoriesApart(t *testing.T) {
 		t.Errorf("two CAs were told the same account key")
 	}
 
-	back := serve(t, configFor(t, caA, dir, domain), listen(t), listen(t))
+	back := serve(t, configFor(t, caA, dir, domain), acmetest.Listen(t), acmetest.Listen(t))
 	if got := back.status(t, domain).Serial; got != serial {
 		t.Errorf("serial %s with the first CA again, want %s as before", got, serial)
 	}
@@ -242,8 +245,8 @@ func TestSeveralDomains(t *testing.T) {
 	for i := range maxAttempts + 2 {
 		domains = append(domains, fmt.Sprintf("d%d.example.com", i))
 	}
-	tlsLn, plainLn := listen(t), listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, append(domains, "counter.test")...)
+	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, append(domains, "counter.test")...)
 	s := serve(t, cfg, tlsLn, plainLn)
 	s.waitReady(t)
 	for _, d := range domains {
@@ -274,8 +277,8 @@ func TestRegistersOneAtATime(t *testing.T) {
 		now.Add(-1)
 		refuse(w, r)
 	})
-	s := serve(t, cfg, listen(t), listen(t))
-	waitFor(t, "failure of all", func() bool { return len(s.log.logged("no certificate obtained")) == len(domains) })
+	s := serve(t, cfg, acmetest.Listen(t), acmetest.Listen(t))
+	acmetest.WaitFor(t, "failure of all", func() bool { return len(s.log.logged("no certificate obtained")) == len(domains) })
 	if got := most.Load(); got != 1 {
 		t.Errorf("%d newAccount requests at once, want 1", got)
 	}
@@ -284,9 +287,9 @@ func TestRegistersOneAtATime(t *testing.T) {
 // A renewal makes a new key, reaches the next visitor, and leaves open connections alone.
 func TestRenewal(t *testing.T) {
 	t.Parallel()
-	tlsLn, plainLn := listen(t), listen(t)
+	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
 	ca, cfg := startCA(t, pebbletest.Config{
-		TLSPort:  portOf(tlsLn),
+		TLSPort:  acmetest.Port(tlsLn),
 		Profiles: map[string]time.Duration{"seconds": 6 * time.Second},
 	}, domain)
 	s := serve(t, cfg, tlsLn, plainLn)
@@ -326,7 +329,7 @@ func TestRenewal(t *testing.T) {
 			}
 		})
 	}
-	waitFor(t, "second renewal", func() bool { return len(s.log.logged("certificate renewed")) >= 2 })
+	acmetest.WaitFor(t, "second renewal", func() bool { return len(s.log.logged("certificate renewed")) >= 2 })
 	s.stop()
 	cancel()
 	visitors.Wait()
@@ -352,8 +355,8 @@ func TestRenewal(t *testing.T) {
 // Whatever a visitor's hello looks like, it gets the ECDSA certificate or nothing, and no order.
 func TestHellos(t *testing.T) {
 	t.Parallel()
-	tlsLn, plainLn := listen(t), listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain, "second.example.com", "127.0.0.2")
+	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain, "second.example.com", "127.0.0.2")
 	s := serve(t, cfg, tlsLn, plainLn)
 	s.waitReady(t)
 	orders := ca.Orders()
@@ -493,16 +496,16 @@ func (w *answerWriter) Write(b []byte) (int, error) { return w.body.Write(b) }
 // A stored file that is damaged in whatever way costs one order, and nothing else.
 func TestDamagedFiles(t *testing.T) {
 	t.Parallel()
-	tlsLn, plainLn := listen(t), listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
 	first := serve(t, cfg, tlsLn, plainLn)
 	first.waitReady(t)
 	first.stop()
-	good, err := os.ReadFile(filepath.Join(first.issuers[0].store.(*folder).dir, domain))
+	good, err := os.ReadFile(filepath.Join(first.issuers[0].store.(*store.Folder).Dir(), domain))
 	if err != nil {
 		t.Fatal(err)
 	}
-	goodKey, err := os.ReadFile(filepath.Join(first.issuers[0].store.(*folder).dir, accountKeyName))
+	goodKey, err := os.ReadFile(filepath.Join(first.issuers[0].store.(*store.Folder).Dir(), store.AccountKey))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -521,21 +524,21 @@ func TestDamagedFiles(t *testing.T) {
 		{"flipped bit", domain, flip(good, len(good)/2)},
 		{"no checksum", domain, good[bytes.IndexByte(good, '\n')+1:]},
 		{"another domain's", domain, otherPair(t)},
-		{"account key cut", accountKeyName, goodKey[:len(goodKey)-10]},
-		{"account key flipped", accountKeyName, flip(goodKey, len(goodKey)/2)},
-		{"copy of the account key cut", accountKeyBackup, goodKey[:len(goodKey)-10]},
-		{"plan cut", domain + planSuffix, append(checksum([]byte("{}")), "\n{"...)},
-		{"plan no JSON", domain + planSuffix, append(checksum([]byte("no")), "\nno"...)},
+		{"account key cut", store.AccountKey, goodKey[:len(goodKey)-10]},
+		{"account key flipped", store.AccountKey, flip(goodKey, len(goodKey)/2)},
+		{"copy of the account key cut", store.AccountKeyBackup, goodKey[:len(goodKey)-10]},
+		{"plan cut", domain + store.PlanSuffix, store.WithChecksum([]byte("{}"))[:len(store.WithChecksum(nil))+1]},
+		{"plan no JSON", domain + store.PlanSuffix, store.WithChecksum([]byte("no"))},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			cfg := cfg
 			cfg.Dir = t.TempDir()
 			log := &recorder{t: t}
-			dir := filepath.Join(cfg.Dir, "acme", directoryName(ca.DirectoryURL))
+			dir := filepath.Join(cfg.Dir, "acme", store.DirectoryName(ca.DirectoryURL))
 			if err := os.MkdirAll(dir, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			files := map[string][]byte{domain: good, accountKeyName: goodKey, accountKeyBackup: goodKey}
+			files := map[string][]byte{domain: good, store.AccountKey: goodKey, store.AccountKeyBackup: goodKey}
 			files[test.file] = test.data
 			for name, data := range files {
 				if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
@@ -553,7 +556,7 @@ func TestDamagedFiles(t *testing.T) {
 			if !p.issuers[0].key.Equal(first.issuers[0].key) {
 				t.Errorf("another account key after damage to %s", test.file)
 			}
-			for _, name := range []string{accountKeyName, accountKeyBackup} {
+			for _, name := range []string{store.AccountKey, store.AccountKeyBackup} {
 				if data, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(data, goodKey) {
 					t.Errorf("%s is not whole again: %v", name, err)
 				}
@@ -566,16 +569,16 @@ func TestDamagedFiles(t *testing.T) {
 	}
 
 	// And it does get a new one.
-	if err := os.WriteFile(filepath.Join(first.issuers[0].store.(*folder).dir, domain), good[:leafEnd], 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(first.issuers[0].store.(*store.Folder).Dir(), domain), good[:leafEnd], 0o600); err != nil {
 		t.Fatal(err)
 	}
-	ln := listen(t)
-	ca2 := pebbletest.Start(t, pebbletest.Config{TLSPort: portOf(ln)})
+	ln := acmetest.Listen(t)
+	ca2 := pebbletest.Start(t, pebbletest.Config{TLSPort: acmetest.Port(ln)})
 	cfg2 := configFor(t, ca2, cfg.Dir, domain)
-	if err := os.Rename(first.issuers[0].store.(*folder).dir, filepath.Join(cfg.Dir, "acme", directoryName(ca2.DirectoryURL))); err != nil {
+	if err := os.Rename(first.issuers[0].store.(*store.Folder).Dir(), filepath.Join(cfg.Dir, "acme", store.DirectoryName(ca2.DirectoryURL))); err != nil {
 		t.Fatal(err)
 	}
-	second := serve(t, cfg2, ln, listen(t))
+	second := serve(t, cfg2, ln, acmetest.Listen(t))
 	second.waitReady(t)
 	second.leaf(t, domain, ca2.IssuingRoots)
 	if got := ca2.Orders(); got != 1 {
@@ -591,20 +594,20 @@ func flip(data []byte, at int) []byte {
 
 // otherPair returns a stored file, good in itself, that is for another domain.
 func otherPair(t *testing.T) []byte {
-	cert := selfSigned(t, "other.example.com", time.Now(), time.Now().Add(day))
-	data, err := encodePair(cert.PrivateKey.(*ecdsa.PrivateKey), cert.Certificate)
+	cert := acmetest.SelfSigned(t, "other.example.com", time.Now(), time.Now().Add(day))
+	data, err := certs.EncodePair(cert.PrivateKey.(*ecdsa.PrivateKey), cert.Certificate)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return append(append(checksum(data), '\n'), data...)
+	return store.WithChecksum(data)
 }
 
 // An expired certificate is served while a new one cannot be had: it tells the visitor more than a
 // refused handshake. Ready says what is the matter.
 func TestExpired(t *testing.T) {
 	t.Parallel()
-	tlsLn, plainLn := listen(t), listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
 	first := serve(t, cfg, tlsLn, plainLn)
 	first.waitReady(t)
 	serial := first.status(t, domain).Serial
@@ -612,7 +615,7 @@ func TestExpired(t *testing.T) {
 	ca.Stop()
 
 	cfg.now = func() time.Time { return time.Now().Add(100 * day) }
-	second := serve(t, cfg, listen(t), listen(t))
+	second := serve(t, cfg, acmetest.Listen(t), acmetest.Listen(t))
 	second.waitFailure(t)
 	c, err := second.dial(t, &tls.Config{ServerName: domain, InsecureSkipVerify: true})
 	if err != nil {
@@ -674,8 +677,8 @@ func TestRefusals(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			tlsLn, plainLn := listen(t), listen(t)
-			ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn), HTTPPort: portOf(plainLn)}, domain)
+			tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
+			ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn), HTTPPort: acmetest.Port(plainLn)}, domain)
 			start := time.Now().Round(0)
 			cfg.now = func() time.Time { return start } // the CA's seconds then add up exactly
 			ca.Intercept(test.path, test.answer)
@@ -706,14 +709,14 @@ func TestCannotAskCA(t *testing.T) {
 	t.Parallel()
 	ca, cfg := startCA(t, pebbletest.Config{}, domain)
 	cfg.RootCAs = x509.NewCertPool()
-	untrusting := serve(t, cfg, listen(t), listen(t))
+	untrusting := serve(t, cfg, acmetest.Listen(t), acmetest.Listen(t))
 	untrusting.waitFailure(t)
 	if got := untrusting.status(t, domain).LastError; !strings.Contains(got.Reason, "directory: ") || !strings.Contains(got.Hint, "does it need a root of its own") {
 		t.Errorf("LastError = %+v, want a hint that the CA's own certificate is not trusted", got)
 	}
 	ca.Stop()
 	cfg.Dir = t.TempDir() // without the failure of before
-	refused := serve(t, cfg, listen(t), listen(t))
+	refused := serve(t, cfg, acmetest.Listen(t), acmetest.Listen(t))
 	refused.waitFailure(t)
 	if got := refused.status(t, domain).LastError; !strings.Contains(got.Reason, "directory: ") || !strings.Contains(got.Hint, "check outgoing connections") {
 		t.Errorf("LastError = %+v, want a hint that the CA cannot be reached", got)
@@ -726,8 +729,8 @@ func TestCannotAskCA(t *testing.T) {
 // What goes away by itself within a second is no failure.
 func TestShortTrouble(t *testing.T) {
 	t.Parallel()
-	tlsLn, plainLn := listen(t), listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
 	busy, stale := pebbletest.Problem(503, "serverInternal", "busy", ""), pebbletest.Problem(400, "badNonce", "stale", "")
 	ca.Intercept(pebbletest.NewOrderPath, func(w http.ResponseWriter, r *http.Request) {
 		if ca.Orders() == 1 {
@@ -757,8 +760,8 @@ func TestProfile(t *testing.T) {
 			t.Parallel()
 			// With several profiles Pebble picks any for an order that names none, so a few are ordered.
 			domains := []string{"a.example.com", "b.example.com", "c.example.com", "d.example.com", "e.example.com"}
-			tlsLn, plainLn := listen(t), listen(t)
-			ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn), HTTPPort: portOf(plainLn), Profiles: profiles}, domains...)
+			tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
+			ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn), HTTPPort: acmetest.Port(plainLn), Profiles: profiles}, domains...)
 			cfg.Profile = name
 			s := serve(t, cfg, tlsLn, plainLn)
 			s.waitReady(t)
@@ -776,8 +779,8 @@ func TestProfile(t *testing.T) {
 	t.Run("unknown", func(t *testing.T) { // to the directory, or to newOrder alone
 		t.Parallel()
 		for _, lists := range []bool{false, true} {
-			tlsLn, plainLn := listen(t), listen(t)
-			ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+			tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
+			ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
 			cfg.Profile = "nonesuch"
 			if lists {
 				cfg.Profile = "default"
@@ -801,8 +804,8 @@ func TestExternalAccountBinding(t *testing.T) {
 	t.Parallel()
 	keys := map[string]string{"kid-1": base64.RawURLEncoding.EncodeToString([]byte("0123456789abcdef0123456789abcdef"))}
 	for _, bound := range []bool{true, false} {
-		tlsLn, plainLn := listen(t), listen(t)
-		_, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn), EABKeys: keys}, domain)
+		tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
+		_, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn), EABKeys: keys}, domain)
 		if bound {
 			cfg.EABKeyID, cfg.EABKey = "kid-1", []byte("0123456789abcdef0123456789abcdef")
 		}
@@ -828,10 +831,10 @@ func TestRunStops(t *testing.T) {
 		once.Do(func() { close(reached) })
 		<-r.Context().Done()
 	})
-	s := serve(t, cfg, listen(t), listen(t))
+	s := serve(t, cfg, acmetest.Listen(t), acmetest.Listen(t))
 	select {
 	case <-reached:
-	case <-time.After(patience):
+	case <-time.After(acmetest.Patience):
 		t.Fatal("no order")
 	}
 	s.stop()
@@ -853,7 +856,7 @@ func TestUnwritableFolder(t *testing.T) {
 	ca, cfg := startCA(t, pebbletest.Config{}, domain)
 	s := serveLater(t, cfg)
 	// A file in its place rather than a read-only folder, since tests may run as root.
-	dir := s.issuers[0].store.(*folder).dir
+	dir := s.issuers[0].store.(*store.Folder).Dir()
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
@@ -904,24 +907,6 @@ func TestIsLocal(t *testing.T) {
 		if got := IsLocal(name); got != want {
 			t.Errorf("IsLocal(%q) = %v, want %v", name, got, want)
 		}
-	}
-}
-
-func TestDirectoryName(t *testing.T) {
-	t.Parallel()
-	seen := make(map[string]string)
-	for _, u := range []string{LetsEncrypt, LetsEncryptStaging, "https://localhost:14000/dir", "https://localhost:14000/dir2", "https://[::1]:1/../x"} {
-		name := directoryName(u)
-		if other, ok := seen[name]; ok {
-			t.Errorf("%s and %s share the folder %s", u, other, name)
-		}
-		seen[name] = u
-		if name != filepath.Base(name) || strings.ContainsAny(name, `:\[]`) {
-			t.Errorf("directoryName(%s) = %q is no plain file name", u, name)
-		}
-	}
-	if got := directoryName(LetsEncrypt); !strings.HasPrefix(got, "acme-v02.api.letsencrypt.org-") {
-		t.Errorf("directoryName(%s) = %q, want it to begin with the host", LetsEncrypt, got)
 	}
 }
 

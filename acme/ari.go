@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"net/url"
 	"time"
+
+	"plusminus/acme/internal/cahttp"
 )
 
 // How long to wait before the CA is asked again about a certificate.
@@ -84,7 +86,7 @@ func (is *issuer) renewalInfo(ctx context.Context, id string) (renewalInfo, erro
 		ExplanationURL  string
 	}
 	header, err := is.get(ctx, address, &answer)
-	if at, ok := retryAfter(header, now); ok {
+	if at, ok := cahttp.RetryAfter(header, now); ok {
 		wait := min(max(at.Sub(now), soonestFetch), latestFetch)
 		info.FetchAfter = now.Add(wait)
 	}
@@ -107,7 +109,7 @@ func (is *issuer) get(ctx context.Context, address string, object any) (http.Hea
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("User-Agent", "plusminus")
+	req.Header.Set("User-Agent", cahttp.UserAgent)
 	res, err := is.base.RoundTrip(req)
 	if err != nil {
 		return nil, err

@@ -13,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"plusminus/acme/internal/acmetest"
+	"plusminus/acme/internal/challenge"
+	"plusminus/acme/internal/store"
 	"plusminus/acme/pebbletest"
 )
 
@@ -40,8 +43,8 @@ func TestCutAtEachStep(t *testing.T) {
 		{pebbletest.NewNoncePath, "newAccount"},
 		{pebbletest.NewAccountPath, "newAccount"},
 		{pebbletest.NewOrderPath, "newOrder"},
-		{pebbletest.AuthorizationPath, tlsALPN01},
-		{pebbletest.ChallengePath, tlsALPN01},
+		{pebbletest.AuthorizationPath, challenge.TLSALPN01},
+		{pebbletest.ChallengePath, challenge.TLSALPN01},
 		{pebbletest.OrderPath, "order"},
 		{pebbletest.FinalizePath, "finalize"},
 		{pebbletest.CertificatePath, "certificate"},
@@ -49,12 +52,12 @@ func TestCutAtEachStep(t *testing.T) {
 		for _, fault := range faults {
 			t.Run(strings.Trim(at.path, "/")+" "+fault.name, func(t *testing.T) {
 				t.Parallel()
-				tlsLn := listen(t)
-				ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+				tlsLn := acmetest.Listen(t)
+				ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
 				cfg.requestTimeout = 300 * time.Millisecond
 				ca.Inject(at.path, 1, fault.answer)
-				s := serve(t, cfg, tlsLn, listen(t))
-				waitFor(t, "end of the attempt", func() bool { return s.Ready() == nil || s.status(t, domain).LastError != nil })
+				s := serve(t, cfg, tlsLn, acmetest.Listen(t))
+				acmetest.WaitFor(t, "end of the attempt", func() bool { return s.Ready() == nil || s.status(t, domain).LastError != nil })
 				if e := s.status(t, domain).LastError; e != nil {
 					if e.Step != at.step || !strings.Contains(e.Reason, fault.want) {
 						t.Errorf("failed in %q: %q, want it in %q, and told as %q", e.Step, e.Reason, at.step, fault.want)
@@ -132,9 +135,9 @@ func TestFaults(t *testing.T) {
 			cfg:  func(c *Config) { c.EABKeyID, c.EABKey = "kid", []byte("another key") },
 			step: "newAccount", want: []string{"newAccount: unauthorized: "}, retry: time.Minute},
 		{name: "no address in the DNS", ca: pebbletest.Config{DNS: map[string]pebbletest.DNSRecords{domain: {}}},
-			step: http01, want: []string{"tls-alpn-01: ", "http-01: "}, orders: 2, retry: time.Minute, failedValidations: 2},
+			step: challenge.HTTP01, want: []string{"tls-alpn-01: ", "http-01: "}, orders: 2, retry: time.Minute, failedValidations: 2},
 		{name: "a stale AAAA", ca: pebbletest.Config{DNS: map[string]pebbletest.DNSRecords{domain: {A: []string{"127.0.0.1"}, AAAA: []string{"::1"}}}},
-			step: http01, want: []string{"tls-alpn-01: ", "http-01: ", "AAAA"}, orders: 2, retry: time.Minute, failedValidations: 2},
+			step: challenge.HTTP01, want: []string{"tls-alpn-01: ", "http-01: ", "AAAA"}, orders: 2, retry: time.Minute, failedValidations: 2},
 		{name: "CAA", fault: func(ca *pebbletest.CA) { // Pebble ignores such records
 			ca.Inject(pebbletest.FinalizePath, 1, pebbletest.Problem(403, "caa", "CAA record for counter.example.com prevents issuance", ""))
 		}, step: "finalize", want: []string{"finalize: caa: CAA record for counter.example.com prevents issuance", "a CAA record in the DNS"}, orders: 1, retry: time.Minute},
@@ -155,8 +158,8 @@ func TestFaults(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			tlsLn, plainLn := listen(t), listen(t)
-			test.ca.TLSPort, test.ca.HTTPPort = portOf(tlsLn), portOf(plainLn)
+			tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
+			test.ca.TLSPort, test.ca.HTTPPort = acmetest.Port(tlsLn), acmetest.Port(plainLn)
 			ca, cfg := startCA(t, test.ca, domain)
 			if test.cfg != nil {
 				test.cfg(&cfg)
@@ -165,7 +168,7 @@ func TestFaults(t *testing.T) {
 				test.fault(ca)
 			}
 			s := serve(t, cfg, tlsLn, plainLn)
-			waitFor(t, "end of the attempt", func() bool { return s.Ready() == nil || s.status(t, domain).LastError != nil })
+			acmetest.WaitFor(t, "end of the attempt", func() bool { return s.Ready() == nil || s.status(t, domain).LastError != nil })
 			s.stop()
 			st := s.status(t, domain)
 			if got := ca.Orders(); got != test.orders && test.orders >= 0 {
@@ -206,17 +209,17 @@ func TestFaults(t *testing.T) {
 // A renewal names the certificate that it replaces, and does without if the CA does not like that.
 func TestReplaces(t *testing.T) {
 	t.Parallel()
-	tlsLn := listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
-	s := serve(t, cfg, tlsLn, listen(t))
-	waitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil })
+	tlsLn := acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
+	s := serve(t, cfg, tlsLn, acmetest.Listen(t))
+	acmetest.WaitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil })
 	renew := func() string {
 		t.Helper()
 		id, _ := certID(s.leaf(t, domain, ca.IssuingRoots))
 		if err := s.Renew(t.Context(), domain); err != nil {
 			t.Fatal(err)
 		}
-		waitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil })
+		acmetest.WaitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil })
 		return id
 	}
 	first := renew()
@@ -237,14 +240,14 @@ func TestReplaces(t *testing.T) {
 // revocation.
 func TestRenewalWindowForced(t *testing.T) {
 	t.Parallel()
-	tlsLn := listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
-	s := serve(t, cfg, tlsLn, listen(t))
-	waitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil })
+	tlsLn := acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
+	s := serve(t, cfg, tlsLn, acmetest.Listen(t))
+	acmetest.WaitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil })
 	first := s.leaf(t, domain, ca.IssuingRoots)
 	ca.SetRenewalInfo(first, time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour), "https://ca.example/incident-7")
 	s.Reload() // Pebble says to come back in six hours
-	waitFor(t, "renewal", func() bool { return !s.leaf(t, domain, ca.IssuingRoots).Equal(first) })
+	acmetest.WaitFor(t, "renewal", func() bool { return !s.leaf(t, domain, ca.IssuingRoots).Equal(first) })
 	if e := s.log.logged("the CA says when to renew"); len(e) < 2 || e[1].attrs["explanation"] != "https://ca.example/incident-7" {
 		t.Errorf("logged %v, want the CA's explanation", e)
 	}
@@ -255,22 +258,22 @@ func TestRenewalWindowForced(t *testing.T) {
 	// Two certificates on one day are enough for a CA that is out of order; this is the next day.
 	cfg.now = func() time.Time { return time.Now().Add(25 * time.Hour) }
 	ca.ShiftDate(25 * time.Hour)
-	serve(t, cfg, listen(t), listen(t)).Reload()
-	waitFor(t, "attempt", func() bool { return ca.Orders() == 3 })
+	serve(t, cfg, acmetest.Listen(t), acmetest.Listen(t)).Reload()
+	acmetest.WaitFor(t, "attempt", func() bool { return ca.Orders() == 3 })
 }
 
 // Certificates of a few seconds are renewed in time, again and again, and visitors notice nothing.
 func TestShortLives(t *testing.T) {
 	t.Parallel()
-	tlsLn := listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn), Profiles: map[string]time.Duration{"shortlived": 20 * time.Second},
+	tlsLn := acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn), Profiles: map[string]time.Duration{"shortlived": 20 * time.Second},
 		AuthorizationReuse: 50}, domain)
-	s := serve(t, cfg, tlsLn, listen(t))
+	s := serve(t, cfg, tlsLn, acmetest.Listen(t))
 	s.waitReady(t)
 	seen := make(map[string]bool)
-	for deadline := time.Now().Add(2 * patience); len(seen) < 4; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * acmetest.Patience); len(seen) < 4; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%d certificates in %v, want 4", len(seen), 2*patience)
+			t.Fatalf("%d certificates in %v, want 4", len(seen), 2*acmetest.Patience)
 		}
 		leaf := s.leaf(t, domain, ca.IssuingRoots) // verifies it, at this moment
 		if left := time.Until(leaf.NotAfter); left < 5*time.Second {
@@ -289,15 +292,15 @@ func TestShortLives(t *testing.T) {
 // A name that is refused for good does not keep the others from theirs.
 func TestOneOfManyFails(t *testing.T) {
 	t.Parallel()
-	tlsLn := listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn), BlockedDomains: []string{"blocked.example.com"}},
+	tlsLn := acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn), BlockedDomains: []string{"blocked.example.com"}},
 		"blocked.example.com", "a.example.com", "b.example.com", "c.example.com", "d.example.com", "e.example.com")
-	s := serve(t, cfg, tlsLn, listen(t))
+	s := serve(t, cfg, tlsLn, acmetest.Listen(t))
 	for _, name := range []string{"a", "b", "c", "d", "e"} {
-		waitFor(t, "certificate", func() bool { return s.status(t, name+".example.com").Problem == "" })
+		acmetest.WaitFor(t, "certificate", func() bool { return s.status(t, name+".example.com").Problem == "" })
 		s.leaf(t, name+".example.com", ca.IssuingRoots)
 	}
-	waitFor(t, "failure", func() bool { return s.status(t, "blocked.example.com").LastError != nil })
+	acmetest.WaitFor(t, "failure", func() bool { return s.status(t, "blocked.example.com").LastError != nil })
 	if err := s.Ready(); err == nil || !strings.Contains(err.Error(), "blocked.example.com: no certificate yet: newOrder: rejectedIdentifier") {
 		t.Errorf("Ready = %v, want the blocked name and why", err)
 	}
@@ -314,14 +317,14 @@ func TestUnsaved(t *testing.T) {
 	for _, restart := range []bool{false, true} {
 		t.Run(map[bool]string{false: "same process", true: "next process"}[restart], func(t *testing.T) {
 			t.Parallel()
-			tlsLn := listen(t)
-			ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+			tlsLn := acmetest.Listen(t)
+			ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
 			cfg.lookInterval = 10 * time.Millisecond
 			var later atomic.Int64 // nanoseconds
 			cfg.now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
-			s := prepare(t, cfg, tlsLn, listen(t))
+			s := prepare(t, cfg, tlsLn, acmetest.Listen(t))
 			// A folder in its place keeps the file from being written, and nothing else.
-			obstacle := s.issuers[0].store.path(domain)
+			obstacle := s.issuers[0].store.Path(domain)
 			ca.Inject(pebbletest.CertificatePath, 1, func(w http.ResponseWriter, r *http.Request) {
 				if err := os.Mkdir(obstacle, 0o700); err != nil {
 					t.Error(err)
@@ -331,7 +334,7 @@ func TestUnsaved(t *testing.T) {
 			s.run()
 			s.waitReady(t)
 			first := s.leaf(t, domain, ca.IssuingRoots)
-			waitFor(t, "word of it", func() bool { return s.status(t, domain).CAs[0].Unsaved })
+			acmetest.WaitFor(t, "word of it", func() bool { return s.status(t, domain).CAs[0].Unsaved })
 			if e := s.log.one("certificate not stored"); e.level.String() != "ERROR" || !strings.Contains(e.attrs["hint"], "free space") {
 				t.Errorf("logged %v, want an error with a hint", e)
 			}
@@ -342,15 +345,15 @@ func TestUnsaved(t *testing.T) {
 				t.Fatal(err)
 			}
 			if restart {
-				s = serve(t, cfg, listen(t), listen(t))
+				s = serve(t, cfg, acmetest.Listen(t), acmetest.Listen(t))
 			} else {
 				later.Store(int64(saveWait))
 			}
-			waitFor(t, "the file", func() bool { _, err := s.issuers[0].stored(domain); return err == nil })
-			if got, err := s.issuers[0].stored(domain); err != nil || !got.Leaf.Equal(first) {
+			acmetest.WaitFor(t, "the file", func() bool { _, err := s.issuers[0].store.Read(domain); return err == nil })
+			if got, err := loadCertificate(s.issuers[0].store, domain); err != nil || !got.Leaf.Equal(first) {
 				t.Errorf("stored %v, %v, want %v", got.Leaf.SerialNumber, err, first.SerialNumber)
 			}
-			waitFor(t, "word of it", func() bool { return s.Ready() == nil && !s.status(t, domain).CAs[0].Unsaved })
+			acmetest.WaitFor(t, "word of it", func() bool { return s.Ready() == nil && !s.status(t, domain).CAs[0].Unsaved })
 			if got := ca.Orders(); got != 1 {
 				t.Errorf("%d orders, want 1", got)
 			}
@@ -362,10 +365,10 @@ func TestUnsaved(t *testing.T) {
 func TestReuseKey(t *testing.T) {
 	t.Parallel()
 	for _, reuse := range []bool{false, true} {
-		tlsLn := listen(t)
-		ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+		tlsLn := acmetest.Listen(t)
+		ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
 		cfg.ReuseKey = reuse
-		s := serve(t, cfg, tlsLn, listen(t))
+		s := serve(t, cfg, tlsLn, acmetest.Listen(t))
 		s.waitReady(t)
 		before := s.leaf(t, domain, ca.IssuingRoots)
 		if err := s.Renew(t.Context(), domain); err != nil {
@@ -381,9 +384,9 @@ func TestReuseKey(t *testing.T) {
 // When the CA has failed for hours, the fallback gives the certificate, from a folder of its own.
 func TestFallback(t *testing.T) {
 	t.Parallel()
-	tlsLn := listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
-	fallback := pebbletest.Start(t, pebbletest.Config{TLSPort: portOf(tlsLn), EABKeys: map[string]string{"kid": eabKey64}})
+	tlsLn := acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
+	fallback := pebbletest.Start(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn), EABKeys: map[string]string{"kid": eabKey64}})
 	cfg.RootCAs = x509.NewCertPool()
 	for _, pem := range [][]byte{ca.DirectoryRootPEM, fallback.DirectoryRootPEM} {
 		cfg.RootCAs.AppendCertsFromPEM(pem)
@@ -394,7 +397,7 @@ func TestFallback(t *testing.T) {
 	cfg.now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
 	lift := ca.Inject(pebbletest.NewOrderPath, -1, pebbletest.Problem(500, "serverInternal", "our HSM is on fire", ""))
 	defer lift()
-	s := serve(t, cfg, tlsLn, listen(t))
+	s := serve(t, cfg, tlsLn, acmetest.Listen(t))
 	s.waitFailure(t)
 	if got := fallback.Count(pebbletest.AnyPath); got != 0 {
 		t.Errorf("the fallback was asked %d times at once, want after hours", got)
@@ -407,11 +410,11 @@ func TestFallback(t *testing.T) {
 	if st := s.status(t, domain); st.Directory != fallback.DirectoryURL || st.Problem != "" {
 		t.Errorf("Status = %+v, want the fallback's certificate", st)
 	}
-	waitFor(t, "word of it", func() bool { return len(s.log.logged("another CA than before")) == 1 })
+	acmetest.WaitFor(t, "word of it", func() bool { return len(s.log.logged("another CA than before")) == 1 })
 	if e := s.log.one("another CA than before"); !strings.Contains(e.attrs["err"], "our HSM is on fire") {
 		t.Errorf("logged %v, want why it is not the CA's", e)
 	}
-	if a, b := s.issuers[0].store.(*folder).dir, s.issuers[1].store.(*folder).dir; a == b {
+	if a, b := s.issuers[0].store.(*store.Folder).Dir(), s.issuers[1].store.(*store.Folder).Dir(); a == b {
 		t.Errorf("both CAs keep their state in %s", a)
 	}
 	if s.issuers[0].key.Equal(s.issuers[1].key) {
@@ -422,10 +425,10 @@ func TestFallback(t *testing.T) {
 // Whatever a stranger's hello looks like, it costs no order, and no more than a line for debugging.
 func TestVisitorsOrderNothing(t *testing.T) {
 	t.Parallel()
-	tlsLn, plainLn := listen(t), listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
 	s := serve(t, cfg, tlsLn, plainLn)
-	waitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil }) // then it is at rest
+	acmetest.WaitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil }) // then it is at rest
 	logged := len(s.log.logged(""))
 	for _, hello := range []*tls.Config{
 		{ServerName: domain},

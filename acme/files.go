@@ -6,11 +6,11 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"log/slog"
-	"os"
 	"time"
+
+	"plusminus/acme/internal/certs"
 )
 
 // pollInterval is how often the files are looked at. Polling sees every way in which a file can
@@ -48,11 +48,11 @@ func newFiles(p *Provider) *files {
 
 // load reads the files for the first time, when there is no old pair to fall back to.
 func (f *files) load() error {
-	certPEM, keyPEM, err := f.read()
+	certPEM, keyPEM, err := certs.ReadFiles(f.certFile, f.keyFile)
 	if err != nil {
 		return fmt.Errorf("acme: %w", err)
 	}
-	cert, err := f.parse(certPEM, keyPEM)
+	cert, err := certs.ParseFiles(f.certFile, f.keyFile, certPEM, keyPEM)
 	if err != nil {
 		return fmt.Errorf("acme: %w", err)
 	}
@@ -80,7 +80,7 @@ func (f *files) watch(ctx context.Context) {
 // look reads the files once, and adopts them if they are new, whole, and at rest.
 func (f *files) look() {
 	f.warnOfExpiry()
-	certPEM, keyPEM, err := f.read()
+	certPEM, keyPEM, err := certs.ReadFiles(f.certFile, f.keyFile)
 	if err != nil {
 		f.previous = content{}
 		f.reject("certificate files cannot be read: still serving the old ones", err)
@@ -96,7 +96,7 @@ func (f *files) look() {
 		f.report(nil) // back to what it was
 		return
 	}
-	cert, err := f.parse(certPEM, keyPEM)
+	cert, err := certs.ParseFiles(f.certFile, f.keyFile, certPEM, keyPEM)
 	if err == nil && f.cutShort(cert) {
 		err = fmt.Errorf("%s: the chain is cut short: the issuer's certificate is missing", f.certFile)
 	}
@@ -109,51 +109,9 @@ func (f *files) look() {
 		"issuer", cert.Leaf.Issuer.String())
 }
 
-func (f *files) read() (certPEM, keyPEM []byte, err error) {
-	if certPEM, err = os.ReadFile(f.certFile); err != nil {
-		return nil, nil, fmt.Errorf("reading certificate: %w", err)
-	}
-	if keyPEM, err = os.ReadFile(f.keyFile); err != nil {
-		return nil, nil, fmt.Errorf("reading key: %w", err)
-	}
-	return certPEM, keyPEM, nil
-}
-
 func hash(certPEM, keyPEM []byte) content {
 	c, k := sha256.Sum256(certPEM), sha256.Sum256(keyPEM)
 	return sha256.Sum256(append(c[:], k[:]...))
-}
-
-// parse returns the pair if it is one. Its errors name the file that is to blame, both if it takes two.
-func (f *files) parse(certPEM, keyPEM []byte) (*tls.Certificate, error) {
-	rest := certPEM
-	for n := 0; ; n++ {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			if n == 0 {
-				return nil, fmt.Errorf("%s: no PEM block", f.certFile)
-			}
-			break
-		}
-		if block.Type != "CERTIFICATE" {
-			continue
-		}
-		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-			return nil, fmt.Errorf("%s: certificate %d: %w", f.certFile, n+1, err)
-		}
-	}
-	// tls.X509KeyPair would overlook a last block that was not yet written to its end.
-	if bytes.Contains(rest, []byte("-----BEGIN")) {
-		return nil, fmt.Errorf("%s: ends inside a PEM block", f.certFile)
-	}
-	if block, _ := pem.Decode(keyPEM); block == nil {
-		return nil, fmt.Errorf("%s: no PEM block", f.keyFile)
-	}
-	cert, err := tls.X509KeyPair(certPEM, keyPEM)
-	if err != nil {
-		return nil, fmt.Errorf("certificate %s and key %s: %w", f.certFile, f.keyFile, err)
-	}
-	return &cert, nil
 }
 
 // cutShort reports whether cert lacks the certificate of its issuer although the pair that is being

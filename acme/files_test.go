@@ -3,9 +3,7 @@ package acme
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
 	"crypto/tls"
-	"encoding/pem"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"plusminus/acme/internal/acmetest"
 )
 
 // A live is a folder like certbot's live/<name>: two symlinks, relative, into an archive.
@@ -70,7 +70,7 @@ func (l *live) point(name string) {
 func (l *live) next(cert tls.Certificate) {
 	l.t.Helper()
 	l.version++
-	chain, key := encoded(l.t, cert)
+	chain, key := acmetest.PEM(l.t, cert)
 	l.archive("fullchain", chain)
 	l.archive("privkey", key)
 }
@@ -82,19 +82,6 @@ func (l *live) renew(cert tls.Certificate) {
 	l.point("fullchain")
 }
 
-// encoded returns cert's chain and key in PEM.
-func encoded(t testing.TB, cert tls.Certificate) (chain, key []byte) {
-	t.Helper()
-	for _, der := range cert.Certificate {
-		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
-	}
-	key, err := encodeKey(cert.PrivateKey.(*ecdsa.PrivateKey))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return chain, key
-}
-
 // serving reports whether p serves cert for name.
 func serving(p *Provider, name string, cert tls.Certificate) bool {
 	got, err := p.getCertificate(&tls.ClientHelloInfo{ServerName: name})
@@ -103,11 +90,11 @@ func serving(p *Provider, name string, cert tls.Certificate) bool {
 
 func TestFiles(t *testing.T) {
 	t.Parallel()
-	l, issuer := newLive(t), newTestIssuer(t)
-	old := issuer.issue(t, 90*day, domain)
+	l, issuer := newLive(t), acmetest.NewIssuer(t)
+	old := issuer.Issue(t, 90*day, domain)
 	l.renew(old)
 	cfg, log := l.config(domain, "second.example.com")
-	cfg.systemRoots = issuer.roots()
+	cfg.systemRoots = issuer.Roots()
 	p, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -129,7 +116,7 @@ func TestFiles(t *testing.T) {
 	}
 
 	// Both symlinks at once: adopted at the second look.
-	good := issuer.issue(t, 90*day, domain, "second.example.com")
+	good := issuer.Issue(t, 90*day, domain, "second.example.com")
 	l.renew(good)
 	p.files.look()
 	if !serving(p, domain, old) {
@@ -147,7 +134,7 @@ func TestFiles(t *testing.T) {
 	}
 
 	// One symlink after the other, with a pause in which they do not match.
-	next := issuer.issue(t, 90*day, domain, "second.example.com")
+	next := issuer.Issue(t, 90*day, domain, "second.example.com")
 	l.next(next)
 	l.point("privkey")
 	for range 5 {
@@ -173,7 +160,7 @@ func TestFiles(t *testing.T) {
 	}
 
 	// The same trouble at the next renewal is news again.
-	l.next(issuer.issue(t, 90*day, domain))
+	l.next(issuer.Issue(t, 90*day, domain))
 	l.point("privkey")
 	p.files.look()
 	p.files.look()
@@ -185,17 +172,17 @@ func TestFiles(t *testing.T) {
 // What is half written is never served, however long it stays so; each problem is logged once.
 func TestFilesHalfWritten(t *testing.T) {
 	t.Parallel()
-	l, issuer := newLive(t), newTestIssuer(t)
-	old := issuer.issue(t, 90*day, domain)
+	l, issuer := newLive(t), acmetest.NewIssuer(t)
+	old := issuer.Issue(t, 90*day, domain)
 	l.renew(old)
 	cfg, log := l.config(domain)
 	p, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	next := issuer.issue(t, 90*day, domain)
+	next := issuer.Issue(t, 90*day, domain)
 	l.renew(next)
-	chain, key := encoded(t, next)
+	chain, key := acmetest.PEM(t, next)
 	leafEnd := bytes.Index(chain, []byte("-----END CERTIFICATE-----\n")) + len("-----END CERTIFICATE-----\n")
 	for _, test := range []struct {
 		name       string
@@ -250,7 +237,7 @@ func TestFilesHalfWritten(t *testing.T) {
 	}
 	// Still changing between looks: not at rest.
 	for range 4 {
-		l.renew(issuer.issue(t, 90*day, domain))
+		l.renew(issuer.Issue(t, 90*day, domain))
 		p.files.look()
 		if !serving(p, domain, next) {
 			t.Errorf("adopted while still changing")
@@ -261,11 +248,11 @@ func TestFilesHalfWritten(t *testing.T) {
 // Visitors keep coming while certbot swaps; each is served a key that fits its certificate.
 func TestFilesUnderLoad(t *testing.T) {
 	t.Parallel()
-	l, issuer := newLive(t), newTestIssuer(t)
-	l.renew(issuer.issue(t, 90*day, domain))
+	l, issuer := newLive(t), acmetest.NewIssuer(t)
+	l.renew(issuer.Issue(t, 90*day, domain))
 	cfg, _ := l.config(domain)
-	s := serve(t, cfg, listen(t), listen(t))
-	roots := issuer.roots()
+	s := serve(t, cfg, acmetest.Listen(t), acmetest.Listen(t))
+	roots := issuer.Roots()
 	ctx, cancel := context.WithCancel(t.Context())
 	var visitors sync.WaitGroup
 	for range 2 {
@@ -282,7 +269,7 @@ func TestFilesUnderLoad(t *testing.T) {
 	s.stop() // the looks are made here, as fast as it goes
 	var last tls.Certificate
 	for i := range 30 {
-		last = issuer.issue(t, 90*day, domain)
+		last = issuer.Issue(t, 90*day, domain)
 		l.next(last)
 		for _, name := range []string{"privkey", "fullchain"} {
 			l.point(name)
@@ -303,9 +290,9 @@ func TestFilesUnderLoad(t *testing.T) {
 
 // The loop itself: a change is served two looks later, and expiry is warned of once for each stage.
 func TestFilesWatch(t *testing.T) {
-	l, issuer := newLive(t), newTestIssuer(t)
+	l, issuer := newLive(t), acmetest.NewIssuer(t)
 	synctest.Test(t, func(t *testing.T) {
-		old := issuer.issue(t, 90*day, domain)
+		old := issuer.Issue(t, 90*day, domain)
 		l.renew(old)
 		cfg, log := l.config(domain)
 		p, err := New(cfg)
@@ -316,7 +303,7 @@ func TestFilesWatch(t *testing.T) {
 		done := make(chan error)
 		go func() { done <- p.Run(ctx) }()
 		time.Sleep(pollInterval + pollInterval/2)
-		next := issuer.issue(t, 6*time.Minute, domain)
+		next := issuer.Issue(t, 6*time.Minute, domain)
 		l.renew(next)
 		time.Sleep(pollInterval)
 		if !serving(p, domain, old) {
@@ -351,9 +338,9 @@ func TestFilesWatch(t *testing.T) {
 
 func TestFilesRefusedAtStart(t *testing.T) {
 	t.Parallel()
-	issuer := newTestIssuer(t)
-	chain, key := encoded(t, issuer.issue(t, 90*day, domain))
-	_, otherKey := encoded(t, issuer.issue(t, 90*day, domain))
+	issuer := acmetest.NewIssuer(t)
+	chain, key := acmetest.PEM(t, issuer.Issue(t, 90*day, domain))
+	_, otherKey := acmetest.PEM(t, issuer.Issue(t, 90*day, domain))
 	for _, test := range []struct {
 		name       string
 		chain, key []byte // nil is no file

@@ -2,12 +2,8 @@ package acme
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"fmt"
 	"io"
 	"log"
@@ -20,20 +16,9 @@ import (
 	"testing"
 	"time"
 
+	"plusminus/acme/internal/acmetest"
 	"plusminus/acme/pebbletest"
 )
-
-// patience is how long a test waits for what must happen. It is spent only when a test fails.
-const patience = 30 * time.Second
-
-func waitFor(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("no %s within %v", what, patience)
-		}
-	}
-}
 
 // A recorder is a [slog.Handler] that keeps what is logged.
 type recorder struct {
@@ -101,19 +86,6 @@ type server struct {
 	stop  func() // ends Run and waits for it; the listeners stay
 }
 
-// listen opens a listener for a server to come, so that the CA can be told where it is.
-func listen(t testing.TB) net.Listener {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close() })
-	return ln
-}
-
-func portOf(ln net.Listener) int { return ln.Addr().(*net.TCPAddr).Port }
-
 // startCA starts a Pebble that knows the two listeners, and a Config for a server on them.
 func startCA(t testing.TB, cfg pebbletest.Config, domains ...string) (*pebbletest.CA, Config) {
 	t.Helper()
@@ -144,7 +116,9 @@ func serve(t testing.TB, cfg Config, tlsLn, plainLn net.Listener) *server {
 }
 
 // serveLater is serve on listeners that no CA knows, but leaves it to the caller to call run.
-func serveLater(t testing.TB, cfg Config) *server { return prepare(t, cfg, listen(t), listen(t)) }
+func serveLater(t testing.TB, cfg Config) *server {
+	return prepare(t, cfg, acmetest.Listen(t), acmetest.Listen(t))
+}
 
 func prepare(t testing.TB, cfg Config, tlsLn, plainLn net.Listener) *server {
 	t.Helper()
@@ -188,8 +162,8 @@ func prepare(t testing.TB, cfg Config, tlsLn, plainLn net.Listener) *server {
 				if err != nil {
 					t.Errorf("Run = %v, want nil", err)
 				}
-			case <-time.After(patience):
-				t.Errorf("Run did not return within %v after its context was done", patience)
+			case <-time.After(acmetest.Patience):
+				t.Errorf("Run did not return within %v after its context was done", acmetest.Patience)
 			}
 		})
 	}
@@ -204,13 +178,13 @@ func (s *server) waitReady(t testing.TB) {
 			t.Logf("Ready = %v", s.Ready())
 		}
 	}()
-	waitFor(t, "readiness", func() bool { return s.Ready() == nil })
+	acmetest.WaitFor(t, "readiness", func() bool { return s.Ready() == nil })
 }
 
 // waitFailure waits until an attempt has failed and all is recorded about it: it is published last.
 func (s *server) waitFailure(t testing.TB) {
 	t.Helper()
-	waitFor(t, "failure", func() bool {
+	acmetest.WaitFor(t, "failure", func() bool {
 		return slices.ContainsFunc(s.Status(), func(st Status) bool { return st.LastError != nil })
 	})
 }
@@ -223,7 +197,7 @@ func (s *server) dial(t testing.TB, cfg *tls.Config) (*tls.Conn, error) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	conn.SetDeadline(time.Now().Add(patience))
+	conn.SetDeadline(time.Now().Add(acmetest.Patience))
 	c := tls.Client(conn, cfg)
 	return c, c.Handshake()
 }
@@ -248,65 +222,4 @@ func (s *server) status(t testing.TB, domain string) Status {
 		t.Fatalf("Status has no %s: %v", domain, all)
 	}
 	return all[i]
-}
-
-// A testIssuer is an intermediate CA below a root, for chains as public CAs hand them out.
-type testIssuer struct {
-	root, intermediate tls.Certificate
-}
-
-func newTestIssuer(t testing.TB) *testIssuer {
-	t.Helper()
-	i := new(testIssuer)
-	ca := func(name string) *x509.Certificate {
-		// From 1999, so that it is valid on synctest's clock, too.
-		return &x509.Certificate{Subject: pkix.Name{CommonName: name}, NotBefore: time.Date(1999, 1, 1, 0, 0, 0, 0, time.UTC),
-			NotAfter: time.Now().AddDate(1, 0, 0), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-	}
-	i.root = sign(t, ca("test root"), nil)
-	i.intermediate = sign(t, ca("test intermediate"), &i.root)
-	return i
-}
-
-func (i *testIssuer) roots() *x509.CertPool {
-	pool := x509.NewCertPool()
-	pool.AddCert(i.root.Leaf)
-	return pool
-}
-
-// issue returns a leaf for names with the intermediate, valid for life from now.
-func (i *testIssuer) issue(t testing.TB, life time.Duration, names ...string) tls.Certificate {
-	t.Helper()
-	now := time.Now()
-	cert := sign(t, &x509.Certificate{DNSNames: names, NotBefore: now, NotAfter: now.Add(life)}, &i.intermediate)
-	cert.Certificate = append(cert.Certificate, i.intermediate.Certificate[0])
-	return cert
-}
-
-// selfSigned returns a certificate for name.
-func selfSigned(t testing.TB, name string, notBefore, notAfter time.Time) tls.Certificate {
-	t.Helper()
-	return sign(t, &x509.Certificate{DNSNames: []string{name}, NotBefore: notBefore, NotAfter: notAfter}, nil)
-}
-
-// sign returns template with a new key, signed by parent, or by itself if parent is nil.
-func sign(t testing.TB, template *x509.Certificate, parent *tls.Certificate) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	issuer, issuerKey := template, any(key)
-	if parent != nil {
-		issuer, issuerKey = parent.Leaf, parent.PrivateKey
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, issuer, key.Public(), issuerKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 }

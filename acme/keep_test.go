@@ -13,57 +13,50 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"plusminus/acme/internal/acmetest"
+	"plusminus/acme/internal/challenge"
+	"plusminus/acme/internal/store"
 )
 
-// A fakeCA answers attempts and questions as a test wants.
+// A fakeCA is a [certifier] that answers as a test wants.
 type fakeCA struct {
-	obtain      func(*attempt) (*tls.Certificate, error)
-	renewalInfo func(id string) (renewalInfo, error) // nil has none
+	answer func(*attempt) (*tls.Certificate, error)
+	advise func(id string) (renewalInfo, error) // nil offers no renewal information
 
-	mu sync.Mutex // held during each of these
+	mu sync.Mutex // held during each call of these
 }
 
-// with calls f, which looks at or changes what the CA works with, while it does not.
+// with calls f while neither func runs. f may read or change what they use.
 func (ca *fakeCA) with(f func()) {
 	ca.mu.Lock()
 	defer ca.mu.Unlock()
 	f()
 }
 
-// authority returns ca as one site sees it, with its state in the folder dir.
-func (ca *fakeCA) authority(t testing.TB, dir, directory string, log *slog.Logger) *authority {
-	t.Helper()
-	st, err := openFolder(dir, time.Now, log)
-	if err != nil {
-		t.Fatal(err)
+// obtain implements [certifier].
+func (ca *fakeCA) obtain(_ context.Context, a *attempt) (*tls.Certificate, error) {
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	cert, err := ca.answer(a)
+	if err == nil {
+		a.plan.Issued = append(a.plan.Issued, time.Now())
 	}
-	is := &issuer{store: st, now: time.Now, log: log}
-	return &authority{
-		directory: directory,
-		store:     st,
-		stored:    func() (*tls.Certificate, error) { return is.stored("counter.test") },
-		keep:      func(cert *tls.Certificate) error { return is.keep("counter.test", cert) },
-		obtain: func(_ context.Context, a *attempt) (*tls.Certificate, error) {
-			ca.mu.Lock()
-			defer ca.mu.Unlock()
-			cert, err := ca.obtain(a)
-			if err == nil {
-				a.plan.Issued = append(a.plan.Issued, time.Now())
-			}
-			return cert, err
-		},
-		renewalInfo: func(_ context.Context, id string) (renewalInfo, error) {
-			ca.mu.Lock()
-			defer ca.mu.Unlock()
-			if ca.renewalInfo == nil {
-				return renewalInfo{CertID: id, FetchAfter: time.Now().Add(latestFetch)}, errNoRenewalInfo
-			}
-			return ca.renewalInfo(id)
-		},
-		plan:     new(plan),
-		attempts: make(map[string]int),
-	}
+	return cert, err
 }
+
+// renewalInfo implements [certifier].
+func (ca *fakeCA) renewalInfo(_ context.Context, id string) (renewalInfo, error) {
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	if ca.advise == nil {
+		return renewalInfo{CertID: id, FetchAfter: time.Now().Add(latestFetch)}, errNoRenewalInfo
+	}
+	return ca.advise(id)
+}
+
+// restoreAccount implements [certifier]. A fakeCA has no account.
+func (ca *fakeCA) restoreAccount() error { return nil }
 
 // A timetable is a Provider with one site, whose CAs are fake.
 type timetable struct {
@@ -84,17 +77,21 @@ func schedule(t *testing.T, dir string, cas ...*fakeCA) *timetable {
 func prepareSchedule(t *testing.T, dir string, cas ...*fakeCA) *timetable {
 	t.Helper()
 	log := &recorder{t: t}
-	st := &site{name: "counter.test", source: sourceACME, requests: make(chan *request), wake: make(chan struct{}, 1)}
+	st := newSite("counter.test", sourceACME)
 	p := &Provider{
 		cfg: Config{now: time.Now, random: func() float64 { return 0 }, lookInterval: time.Hour},
 		log: newLogger(log), sites: []*site{st}, byName: map[string]*site{st.name: st}, slots: make(chan struct{}, maxAttempts),
 	}
 	for i, ca := range cas {
 		name := string(rune('a' + i))
-		st.authorities = append(st.authorities, ca.authority(t, dir+"/"+name, "https://"+name+".example/", p.log))
+		f, err := store.OpenFolder(dir+"/"+name, time.Now, p.log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		st.authorities = append(st.authorities, newAuthority(ca, "https://"+name+".example/", f, nil))
 	}
 	var err error
-	if p.locks, err = openFolder(dir+"/locks", time.Now, p.log); err != nil {
+	if p.locks, err = store.OpenFolder(dir+"/locks", time.Now, p.log); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.look(st); err != nil {
@@ -124,7 +121,7 @@ func sleep(d time.Duration) {
 // testPair returns a certificate for counter.test with the given life.
 func testPair(t testing.TB, life time.Duration) *tls.Certificate {
 	t.Helper()
-	cert := sign(t, &x509.Certificate{
+	cert := acmetest.Sign(t, &x509.Certificate{
 		DNSNames:       []string{"counter.test"},
 		NotBefore:      time.Now(),
 		NotAfter:       time.Now().Add(life),
@@ -137,7 +134,7 @@ func TestKeepRetries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		var attempts []time.Duration
-		s := schedule(t, t.TempDir(), &fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+		s := schedule(t, t.TempDir(), &fakeCA{answer: func(*attempt) (*tls.Certificate, error) {
 			attempts = append(attempts, time.Since(start))
 			switch len(attempts) {
 			case 3: // names a time, which is no step of ours
@@ -179,7 +176,7 @@ func TestKeepCrashLoop(t *testing.T) {
 	attemptsOf := func(t *testing.T, crash bool) (attempts []time.Duration) {
 		synctest.Test(t, func(t *testing.T) {
 			dir, start := t.TempDir(), time.Now()
-			ca := &fakeCA{obtain: func(a *attempt) (*tls.Certificate, error) {
+			ca := &fakeCA{answer: func(a *attempt) (*tls.Certificate, error) {
 				attempts = append(attempts, time.Since(start))
 				if crash {
 					a.ordered = true
@@ -222,7 +219,7 @@ func TestKeepBudget(t *testing.T) {
 		var failed []time.Time
 		var tried [][]string
 		var at []time.Duration
-		s := schedule(t, t.TempDir(), &fakeCA{obtain: func(a *attempt) (*tls.Certificate, error) {
+		s := schedule(t, t.TempDir(), &fakeCA{answer: func(a *attempt) (*tls.Certificate, error) {
 			a.validations = len(a.challenges)
 			tried, at = append(tried, a.challenges), append(at, time.Since(start))
 			for range a.challenges {
@@ -231,8 +228,8 @@ func TestKeepBudget(t *testing.T) {
 			return nil, &failure{reason: "unreachable", validations: a.validations}
 		}})
 		sleep(12 * time.Minute)
-		both := []string{tlsALPN01, http01}
-		if len(tried) != 3 || !slices.Equal(tried[0], both) || !slices.Equal(tried[1], both) || !slices.Equal(tried[2], []string{tlsALPN01}) {
+		both := []string{challenge.TLSALPN01, challenge.HTTP01}
+		if len(tried) != 3 || !slices.Equal(tried[0], both) || !slices.Equal(tried[1], both) || !slices.Equal(tried[2], []string{challenge.TLSALPN01}) {
 			t.Errorf("tried %v, want both challenges twice, and then the one that the budget has left", tried)
 		}
 		if want := []time.Duration{0, time.Minute, 11 * time.Minute}; !slices.Equal(at, want) {
@@ -264,7 +261,7 @@ func TestKeepBudget(t *testing.T) {
 func TestKeepIssuedBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		issued := 0
-		s := schedule(t, t.TempDir(), &fakeCA{obtain: func(a *attempt) (*tls.Certificate, error) {
+		s := schedule(t, t.TempDir(), &fakeCA{answer: func(a *attempt) (*tls.Certificate, error) {
 			issued++
 			return testPair(t, 90*day), nil
 		}})
@@ -291,7 +288,7 @@ func TestKeepRetriesForFree(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		var last time.Duration
-		s := schedule(t, t.TempDir(), &fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+		s := schedule(t, t.TempDir(), &fakeCA{answer: func(*attempt) (*tls.Certificate, error) {
 			last = time.Since(start)
 			if last < 8*time.Hour {
 				return nil, &failure{reason: "cannot reach the CA", free: true}
@@ -315,7 +312,7 @@ func TestKeepRenews(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			var orders atomic.Int64
-			s := schedule(t, t.TempDir(), &fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+			s := schedule(t, t.TempDir(), &fakeCA{answer: func(*attempt) (*tls.Certificate, error) {
 				orders.Add(1)
 				return testPair(t, test.life), nil
 			}})
@@ -341,9 +338,9 @@ func TestKeepNoticesClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var ahead atomic.Int64 // nanoseconds
 		var orders atomic.Int64
-		s := prepareSchedule(t, t.TempDir(), &fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+		s := prepareSchedule(t, t.TempDir(), &fakeCA{answer: func(*attempt) (*tls.Certificate, error) {
 			orders.Add(1)
-			cert := selfSigned(t, "counter.test", time.Now(), time.Now().Add(400*day))
+			cert := acmetest.SelfSigned(t, "counter.test", time.Now(), time.Now().Add(400*day))
 			return &cert, nil // which has no renewal information
 		}})
 		s.cfg.now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
@@ -365,7 +362,7 @@ func TestPlanFromTheFuture(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		var orders atomic.Int64
-		ca := &fakeCA{obtain: func(*attempt) (*tls.Certificate, error) { orders.Add(1); return testPair(t, 90*day), nil }}
+		ca := &fakeCA{answer: func(*attempt) (*tls.Certificate, error) { orders.Add(1); return testPair(t, 90*day), nil }}
 		s := prepareSchedule(t, dir, ca)
 		future := time.Now().AddDate(5, 0, 0)
 		pl := &plan{Failures: 4, FailingSince: future, NotBefore: future.Add(day), RetryAfter: future.Add(day),
@@ -393,14 +390,14 @@ func TestKeepFallback(t *testing.T) {
 		var first, second []time.Duration
 		dir := t.TempDir()
 		cas := []*fakeCA{
-			{obtain: func(*attempt) (*tls.Certificate, error) {
+			{answer: func(*attempt) (*tls.Certificate, error) {
 				first = append(first, time.Since(start))
 				if down {
 					return nil, &failure{step: "newOrder", reason: "down"}
 				}
 				return testPair(t, 90*day), nil
 			}},
-			{obtain: func(a *attempt) (*tls.Certificate, error) {
+			{answer: func(a *attempt) (*tls.Certificate, error) {
 				second = append(second, time.Since(start))
 				if a.replaces != "" {
 					t.Errorf("the fallback is asked to replace %s", a.replaces)
@@ -447,13 +444,13 @@ func TestKeepFallbackOnRenewal(t *testing.T) {
 		var second []time.Duration
 		n := 0
 		schedule(t, t.TempDir(),
-			&fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+			&fakeCA{answer: func(*attempt) (*tls.Certificate, error) {
 				if n++; n == 1 {
 					return testPair(t, 90*day), nil
 				}
 				return nil, &failure{step: "newOrder", reason: "down"}
 			}},
-			&fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+			&fakeCA{answer: func(*attempt) (*tls.Certificate, error) {
 				second = append(second, time.Since(start))
 				return testPair(t, 90*day), nil
 			}})
@@ -473,11 +470,11 @@ func TestKeepRenewalInfo(t *testing.T) {
 		var replaced []string
 		fail := false
 		ca := &fakeCA{
-			obtain: func(a *attempt) (*tls.Certificate, error) {
+			answer: func(a *attempt) (*tls.Certificate, error) {
 				orders, replaced = append(orders, time.Since(start)), append(replaced, a.replaces)
 				return testPair(t, 90*day), nil
 			},
-			renewalInfo: func(id string) (renewalInfo, error) {
+			advise: func(id string) (renewalInfo, error) {
 				asked = append(asked, time.Since(start))
 				info := renewalInfo{CertID: id, FetchAfter: time.Now().Add(6 * time.Hour)}
 				if fail {
@@ -537,11 +534,11 @@ func TestKeepRenewalInfoTooLate(t *testing.T) {
 		start := time.Now()
 		var orders []time.Duration
 		s := schedule(t, t.TempDir(), &fakeCA{
-			obtain: func(a *attempt) (*tls.Certificate, error) {
+			answer: func(a *attempt) (*tls.Certificate, error) {
 				orders = append(orders, time.Since(start).Round(time.Minute))
 				return testPair(t, 100*day), nil
 			},
-			renewalInfo: func(id string) (renewalInfo, error) {
+			advise: func(id string) (renewalInfo, error) {
 				return renewalInfo{CertID: id, Start: start.AddDate(1, 0, 0), End: start.AddDate(2, 0, 0), FetchAfter: time.Now().Add(day)}, nil
 			},
 		})
@@ -557,7 +554,7 @@ func TestRenew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		orders := 0
 		var err error
-		s := schedule(t, t.TempDir(), &fakeCA{obtain: func(a *attempt) (*tls.Certificate, error) {
+		s := schedule(t, t.TempDir(), &fakeCA{answer: func(a *attempt) (*tls.Certificate, error) {
 			orders++
 			sleep(10 * time.Second)
 			if err != nil {
@@ -606,7 +603,7 @@ func TestRenew(t *testing.T) {
 func TestKeepShouts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start, orders := time.Now(), 0
-		s := schedule(t, t.TempDir(), &fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+		s := schedule(t, t.TempDir(), &fakeCA{answer: func(*attempt) (*tls.Certificate, error) {
 			if orders++; orders == 1 || time.Since(start) > 92*day {
 				return testPair(t, 90*day), nil
 			}

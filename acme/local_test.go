@@ -13,6 +13,10 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"plusminus/acme/internal/acmetest"
+	"plusminus/acme/internal/certs"
+	"plusminus/acme/internal/localca"
 )
 
 // trusting returns a pool with the root that the data folder holds: what a person is told to trust.
@@ -43,7 +47,7 @@ func TestLocal(t *testing.T) {
 	t.Parallel()
 	domains := []string{"localhost", "a.localhost", "counter.test", "counter.internal", "127.0.0.1", "::1", "203.0.113.5"}
 	cfg, _ := localConfig(t, t.TempDir(), domains...)
-	tlsLn, plainLn := listen(t), listen(t)
+	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
 	s := serve(t, cfg, tlsLn, plainLn)
 	if err := s.Ready(); err != nil {
 		t.Errorf("Ready = %v, want nil at once", err)
@@ -60,7 +64,7 @@ func TestLocal(t *testing.T) {
 				t.Errorf("certificate for %s: %v", name, err)
 			}
 			if len(cert.Leaf.DNSNames) != 0 || len(cert.Leaf.IPAddresses) != 1 {
-				t.Errorf("certificate for %s is for %v, want the one address", name, names(cert.Leaf))
+				t.Errorf("certificate for %s is for %v, want the one address", name, certs.Names(cert.Leaf))
 			}
 			continue
 		}
@@ -82,34 +86,6 @@ func TestLocal(t *testing.T) {
 	}
 }
 
-// The root cannot be used against anything but local names, even by who steals its key.
-func TestLocalConstraints(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	ca, err := openLocalCA(dir, time.Now, newLogger(&recorder{t: t}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(ca.root)
-	for name, want := range map[string]bool{"localhost": true, "x.test": true, "example.com": false, "test.example.com": false, "mytest": false} {
-		cert, err := ca.issue(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := cert.Leaf.Verify(x509.VerifyOptions{DNSName: name, Roots: pool}); (err == nil) != want {
-			t.Errorf("certificate of the local CA for %s: %v, want it accepted: %v", name, err, want)
-		}
-	}
-	if r := ca.root; !r.IsCA || r.MaxPathLen != 0 || !r.MaxPathLenZero || !r.PermittedDNSDomainsCritical {
-		t.Errorf("root: IsCA %v, path length %d, constraints critical %v", r.IsCA, r.MaxPathLen, r.PermittedDNSDomainsCritical)
-	}
-	now := time.Now()
-	if got := ca.root.NotAfter; got.Before(now.AddDate(10, 0, -1)) || got.After(now.AddDate(10, 0, 1)) {
-		t.Errorf("root lives until %v, want ten years", got)
-	}
-}
-
 func TestLocalReuse(t *testing.T) {
 	t.Parallel()
 	cfg, _ := localConfig(t, t.TempDir(), "localhost")
@@ -121,7 +97,7 @@ func TestLocalReuse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !first.local.root.Equal(second.local.root) {
+	if !first.local.Root().Equal(second.local.Root()) {
 		t.Errorf("a restart made another root")
 	}
 	_, err = first.sites[0].current.Load().Leaf.Verify(x509.VerifyOptions{DNSName: "localhost", Roots: trusting(t, cfg.Dir)})
@@ -171,7 +147,7 @@ func TestLocalYears(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		firstRoot := p.local.root
+		firstRoot := p.local.Root()
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- p.Run(ctx) }()
@@ -192,7 +168,7 @@ func TestLocalYears(t *testing.T) {
 				t.Fatalf("month %d: %v", month, err)
 			}
 			replaced := len(log.logged("local CA replaced"))
-			if early := firstRoot.NotAfter.Add(-rootRenewal); time.Now().Before(early) && replaced != 0 {
+			if early := firstRoot.NotAfter.Add(-localca.RootRenewal); time.Now().Before(early) && replaced != 0 {
 				t.Fatalf("month %d: root replaced before %v", month, early)
 			}
 			if replaced > 1 {

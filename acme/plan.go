@@ -8,6 +8,9 @@ import (
 	"io/fs"
 	"slices"
 	"time"
+
+	"plusminus/acme/internal/cahttp"
+	"plusminus/acme/internal/store"
 )
 
 // A plan is what has to be remembered of one name at one CA, over restarts and by all replicas, so
@@ -22,14 +25,14 @@ type plan struct {
 	shift time.Duration
 
 	// The schedule.
-	Failures     int        `json:"failures,omitempty"`      // attempts in a row without a certificate
-	FailingSince time.Time  `json:"failing_since,omitzero"`  // the first of these
-	NotBefore    time.Time  `json:"not_before,omitzero"`     // when the next attempt may be made
-	RetryAfter   time.Time  `json:"retry_after,omitzero"`    // before which the CA does not want to see us at all
-	LastError    *LastError `json:"last_error,omitempty"`    // of the last attempt; nil after success
-	Free         bool       `json:"free,omitempty"`          // the last attempt failed before the CA counted anything
-	Interrupted  bool       `json:"interrupted,omitempty"`   // an attempt began and did not end
-	Order        *pending   `json:"pending_order,omitempty"` // what it was about, or what is still open
+	Failures     int           `json:"failures,omitempty"`      // attempts in a row without a certificate
+	FailingSince time.Time     `json:"failing_since,omitzero"`  // the first of these
+	NotBefore    time.Time     `json:"not_before,omitzero"`     // when the next attempt may be made
+	RetryAfter   time.Time     `json:"retry_after,omitzero"`    // before which the CA does not want to see us at all
+	LastError    *LastError    `json:"last_error,omitempty"`    // of the last attempt; nil after success
+	Free         bool          `json:"free,omitempty"`          // the last attempt failed before the CA counted anything
+	Interrupted  bool          `json:"interrupted,omitempty"`   // an attempt began and did not end
+	Order        *pendingOrder `json:"pending_order,omitempty"` // what it was about, or what is still open
 
 	// The local budget.
 	Failed []time.Time `json:"failed_validations,omitempty"` // in the last hour
@@ -42,7 +45,7 @@ type plan struct {
 }
 
 // A pending order is one that the CA knows of, with the key whose certificate it is to be.
-type pending struct {
+type pendingOrder struct {
 	URL string `json:"url"`
 	Key []byte `json:"key"` // PEM
 
@@ -62,16 +65,14 @@ const (
 
 // hopeless reports whether the order is to be left alone. forced says that an operator does not want to
 // wait: then having been taken up once is enough.
-func (o *pending) hopeless(now time.Time, forced bool) bool {
+func (o *pendingOrder) hopeless(now time.Time, forced bool) bool {
 	return o.Taken >= maxTaken && now.Sub(o.Since) >= maxOpen || forced && o.Taken > 0
 }
 
-const planSuffix = "+plan"
-
 // loadPlan returns the plan for name. A missing one is empty; one that is damaged is so too, and has
 // been set aside. The error says that it cannot be read now.
-func loadPlan(st store, name string, now time.Time) (*plan, error) {
-	pl, err := load(st, name+planSuffix, func(data []byte) (*plan, error) { return parsePlan(data, now) })
+func loadPlan(st store.Store, name string, now time.Time) (*plan, error) {
+	pl, err := store.Load(st, name+store.PlanSuffix, func(data []byte) (*plan, error) { return parsePlan(data, now) })
 	if errors.Is(err, fs.ErrNotExist) {
 		return new(plan), nil
 	}
@@ -87,7 +88,7 @@ func parsePlan(data []byte, now time.Time) (*plan, error) {
 	if err := json.Unmarshal(data, pl); err != nil {
 		return nil, err
 	}
-	if ahead := pl.Saved.Sub(now); ahead > maxSkew {
+	if ahead := pl.Saved.Sub(now); ahead > cahttp.MaxSkew {
 		pl.shift = ahead
 		pl.move(-ahead)
 	}
@@ -123,10 +124,10 @@ func (pl *plan) move(d time.Duration) {
 // plan of what is now the future is taken back, as parsePlan does, and one that was taken back is moved
 // forward if the clock was set right since.
 func (pl *plan) follow(now time.Time, jump time.Duration) {
-	if ahead := pl.Saved.Sub(now); ahead > maxSkew {
+	if ahead := pl.Saved.Sub(now); ahead > cahttp.MaxSkew {
 		pl.shift += ahead
 		pl.move(-ahead)
-	} else if jump > maxSkew && pl.shift > 0 {
+	} else if jump > cahttp.MaxSkew && pl.shift > 0 {
 		d := min(pl.shift, jump)
 		pl.shift -= d
 		pl.move(d)
@@ -134,7 +135,7 @@ func (pl *plan) follow(now time.Time, jump time.Duration) {
 }
 
 // save writes the plan down, and returns once it is safe.
-func (pl *plan) save(st store, name string, now time.Time) error {
+func (pl *plan) save(st store.Store, name string, now time.Time) error {
 	pl.Saved = now
 	pl.Failed = recent(pl.Failed, failedWindow, now)
 	pl.Issued = recent(pl.Issued, issuedWindow, now)
@@ -144,7 +145,7 @@ func (pl *plan) save(st store, name string, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	if err := st.write(name+planSuffix, append(data, '\n')); err != nil {
+	if err := st.Write(name+store.PlanSuffix, append(data, '\n')); err != nil {
 		return fmt.Errorf("storing the plan: %w", err)
 	}
 	return nil
@@ -257,16 +258,6 @@ func (pl *plan) attemptTime(now time.Time, life time.Duration, forced bool) time
 
 func (pl *plan) budgetTime(now time.Time, life time.Duration) time.Time {
 	return latest(spareAt(pl.Failed, maxFailed, failedWindow, now), spareAt(pl.Issued, issuedLimit(life), issuedWindow, now))
-}
-
-// A NotYetError says that a certificate is not asked for now, although an operator wants it.
-type NotYetError struct {
-	Reason string
-	Until  time.Time
-}
-
-func (e *NotYetError) Error() string {
-	return e.Reason + ": not before " + e.Until.UTC().Format(time.RFC3339)
 }
 
 // refusal says why an attempt that an operator asks for is not made now, or returns nil.

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"plusminus/acme/internal/acmetest"
+	"plusminus/acme/internal/challenge"
 	"plusminus/acme/pebbletest"
 )
 
@@ -14,7 +16,7 @@ import (
 // looks at nothing, and how many there were.
 func balance(t testing.TB, backends []net.Listener) (int, *atomic.Int64) {
 	t.Helper()
-	ln, count := listen(t), new(atomic.Int64)
+	ln, count := acmetest.Listen(t), new(atomic.Int64)
 	var conns sync.WaitGroup
 	t.Cleanup(func() { ln.Close(); conns.Wait() })
 	conns.Go(func() {
@@ -36,7 +38,7 @@ func balance(t testing.TB, backends []net.Listener) (int, *atomic.Int64) {
 			})
 		}
 	})
-	return portOf(ln), count
+	return acmetest.Port(ln), count
 }
 
 // Ten replicas on one data folder and behind one name that start together place one order, whichever of
@@ -47,17 +49,17 @@ func TestReplicas(t *testing.T) {
 
 // testReplicas does that; what its argument returns changes the configuration of each replica.
 func testReplicas(t *testing.T, share func(*testing.T) func(*Config)) {
-	for _, challenge := range []string{tlsALPN01, http01} {
-		t.Run(challenge, func(t *testing.T) {
+	for _, typ := range []string{challenge.TLSALPN01, challenge.HTTP01} {
+		t.Run(typ, func(t *testing.T) {
 			t.Parallel()
 			change := share(t)
 			var secure, open []net.Listener
 			for range 10 {
-				secure, open = append(secure, listen(t)), append(open, listen(t))
+				secure, open = append(secure, acmetest.Listen(t)), append(open, acmetest.Listen(t))
 			}
 			var ports pebbletest.Config
 			var asked *atomic.Int64
-			if challenge == tlsALPN01 {
+			if typ == challenge.TLSALPN01 {
 				ports.TLSPort, asked = balance(t, secure)
 			} else {
 				ports.HTTPPort, asked = balance(t, open)
@@ -76,7 +78,7 @@ func testReplicas(t *testing.T, share func(*testing.T) func(*Config)) {
 				r.waitReady(t)
 			}
 			want := 1
-			if challenge == http01 {
+			if typ == challenge.HTTP01 {
 				want = 2 // after tls-alpn-01, which nobody answers
 			}
 			if got := ca.Orders(); got != want {
@@ -97,7 +99,7 @@ func testReplicas(t *testing.T, share func(*testing.T) func(*Config)) {
 			}
 			serial := replicas[3].status(t, domain).Serial
 			for _, r := range replicas {
-				waitFor(t, "adoption", func() bool { return r.status(t, domain).Serial == serial })
+				acmetest.WaitFor(t, "adoption", func() bool { return r.status(t, domain).Serial == serial })
 			}
 			if got := ca.Orders(); got != want+1 {
 				t.Errorf("%d orders after a renewal, want one more than %d", got, want)

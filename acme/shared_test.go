@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"plusminus/acme/internal/acmetest"
+	"plusminus/acme/internal/store"
 	"plusminus/acme/pebbletest"
 	"plusminus/hub/valkey"
 	"plusminus/hub/valkey/redistest"
@@ -19,28 +21,28 @@ func shareThrough(t *testing.T, srv *redistest.Server, cfg *Config) {
 	files := valkey.NewFiles(valkey.Config{Address: srv.Addr})
 	t.Cleanup(func() { files.Close() })
 	cfg.Dir = t.TempDir()
-	cfg.Shared, cfg.SealKeys = files, [][]byte{testSealKey(1)}
+	cfg.Shared, cfg.SealKeys = files, [][]byte{acmetest.SealKey(1)}
 	cfg.lookInterval = 100 * time.Millisecond
 }
 
 // startShared starts a server and a CA, and returns a configuration of a replica for the two listeners.
 func startShared(t *testing.T) (srv *redistest.Server, ca *pebbletest.CA, cfg Config, tlsLn, plainLn net.Listener) {
 	t.Helper()
-	srv, tlsLn, plainLn = redistest.Start(t), listen(t), listen(t)
-	ca, cfg = startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+	srv, tlsLn, plainLn = redistest.Start(t), acmetest.Listen(t), acmetest.Listen(t)
+	ca, cfg = startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
 	shareThrough(t, srv, &cfg)
 	return srv, ca, cfg, tlsLn, plainLn
 }
 
 // sharedKey is the server's key for what the CA's state has under name.
 func sharedKey(ca *pebbletest.CA, name string) string {
-	return "{plusminus}:file:acme/" + directoryName(ca.DirectoryURL) + "/" + name
+	return "{plusminus}:file:acme/" + store.DirectoryName(ca.DirectoryURL) + "/" + name
 }
 
 // waitStored waits until the server has something under name.
 func waitStored(t *testing.T, srv *redistest.Server, ca *pebbletest.CA, name string) {
 	t.Helper()
-	waitFor(t, name+" in the store", func() bool { return srv.Do("EXISTS", sharedKey(ca, name)) == "1" })
+	acmetest.WaitFor(t, name+" in the store", func() bool { return srv.Do("EXISTS", sharedKey(ca, name)) == "1" })
 }
 
 // What TestReplicas shows is so for replicas with nothing in common but a server, too; and that server
@@ -57,7 +59,7 @@ func TestReplicasShared(t *testing.T) {
 				if !strings.Contains(name, ":file:") {
 					continue
 				}
-				if data := srv.Do("HGET", name, "data"); !strings.HasPrefix(data, sealMagic) || strings.Contains(data, "PRIVATE") {
+				if data := srv.Do("HGET", name, "data"); !strings.HasPrefix(data, store.SealMagic) || strings.Contains(data, "PRIVATE") {
 					t.Errorf("%s is not sealed", name)
 				}
 			}
@@ -74,7 +76,7 @@ func TestSharedAway(t *testing.T) {
 
 	srv.Kill()
 	first := serve(t, cfg, tlsLn, plainLn)
-	waitFor(t, "reason", func() bool { return first.status(t, domain).LastError != nil })
+	acmetest.WaitFor(t, "reason", func() bool { return first.status(t, domain).LastError != nil })
 	if st := first.status(t, domain); st.LastError.Step != "store" || !strings.Contains(st.LastError.Reason, "refused") {
 		t.Errorf("LastError = %+v, want that the store refuses", st.LastError)
 	} else if st.CAs[0].Failures != 0 {
@@ -85,7 +87,7 @@ func TestSharedAway(t *testing.T) {
 	}
 	srv.Restart()
 	first.waitReady(t)
-	waitFor(t, "end of the attempt", func() bool { return first.status(t, domain).LastError == nil })
+	acmetest.WaitFor(t, "end of the attempt", func() bool { return first.status(t, domain).LastError == nil })
 	if got := ca.Orders(); got != 1 {
 		t.Fatalf("%d orders, want 1", got)
 	}
@@ -94,7 +96,7 @@ func TestSharedAway(t *testing.T) {
 
 	// It goes on without the store, and starts without it.
 	srv.Kill()
-	waitFor(t, "complaint", func() bool { return len(first.log.logged("what is stored cannot be read")) > 0 })
+	acmetest.WaitFor(t, "complaint", func() bool { return len(first.log.logged("stored state cannot be read")) > 0 })
 	first.leaf(t, domain, ca.IssuingRoots)
 	first.stop()
 	second := serveLater(t, cfg)
@@ -106,13 +108,13 @@ func TestSharedAway(t *testing.T) {
 	// What comes back is another server, and empty.
 	srv.Restart()
 	srv.Do("FLUSHALL")
-	for _, name := range []string{domain, accountKeyName, accountKeyBackup} {
+	for _, name := range []string{domain, store.AccountKey, store.AccountKeyBackup} {
 		waitStored(t, srv, ca, name)
 	}
 	// And once more under one that runs: its plan has to be there again, too.
-	waitStored(t, srv, ca, domain+planSuffix)
+	waitStored(t, srv, ca, domain+store.PlanSuffix)
 	srv.Do("FLUSHALL")
-	for _, name := range []string{domain, domain + planSuffix, accountKeyName} {
+	for _, name := range []string{domain, domain + store.PlanSuffix, store.AccountKey} {
 		waitStored(t, srv, ca, name)
 	}
 	// A new replica finds all there is.
@@ -136,8 +138,8 @@ func TestSharedAway(t *testing.T) {
 func TestSharedAfterFolder(t *testing.T) {
 	t.Parallel()
 	srv := redistest.Start(t)
-	tlsLn, plainLn := listen(t), listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
 	alone := serve(t, cfg, tlsLn, plainLn)
 	alone.waitReady(t)
 	alone.stop()
@@ -180,10 +182,10 @@ func TestSharedOtherKey(t *testing.T) {
 
 	other := cfg
 	shareThrough(t, srv, &other)
-	other.SealKeys = [][]byte{testSealKey(2)}
+	other.SealKeys = [][]byte{acmetest.SealKey(2)}
 	wrong := serveLater(t, other)
 	wrong.run()
-	waitFor(t, "reason", func() bool { return wrong.status(t, domain).LastError != nil })
+	acmetest.WaitFor(t, "reason", func() bool { return wrong.status(t, domain).LastError != nil })
 	if e := wrong.status(t, domain).LastError; !strings.Contains(e.Hint, "-store-key-file") {
 		t.Errorf("LastError = %+v, want a hint at the key", e)
 	}
@@ -199,13 +201,17 @@ func TestSharedOtherKey(t *testing.T) {
 	}
 
 	// With the old key behind it, it is a step of replacing the key.
-	other.SealKeys = append(other.SealKeys, testSealKey(1))
+	other.SealKeys = append(other.SealKeys, acmetest.SealKey(1))
 	both := serveLater(t, other)
 	both.run()
 	both.waitReady(t)
-	for _, name := range []string{accountKeyName, accountKeyBackup} {
+	seal, err := store.NewSealer(other.SealKeys[:1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{store.AccountKey, store.AccountKeyBackup} {
 		sealed := srv.Do("HGET", sharedKey(ca, name), "data")
-		if _, err := newTestSealer(t, 2).open("acme/"+directoryName(ca.DirectoryURL)+"/"+name, []byte(sealed)); err != nil {
+		if _, err := seal.Open("acme/"+store.DirectoryName(ca.DirectoryURL)+"/"+name, []byte(sealed)); err != nil {
 			t.Errorf("%s, which is written once, opens with the new key: %v", name, err)
 		}
 	}
@@ -218,10 +224,10 @@ func TestSharedDamaged(t *testing.T) {
 	s := serve(t, cfg, tlsLn, plainLn)
 	s.waitReady(t)
 	waitStored(t, srv, ca, domain)
-	waitFor(t, "end of the attempt", func() bool { return s.status(t, domain).NextAction == "renew" })
+	acmetest.WaitFor(t, "end of the attempt", func() bool { return s.status(t, domain).NextAction == "renew" })
 	good := srv.Do("HGET", sharedKey(ca, domain), "data")
 	srv.Do("HSET", sharedKey(ca, domain), "version", "another", "data", good[:len(good)-1]+"x")
-	waitFor(t, "warning", func() bool { return len(s.log.logged("stored again")) > 0 })
+	acmetest.WaitFor(t, "warning", func() bool { return len(s.log.logged("stored again")) > 0 })
 	aside := srv.Do("EVAL", "return table.concat(redis.call('KEYS', '*damaged*'), ' ')", "0")
 	if !strings.HasPrefix(aside, sharedKey(ca, domain)+".damaged-") || strings.Contains(aside, " ") {
 		t.Errorf("set aside is %q", aside)
@@ -248,38 +254,5 @@ func TestSharedWithoutCopies(t *testing.T) {
 	}
 	if got := ca.Orders(); got != 1 {
 		t.Errorf("%d orders, want 1", got)
-	}
-}
-
-// A check says whether what is shared can be used, and has a server on it answer in the check's place.
-func TestCheckShared(t *testing.T) {
-	srv := redistest.Start(t)
-	tlsLn, plainLn := listen(t), listen(t)
-	w := newWorld(t, pebbletest.Config{TLSPort: portOf(tlsLn), HTTPPort: portOf(plainLn)})
-	shareThrough(t, srv, &w.cfg.Config)
-	if err := os.Chmod(w.cfg.Dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	w.want(w.check(), "ok shared store: redis://"+srv.Addr+"/0?prefix=plusminus can be written", "ok challenges: by http-01 and by tls-alpn-01")
-
-	s := serve(t, w.cfg.Config, tlsLn, plainLn)
-	s.waitReady(t)
-	waitStored(t, srv, w.ca, checked)
-	for _, ln := range append(w.cfg.HTTP.Listeners, w.cfg.TLS.Listeners...) {
-		ln.Close()
-	}
-	w.routes[publicV4+":80"], w.routes[publicV4+":443"] = plainLn.Addr().String(), tlsLn.Addr().String()
-	w.routes["127.0.0.1:80"], w.routes["127.0.0.1:443"] = plainLn.Addr().String(), tlsLn.Addr().String()
-	w.cfg.HTTP, w.cfg.TLS = Port{Running: "127.0.0.1:80"}, Port{Running: "127.0.0.1:443"}
-	w.want(w.check(), "ok certificate: there is one, valid until", "ok account: the CA knows",
-		"ok port 80: the plusminus that runs here answers", "ok port 443: the plusminus that runs here answers")
-
-	w.cfg.SealKeys = [][]byte{testSealKey(2)}
-	unknown := []string{"warning port 80: nothing can be put where", "warning port 443: nothing can be put where", "warning challenges: cannot be told"}
-	w.want(w.check(), append(unknown, "problem shared store: all replicas need the same key")...)
-	srv.Kill()
-	w.want(w.check(), append(unknown, "problem shared store: refused")...)
-	if entries, err := os.ReadDir(w.cfg.Dir); err != nil || len(entries) != 1 { // the server's copies
-		t.Errorf("left behind: %v, %v", entries, err)
 	}
 }

@@ -9,17 +9,14 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
-	"strconv"
 	"time"
+
+	"plusminus/acme/internal/cahttp"
 )
 
 const (
-	requestTimeout = 30 * time.Second // for one request to the CA; Boulder answers in seconds
-	maxAnswer      = 1 << 20          // bytes; a chain is about 5 kB
-
 	// How often an order or authorization is looked at when the CA does not say. The first wait is
 	// short because a validation takes about as long as a round trip; x/crypto always waits a second.
 	firstPoll = 20 * time.Millisecond
@@ -66,57 +63,29 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	res, err := t.base.RoundTrip(req)
 	// The client itself repeats all requests that met a 5xx, except the one for a nonce.
 	for n := 1; err == nil && req.Method == http.MethodHead && res.StatusCode >= 500; n++ {
-		wait := retryBackoff(n, req, res)
+		wait := cahttp.RetryBackoff(n, req, res)
 		if wait == 0 {
 			break
 		}
-		pause(req.Context(), wait)
+		cahttp.Pause(req.Context(), wait)
 		res, err = t.base.RoundTrip(req)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if date, err := http.ParseTime(res.Header.Get("Date")); err == nil {
-		t.skew = date.Sub(t.now())
+	if skew, ok := cahttp.Skew(res.Header, t.now()); ok {
+		t.skew = skew
 	}
 	if polls, ok := req.Context().Value(pollKey{}).(*int); ok && unfinished(res) {
 		*polls++
 		wait := min(firstPoll<<min(*polls-1, 10), lastPoll)
-		if at, ok := retryAfter(res.Header, t.now()); ok {
+		if at, ok := cahttp.RetryAfter(res.Header, t.now()); ok {
 			wait = max(at.Sub(t.now()), firstPoll)
 		}
-		pause(req.Context(), wait)
+		cahttp.Pause(req.Context(), wait)
 		// A time that has passed makes x/crypto ask again at once; without it, it waits a second more.
 		res.Header.Set("Retry-After", time.Unix(0, 0).UTC().Format(http.TimeFormat))
 	}
-	return res, nil
-}
-
-// A bounded is an [http.RoundTripper] that has read each answer to its end, within timeout and
-// [maxAnswer], when it returns it. It is safe for concurrent use if base is.
-type bounded struct {
-	base    http.RoundTripper
-	timeout time.Duration
-}
-
-func (b *bounded) RoundTrip(req *http.Request) (*http.Response, error) {
-	ctx, cancel := context.WithTimeout(req.Context(), b.timeout)
-	defer cancel()
-	res, err := b.base.RoundTrip(req.WithContext(ctx))
-	var body []byte
-	if err == nil {
-		body, err = io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
-		res.Body.Close()
-	}
-	switch {
-	case err != nil && ctx.Err() != nil && req.Context().Err() == nil:
-		return nil, fmt.Errorf("the CA did not answer within %v", b.timeout)
-	case err != nil:
-		return nil, err
-	case len(body) > maxAnswer:
-		return nil, fmt.Errorf("the CA's answer is longer than %d bytes", maxAnswer)
-	}
-	res.Body = io.NopCloser(bytes.NewReader(body))
 	return res, nil
 }
 
@@ -130,16 +99,6 @@ func unfinished(res *http.Response) bool {
 	}
 	return err == nil && res.StatusCode < 300 && json.Unmarshal(body, &object) == nil &&
 		(object.Status == "pending" || object.Status == "processing")
-}
-
-// pause waits for d, or until ctx is done.
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
 }
 
 // withReplaces returns req, a newOrder, with `replaces` in its payload: "Clients SHOULD include this
@@ -200,36 +159,4 @@ func signES256(key *ecdsa.PrivateKey, input string) (string, error) {
 	r.FillBytes(sig[:32])
 	s.FillBytes(sig[32:])
 	return base64.RawURLEncoding.EncodeToString(sig[:]), nil
-}
-
-// retryAfter returns the time that the header names, and whether it names one: "Its value can be
-// either an HTTP-date or a number of seconds to delay".
-// https://www.rfc-editor.org/rfc/rfc9110#section-10.2.3
-func retryAfter(h http.Header, now time.Time) (time.Time, bool) {
-	v := h.Get("Retry-After")
-	if n, err := strconv.ParseUint(v, 10, 31); err == nil {
-		return now.Add(time.Duration(n) * time.Second), true
-	}
-	if t, err := http.ParseTime(v); err == nil {
-		return t, true
-	}
-	return time.Time{}, false
-}
-
-// retryBackoff is [golang.org/x/crypto/acme.Client.RetryBackoff]: how long to wait before the same
-// request is sent again, 0 to give up. res is the answer that failed, n how many did.
-func retryBackoff(n int, _ *http.Request, res *http.Response) time.Duration {
-	switch {
-	case res.StatusCode == http.StatusTooManyRequests, res.Header.Get("Retry-After") != "":
-		return 0 // a matter of minutes or days: the schedule waits, not a goroutine
-	case res.StatusCode < 500: // only badNonce is retried
-		if n > 20 {
-			return 0
-		}
-		return time.Millisecond
-	case n > 3:
-		return 0
-	default:
-		return time.Duration(n) * 100 * time.Millisecond
-	}
 }

@@ -2,17 +2,17 @@ package acme
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"plusminus/acme/internal/cahttp"
+	"plusminus/acme/internal/challenge"
 
 	xacme "golang.org/x/crypto/acme"
 )
@@ -45,17 +45,17 @@ func TestNewFailure(t *testing.T) {
 	t.Parallel()
 	const urn = "urn:ietf:params:acme:error:"
 	now := time.Date(2026, 11, 22, 9, 0, 0, 0, time.UTC)
-	timeout := authorizationProblems(http01, &xacme.AuthorizationError{Errors: []error{
+	timeout := cahttp.AuthorizationProblems(challenge.HTTP01, &xacme.AuthorizationError{Errors: []error{
 		&xacme.Error{StatusCode: 400, ProblemType: urn + "connection", Detail: "203.0.113.5: Timeout\n during connect"}}})
 	rejected := &xacme.Error{StatusCode: 400, ProblemType: urn + "rejectedIdentifier", Detail: "no",
 		Subproblems: []xacme.Subproblem{{Type: urn + "malformed", Detail: "bad label", Identifier: &xacme.AuthzID{Type: "dns", Value: "x_y.example"}}}}
 	for _, test := range []struct {
-		problems []*problem
+		problems []*cahttp.Problem
 		step     string
 		err      error
 		want     failure
 	}{
-		{timeout, "authorization", errors.New("no challenge succeeded"), failure{step: http01, kind: "connection",
+		{timeout, "authorization", errors.New("no challenge succeeded"), failure{step: challenge.HTTP01, kind: "connection",
 			reason: "http-01: connection: 203.0.113.5: Timeout during connect"}},
 		{timeout, "newOrder", rejected, failure{step: "newOrder", kind: "rejectedIdentifier",
 			reason: "http-01: connection: 203.0.113.5: Timeout during connect; newOrder: rejectedIdentifier: no; x_y.example: bad label"}},
@@ -66,7 +66,7 @@ func TestNewFailure(t *testing.T) {
 			failure{step: "newOrder", kind: "rateLimited", reason: "newOrder: rateLimited: slow", retryAfter: now.Add(time.Minute)}},
 		{nil, "newOrder", &xacme.Error{StatusCode: 403, ProblemType: urn + "unauthorized", Detail: "no", Header: http.Header{"Retry-After": {"60"}}},
 			failure{step: "newOrder", kind: "unauthorized", reason: "newOrder: unauthorized: no"}},
-		{nil, "order", &storeError{errors.New("disk full")}, failure{step: "order", reason: "stopped before anything was issued, since it could not be stored: disk full"}},
+		{nil, "order", &cahttp.StoreError{Err: errors.New("disk full")}, failure{step: "order", reason: "stopped before anything was issued, since it could not be stored: disk full"}},
 	} {
 		got := newFailure(test.problems, test.step, test.err, now)
 		got.hint = "" // see TestHints
@@ -83,7 +83,7 @@ func do(t *testing.T, ctx context.Context, s script, url string) (*http.Response
 	if err != nil {
 		t.Fatal(err)
 	}
-	res, err := (&transport{base: &bounded{s, requestTimeout}, now: time.Now}).RoundTrip(req)
+	res, err := (&transport{base: &cahttp.Bounded{Base: s, Timeout: cahttp.RequestTimeout}, now: time.Now}).RoundTrip(req)
 	if err != nil {
 		return nil, err.Error()
 	}
@@ -137,118 +137,4 @@ func TestTransportPolls(t *testing.T) {
 			}
 		}
 	})
-}
-
-func TestTransportLimitsAnswers(t *testing.T) {
-	t.Parallel()
-	for size, ok := range map[int]bool{maxAnswer: true, maxAnswer + 1: false} {
-		res, body := do(t, t.Context(), script{"https://ca/dir": {reply(200, strings.Repeat("x", size))}}, "https://ca/dir")
-		if (res != nil) != ok || ok && len(body) != size {
-			t.Errorf("answer of %d bytes passed: %v, want %v", size, res != nil, ok)
-		}
-	}
-}
-
-// A CA that takes a request and says nothing is given up.
-func TestTransportTimeout(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		start := time.Now()
-		req, _ := http.NewRequestWithContext(t.Context(), "POST", "https://ca/order", nil)
-		_, err := (&transport{base: &bounded{silent{}, requestTimeout}, now: time.Now}).RoundTrip(req)
-		if err == nil || err.Error() != "the CA did not answer within 30s" || time.Since(start) != requestTimeout {
-			t.Errorf("RoundTrip = %v after %v, want a timeout after %v", err, time.Since(start), requestTimeout)
-		}
-	})
-}
-
-// silent answers no request.
-type silent struct{}
-
-func (silent) RoundTrip(req *http.Request) (*http.Response, error) {
-	<-req.Context().Done()
-	return nil, req.Context().Err()
-}
-
-func TestHints(t *testing.T) {
-	t.Parallel()
-	for _, test := range []struct{ step, kind, detail, want string }{
-		{"http-01", "connection", "203.0.113.5: Fetching http://x/: Connection refused", "connection refused on port 80: is it published?"},
-		{"http-01", "connection", "203.0.113.5: Timeout during connect (likely firewall problem)", "port 80 cannot be reached"},
-		{"http-01", "unauthorized", "Invalid response from http://x/: 404", "another server answers on port 80"},
-		{"tls-alpn-01", "connection", "Connection refused", "connection refused on port 443: is it published?"},
-		{"tls-alpn-01", "unauthorized", "Failed to connect to 127.0.0.1:5001 for the tls-alpn-01 challenge", "port 443 cannot be reached"},
-		{"tls-alpn-01", "unauthorized", "Cannot negotiate ALPN protocol \"acme-tls/1\"", "another server ends TLS"},
-		{"http-01", "dns", "NXDOMAIN looking up A", "check its A and AAAA records"},
-		{"finalize", "caa", "forbidden", "CAA record"},
-		{"newOrder", "rateLimited", "too many failed authorizations (5)", "only waiting helps"},
-		{"newOrder", "rateLimited", "Your account is temporarily prevented from requesting certificates for x and possibly others. Please visit: https://portal.example/unpause", "follow the link"},
-		{"newOrder", "rejectedIdentifier", "forbidden by policy", "does not certify this name"},
-		{"newOrder", "invalidProfile", "unknown", "lists the profiles"},
-		{"newAccount", "externalAccountRequired", "no", "external account binding"},
-		{"newOrder", "userActionRequired", "terms", "agreed to again"},
-		{"finalize", "serverInternal", "oops", "nothing to do here"},
-		{"finalize", "badCSR", "CSR is bad", ""},
-	} {
-		p := &problem{step: test.step, kind: test.kind, detail: test.detail}
-		if got := p.hint(); !strings.Contains(got, test.want) || (got == "") != (test.want == "") {
-			t.Errorf("hint for %q = %q, want it to contain %q", p, got, test.want)
-		}
-	}
-	for want, err := range map[string]error{
-		"does it need a root of its own": fmt.Errorf("get: %w", &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}),
-		"check its DNS":                  &net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "ca"}},
-		"check outgoing connections":     &net.OpError{Op: "dial", Err: errors.New("refused")},
-		"owner, mode and free space":     &storeError{errors.New("no space left on device")},
-		"NTP":                            &clockError{time.Hour},
-	} {
-		got := newFailure(nil, "directory", err, time.Now())
-		if !strings.Contains(got.hint, want) || !strings.HasSuffix(got.reason, err.Error()) {
-			t.Errorf("newFailure(%v) = %q, hint %q, want the hint to contain %q", err, got.reason, got.hint, want)
-		}
-	}
-}
-
-func TestRetryAfter(t *testing.T) {
-	t.Parallel()
-	now := time.Date(2026, 11, 22, 9, 0, 0, 0, time.UTC)
-	for value, want := range map[string]time.Time{
-		"0":                             now,
-		"120":                           now.Add(2 * time.Minute),
-		"Sun, 22 Nov 2026 10:00:00 GMT": now.Add(time.Hour),
-		"":                              {},
-		"-1":                            {},
-		"soon":                          {},
-		"99999999999999999999":          {},
-	} {
-		got, ok := retryAfter(http.Header{"Retry-After": {value}}, now)
-		if !got.Equal(want) || ok == want.IsZero() {
-			t.Errorf("retryAfter(%q) = %v, %v, want %v", value, got, ok, want)
-		}
-	}
-}
-
-func TestRetryBackoff(t *testing.T) {
-	t.Parallel()
-	for _, test := range []struct {
-		n, status  int
-		retryAfter string
-		want       time.Duration
-	}{
-		{1, 429, "", 0},
-		{1, 429, "5", 0},
-		{1, 503, "5", 0},
-		{1, 503, "", 100 * time.Millisecond},
-		{3, 500, "", 300 * time.Millisecond},
-		{4, 500, "", 0},
-		{20, 400, "", time.Millisecond},
-		{21, 400, "", 0},
-	} {
-		res := reply(test.status, "")
-		if test.retryAfter != "" {
-			res.Header.Set("Retry-After", test.retryAfter)
-		}
-		if got := retryBackoff(test.n, nil, res); got != test.want {
-			t.Errorf("retryBackoff(%d, status %d, Retry-After %q) = %v, want %v", test.n, test.status, test.retryAfter, got, test.want)
-		}
-	}
 }

@@ -17,6 +17,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"plusminus/acme/internal/acmetest"
+	"plusminus/acme/internal/store"
 	"plusminus/acme/pebbletest"
 )
 
@@ -34,7 +36,7 @@ func wrongClock(s *timetable, ahead time.Duration) *atomic.Int64 {
 // waitEnd waits until an attempt of s has ended, and all is known of it.
 func waitEnd(t *testing.T, s *server) {
 	t.Helper()
-	waitFor(t, "end of an attempt", func() bool {
+	acmetest.WaitFor(t, "end of an attempt", func() bool {
 		st := s.status(t, domain)
 		return st.LastError != nil || len(st.CAs) > 0 && st.CAs[0].Attempts["ok"] > 0
 	})
@@ -46,7 +48,7 @@ func TestClockWasAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var ahead *atomic.Int64
 		orders := 0
-		s := prepareSchedule(t, t.TempDir(), &fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+		s := prepareSchedule(t, t.TempDir(), &fakeCA{answer: func(*attempt) (*tls.Certificate, error) {
 			if ahead.Load() != 0 {
 				return nil, &failure{step: "clock", reason: "ahead", free: true}
 			}
@@ -80,7 +82,7 @@ func TestClockBehindAtStart(t *testing.T) {
 		dir := t.TempDir()
 		asked := 0
 		var ahead *atomic.Int64
-		ca := &fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+		ca := &fakeCA{answer: func(*attempt) (*tls.Certificate, error) {
 			if ahead.Load() != 0 {
 				return nil, &failure{step: "clock", reason: "behind", free: true}
 			}
@@ -150,11 +152,11 @@ func TestLocalClock(t *testing.T) {
 func TestTooManyOpenFiles(t *testing.T) { // not parallel: it concerns the whole process
 	dir := t.TempDir()
 	a, b := prepareSchedule(t, dir, &fakeCA{}), prepareSchedule(t, dir, &fakeCA{})
-	authority := a.site.authorities[0]
-	if err := authority.keep(testPair(t, 90*day)); err != nil {
+	st := a.site.authorities[0].store
+	if err := storeCertificate(st, "counter.test", testPair(t, 90*day)); err != nil {
 		t.Fatal(err)
 	}
-	if err := (&plan{Failures: 3}).save(authority.store, "counter.test", time.Now()); err != nil {
+	if err := (&plan{Failures: 3}).save(st, "counter.test", time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	var old syscall.Rlimit
@@ -181,10 +183,10 @@ func TestTooManyOpenFiles(t *testing.T) { // not parallel: it concerns the whole
 
 // A disk that became read-only does not keep a restart from serving what is on it.
 func TestReadOnlyRestart(t *testing.T) {
-	tlsLn := listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
-	s := serve(t, cfg, tlsLn, listen(t))
-	waitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil })
+	tlsLn := acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
+	s := serve(t, cfg, tlsLn, acmetest.Listen(t))
+	acmetest.WaitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil })
 	s.stop()
 	for _, args := range [][]string{{"--bind", cfg.Dir, cfg.Dir}, {"-o", "remount,ro,bind", cfg.Dir}} {
 		if out, err := exec.Command("mount", args...).CombinedOutput(); err != nil {
@@ -197,7 +199,7 @@ func TestReadOnlyRestart(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(cfg.Dir, "x"), nil, 0o600); err == nil {
 		t.Fatal("the folder can be written")
 	}
-	s = serve(t, cfg, listen(t), listen(t))
+	s = serve(t, cfg, acmetest.Listen(t), acmetest.Listen(t))
 	if err := s.Ready(); err != nil {
 		t.Errorf("Ready = %v", err)
 	}
@@ -216,7 +218,7 @@ func TestReasonIsText(t *testing.T) {
 	ca := pebbletest.Start(t, pebbletest.Config{})
 	cfg := configFor(t, ca, t.TempDir()+"/d\xe9mo", domain)
 	s := serveLater(t, cfg)
-	if err := os.Mkdir(s.issuers[0].store.path(domain+"+probe"), 0o700); err != nil {
+	if err := os.Mkdir(s.issuers[0].store.Path(domain+"+probe"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	s.run()
@@ -225,34 +227,6 @@ func TestReasonIsText(t *testing.T) {
 	s.Renew(t.Context(), domain)
 	if second := s.status(t, domain).LastError.Reason; first != second || !strings.Contains(first, "d\uFFFDmo/acme/") {
 		t.Errorf("reasons %q and %q, want them alike and legible", first, second)
-	}
-}
-
-// Another replica's token counts as soon as it is there.
-func TestTokenOfAnother(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	a, err := openTokens(dir, time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := openTokens(dir, time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	const name = "x.example+token"
-	for i, write := range []func() error{
-		func() error { return a.Put(t.Context(), name, []byte("old")) },
-		func() error { return b.Put(t.Context(), name, []byte("new")) },
-		func() error { return b.Delete(t.Context(), name) },
-	} {
-		if err := write(); err != nil {
-			t.Fatal(err)
-		}
-		got, _ := a.Get(t.Context(), name)
-		if want := []string{"old", "new", ""}[i]; string(got) != want {
-			t.Errorf("step %d: replica a answers %q, want %q", i, got, want)
-		}
 	}
 }
 
@@ -277,10 +251,10 @@ func TestFinalizeInDoubt(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			tlsLn := listen(t)
-			ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+			tlsLn := acmetest.Listen(t)
+			ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
 			fault(ca)
-			s := serve(t, cfg, tlsLn, listen(t))
+			s := serve(t, cfg, tlsLn, acmetest.Listen(t))
 			waitEnd(t, s)
 			if s.Ready() != nil {
 				if err := s.Renew(t.Context(), domain); err != nil {
@@ -300,8 +274,8 @@ func TestFinalizeInDoubt(t *testing.T) {
 // An order that leads nowhere is given up: when an operator asks, at once, and by itself within hours.
 func TestOrderLeadsNowhere(t *testing.T) {
 	t.Parallel()
-	tlsLn := listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+	tlsLn := acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
 	cfg.lookInterval = 10 * time.Millisecond
 	var later atomic.Int64
 	cfg.now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
@@ -309,7 +283,7 @@ func TestOrderLeadsNowhere(t *testing.T) {
 	ca.Inject(pebbletest.OrderPath, 1, pebbletest.Forward)
 	lift := ca.Inject(pebbletest.OrderPath, -1, pebbletest.HTML(404)) // the host of orders has moved
 	defer lift()
-	s := serve(t, cfg, tlsLn, listen(t))
+	s := serve(t, cfg, tlsLn, acmetest.Listen(t))
 	s.waitFailure(t)
 	for hour := range 12 {
 		if ca.Orders() == 2 {
@@ -321,7 +295,7 @@ func TestOrderLeadsNowhere(t *testing.T) {
 		later.Add(int64(time.Hour))
 		ca.ShiftDate(time.Duration(later.Load()))
 		n := s.status(t, domain).CAs[0].Attempts
-		waitFor(t, "another attempt", func() bool { return s.status(t, domain).CAs[0].Attempts["order"] > n["order"] || ca.Orders() == 2 })
+		acmetest.WaitFor(t, "another attempt", func() bool { return s.status(t, domain).CAs[0].Attempts["order"] > n["order"] || ca.Orders() == 2 })
 	}
 	if got := ca.Orders(); got != 2 {
 		t.Fatalf("%d orders after half a day, want another one", got)
@@ -338,10 +312,10 @@ func TestOrderLeadsNowhere(t *testing.T) {
 // A process that is stopped while it finishes an older order has counted the certificate.
 func TestStopDuringFinalize(t *testing.T) {
 	t.Parallel()
-	tlsLn := listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+	tlsLn := acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
 	ca.Inject(pebbletest.OrderPath, 1, pebbletest.HTML(403)) // the first attempt ends after the validation
-	s := serve(t, cfg, tlsLn, listen(t))
+	s := serve(t, cfg, tlsLn, acmetest.Listen(t))
 	s.waitFailure(t)
 	taken := make(chan struct{})
 	ca.Inject(pebbletest.FinalizePath, 1, func(w http.ResponseWriter, r *http.Request) {
@@ -352,7 +326,7 @@ func TestStopDuringFinalize(t *testing.T) {
 	go s.Renew(t.Context(), domain)
 	<-taken
 	s.stop()
-	s = serve(t, cfg, tlsLn, listen(t))
+	s = serve(t, cfg, tlsLn, acmetest.Listen(t))
 	waitEnd(t, s)
 	if s.Ready() != nil {
 		if err := s.Renew(t.Context(), domain); err != nil {
@@ -368,10 +342,10 @@ func TestStopDuringFinalize(t *testing.T) {
 // naming it.
 func TestReplacesIsNotToBlame(t *testing.T) {
 	t.Parallel()
-	tlsLn := listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
-	s := serve(t, cfg, tlsLn, listen(t))
-	waitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil })
+	tlsLn := acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
+	s := serve(t, cfg, tlsLn, acmetest.Listen(t))
+	acmetest.WaitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil })
 	ca.Inject(pebbletest.NewOrderPath, 2, pebbletest.Problem(403, "rejectedIdentifier", "a mishap", ""))
 	if err := s.Renew(t.Context(), domain); err == nil {
 		t.Fatal("Renew = nil, want the refusal")
@@ -389,10 +363,10 @@ func TestReplacesIsNotToBlame(t *testing.T) {
 // gives the next one all the same.
 func TestReplacesFailsTheCA(t *testing.T) {
 	t.Parallel()
-	tlsLn := listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
-	s := serve(t, cfg, tlsLn, listen(t))
-	waitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil })
+	tlsLn := acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
+	s := serve(t, cfg, tlsLn, acmetest.Listen(t))
+	acmetest.WaitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil })
 	serial := s.status(t, domain).Serial
 	const tries = 4 // by the client, which repeats what meets a 500
 	ca.Inject(pebbletest.NewOrderPath, tries, pebbletest.Problem(500, "serverInternal", "could not find an order for the given certificate", ""))
@@ -416,7 +390,7 @@ func TestFallbackWaitsForOthers(t *testing.T) {
 		var asked [2]atomic.Int64
 		dir := t.TempDir()
 		cas := []*fakeCA{
-			{obtain: func(*attempt) (*tls.Certificate, error) {
+			{answer: func(*attempt) (*tls.Certificate, error) {
 				asked[0].Add(1)
 				if down.Load() {
 					return nil, &failure{step: "newOrder", reason: "down"}
@@ -424,7 +398,7 @@ func TestFallbackWaitsForOthers(t *testing.T) {
 				time.Sleep(5 * time.Second)
 				return testPair(t, 90*day), nil
 			}},
-			{obtain: func(*attempt) (*tls.Certificate, error) { asked[1].Add(1); return testPair(t, 90*day), nil }},
+			{answer: func(*attempt) (*tls.Certificate, error) { asked[1].Add(1); return testPair(t, 90*day), nil }},
 		}
 		a := schedule(t, dir, cas...)
 		sleep(4 * time.Hour)
@@ -452,14 +426,14 @@ func TestFallbackIsNotForEver(t *testing.T) {
 		start := time.Now()
 		var first, second []time.Duration
 		s := schedule(t, t.TempDir(),
-			&fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+			&fakeCA{answer: func(*attempt) (*tls.Certificate, error) {
 				first = append(first, time.Since(start))
 				if time.Since(start) < 4*time.Hour || len(first) == 5 { // once more at the renewal
 					return nil, &failure{step: "newOrder", reason: "down"}
 				}
 				return testPair(t, 90*day), nil
 			}},
-			&fakeCA{obtain: func(*attempt) (*tls.Certificate, error) {
+			&fakeCA{answer: func(*attempt) (*tls.Certificate, error) {
 				second = append(second, time.Since(start))
 				return testPair(t, 90*day), nil
 			}})
@@ -474,7 +448,7 @@ func TestFallbackIsNotForEver(t *testing.T) {
 func TestAttemptUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
-		ca := &fakeCA{obtain: func(a *attempt) (*tls.Certificate, error) {
+		ca := &fakeCA{answer: func(a *attempt) (*tls.Certificate, error) {
 			time.Sleep(8 * time.Second)
 			return testPair(t, 90*day), nil
 		}}
@@ -491,8 +465,8 @@ func TestAttemptUnderWay(t *testing.T) {
 // A replica that never lets go of the lock is told of.
 func TestLockIsHeld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := prepareSchedule(t, t.TempDir(), &fakeCA{obtain: func(*attempt) (*tls.Certificate, error) { return testPair(t, 90*day), nil }})
-		release, err := s.locks.lock("counter.test")
+		s := prepareSchedule(t, t.TempDir(), &fakeCA{answer: func(*attempt) (*tls.Certificate, error) { return testPair(t, 90*day), nil }})
+		release, err := s.locks.Lock("counter.test")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -503,7 +477,7 @@ func TestLockIsHeld(t *testing.T) {
 			t.Errorf("logged %v after ten minutes, which an attempt may take", got)
 		}
 		sleep(time.Hour)
-		if e := s.log.one("another replica does not come to an end"); !strings.Contains(e.attrs["hint"], "counter.test+lock") {
+		if e := s.log.one("another replica has held the lock for too long"); !strings.Contains(e.attrs["hint"], "counter.test+lock") {
 			t.Errorf("logged %v, want the file", e)
 		}
 		if last := s.Status()[0].LastError; last == nil || last.Step != "lock" {
@@ -517,22 +491,29 @@ func TestLockIsHeld(t *testing.T) {
 	})
 }
 
+// A brokenStore stores no certificate while broken is true.
+type brokenStore struct {
+	store.Store
+	broken *atomic.Bool
+}
+
+func (st *brokenStore) Write(name string, data []byte) error {
+	if st.broken.Load() && !strings.Contains(name, "+") {
+		return syscall.EROFS
+	}
+	return st.Store.Write(name, data)
+}
+
 // A certificate that could be stored at last does not replace the newer one of another replica.
 func TestSaveAgainIsLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
-		ca := &fakeCA{obtain: func(a *attempt) (*tls.Certificate, error) { return testPair(t, 90*day), nil }}
+		ca := &fakeCA{answer: func(a *attempt) (*tls.Certificate, error) { return testPair(t, 90*day), nil }}
 		a, b := prepareSchedule(t, dir, ca), prepareSchedule(t, dir, ca)
-		var broken atomic.Bool // a's own way to the folder is; b's is not
+		var broken atomic.Bool // only for a
 		broken.Store(true)
-		authority := a.site.authorities[0]
-		keep := authority.keep
-		authority.keep = func(c *tls.Certificate) error {
-			if broken.Load() {
-				return syscall.EROFS
-			}
-			return keep(c)
-		}
+		first := a.site.authorities[0]
+		first.store = &brokenStore{first.store, &broken}
 		a.start(t)
 		sleep(time.Second)
 		b.start(t)
@@ -543,7 +524,7 @@ func TestSaveAgainIsLate(t *testing.T) {
 		newest := b.site.current.Load().Leaf
 		broken.Store(false)
 		sleep(2 * time.Hour)
-		if got, err := b.site.authorities[0].stored(); err != nil || !got.Leaf.Equal(newest) {
+		if got, err := loadCertificate(b.site.authorities[0].store, "counter.test"); err != nil || !got.Leaf.Equal(newest) {
 			t.Errorf("stored from %v, %v, want the one from %v", got.Leaf.NotBefore, err, newest.NotBefore)
 		}
 		if got := a.site.current.Load().Leaf; !got.Equal(newest) {
@@ -558,8 +539,8 @@ func TestSlowReplica(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		var orders, asked atomic.Int64
-		ca := &fakeCA{obtain: func(a *attempt) (*tls.Certificate, error) { orders.Add(1); return testPair(t, 90*day), nil },
-			renewalInfo: func(id string) (renewalInfo, error) {
+		ca := &fakeCA{answer: func(a *attempt) (*tls.Certificate, error) { orders.Add(1); return testPair(t, 90*day), nil },
+			advise: func(id string) (renewalInfo, error) {
 				asked.Add(1)
 				now := time.Now()
 				return renewalInfo{CertID: id, FetchAfter: now.Add(6 * time.Hour), Start: now.Add(59 * day), End: now.Add(60 * day)}, nil
@@ -588,10 +569,10 @@ func TestSlowReplica(t *testing.T) {
 func TestOutageIsFree(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]pebbletest.Fault{"500": pebbletest.Problem(500, "serverInternal", "down", ""), "no answer": pebbletest.Drop} {
-		tlsLn := listen(t)
-		ca, cfg := startCA(t, pebbletest.Config{TLSPort: portOf(tlsLn)}, domain)
+		tlsLn := acmetest.Listen(t)
+		ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
 		ca.Inject(pebbletest.NewOrderPath, -1, fault)
-		s := serve(t, cfg, tlsLn, listen(t))
+		s := serve(t, cfg, tlsLn, acmetest.Listen(t))
 		s.waitFailure(t)
 		s.stop()
 		if !s.sites[0].authorities[0].plan.Free {

@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"plusminus/acme"
+	"plusminus/acme/check"
 	"plusminus/internal/admin"
 	"plusminus/internal/config"
 	"plusminus/internal/ingress"
@@ -63,9 +64,9 @@ func checkAll(ctx context.Context, cfg *config.Config, stdout io.Writer, m machi
 	}
 	out := &checkPrinter{w: stdout}
 	out.machine(m, cfg)
-	c := acme.CheckConfig{Config: acme.Config{Dir: cfg.Data}, Dial: dial}
+	c := check.Config{Config: acme.Config{Dir: cfg.Data}, Dial: dial}
 	if cfg.Plain {
-		out.say(acme.LevelOK, "certificates", "none with -plain: the proxy in front has them")
+		out.say(check.OK, "certificates", "none with -plain: the proxy in front has them")
 	} else {
 		var closeShared func() error
 		c.Config, closeShared = files.ACME(cfg)
@@ -75,7 +76,7 @@ func checkAll(ctx context.Context, cfg *config.Config, stdout io.Writer, m machi
 		c.Dir = ""
 	}
 	out.listen(ctx, cfg, &c)
-	if err := acme.Check(ctx, c, out.print); err != nil {
+	if err := check.Run(ctx, c, out.print); err != nil {
 		if ctx.Err() != nil {
 			return errors.New("the check was stopped before its end")
 		}
@@ -88,7 +89,7 @@ func checkAll(ctx context.Context, cfg *config.Config, stdout io.Writer, m machi
 type checkPrinter struct {
 	w      io.Writer
 	group  string // the heading of the last finding
-	counts [acme.LevelProblem + 1]int
+	counts [check.Problem + 1]int
 	err    error // the first error of writing
 }
 
@@ -98,7 +99,7 @@ func (p *checkPrinter) printf(format string, args ...any) {
 	}
 }
 
-func (p *checkPrinter) print(f acme.Finding) {
+func (p *checkPrinter) print(f check.Finding) {
 	group := f.Domain
 	if group == "" {
 		group = "this machine and the CA"
@@ -111,8 +112,8 @@ func (p *checkPrinter) print(f acme.Finding) {
 	p.printf("  %-7s  %s: %s\n", f.Level, f.Subject, f.Text)
 }
 
-func (p *checkPrinter) say(level acme.Level, subject, format string, args ...any) {
-	p.print(acme.Finding{Subject: subject, Level: level, Text: fmt.Sprintf(format, args...)})
+func (p *checkPrinter) say(level check.Level, subject, format string, args ...any) {
+	p.print(check.Finding{Subject: subject, Level: level, Text: fmt.Sprintf(format, args...)})
 }
 
 // conclude prints the summary.
@@ -126,7 +127,7 @@ func (p *checkPrinter) conclude() error {
 		}
 		return fmt.Sprintf("%d %ss", n, what)
 	}
-	problems, warnings := p.counts[acme.LevelProblem], p.counts[acme.LevelWarning]
+	problems, warnings := p.counts[check.Problem], p.counts[check.Warning]
 	next := "plusminus can be started"
 	switch {
 	case problems > 0:
@@ -146,24 +147,24 @@ func (p *checkPrinter) conclude() error {
 
 // listen opens the listeners that the server would have, and lets c answer on them. Where a port is in
 // use, c finds out what answers there.
-func (p *checkPrinter) listen(ctx context.Context, cfg *config.Config, c *acme.CheckConfig) {
+func (p *checkPrinter) listen(ctx context.Context, cfg *config.Config, c *check.Config) {
 	running := cfg.Admin != "" && admin.Alive(ctx, cfg.Admin)
-	open := func(flagName, addr string) acme.Port {
+	open := func(flagName, addr string) check.Port {
 		ln, err := net.Listen("tcp", addr)
 		switch {
 		case err == nil && cfg.Plain:
 			ln.Close()
 		case err == nil:
-			return acme.Port{Listeners: []net.Listener{ln}}
+			return check.Port{Listeners: []net.Listener{ln}}
 		case !errors.Is(err, syscall.EADDRINUSE):
-			p.say(acme.LevelProblem, "listener", "%v", ingress.ListenError(flagName, err))
-			return acme.Port{}
+			p.say(check.Problem, "listener", "%v", ingress.ListenError(flagName, err))
+			return check.Port{}
 		case running:
-			p.say(acme.LevelOK, "listener", "-%s %s is in use, and a plusminus runs here", flagName, addr)
+			p.say(check.OK, "listener", "-%s %s is in use, and a plusminus runs here", flagName, addr)
 		default:
-			p.say(acme.LevelWarning, "listener", "-%s %s is in use: if that is not a plusminus, the server cannot start", flagName, addr)
+			p.say(check.Warning, "listener", "-%s %s is in use: if that is not a plusminus, the server cannot start", flagName, addr)
 		}
-		return acme.Port{Running: admin.Dialable(addr)}
+		return check.Port{Running: admin.Dialable(addr)}
 	}
 	for _, addr := range cfg.HTTPS {
 		port := open("https", addr)

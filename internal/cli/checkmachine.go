@@ -6,7 +6,7 @@ import (
 	"strconv"
 	"strings"
 
-	"plusminus/acme"
+	"plusminus/acme/check"
 	"plusminus/internal/config"
 	"plusminus/internal/machine"
 )
@@ -30,14 +30,14 @@ func (p *checkPrinter) machine(m machine.Machine, cfg *config.Config) {
 	}
 	switch {
 	case len(why) == 0:
-		p.say(acme.LevelWarning, "clients", "neither the file limit nor the memory is known here: set -max-clients")
+		p.say(check.Warning, "clients", "neither the file limit nor the memory is known here: set -max-clients")
 	case err != nil:
-		p.say(acme.LevelWarning, "clients", "-max-clients is %s, %v; room is for %s", thousands(uint64(cfg.MaxClients)), err, strings.Join(why, "; "))
+		p.say(check.Warning, "clients", "-max-clients is %s, %v; room is for %s", thousands(uint64(cfg.MaxClients)), err, strings.Join(why, "; "))
 	default:
-		p.say(acme.LevelOK, "clients", "up to %s: room is for %s", thousands(clients), strings.Join(why, "; "))
+		p.say(check.OK, "clients", "up to %s: room is for %s", thousands(clients), strings.Join(why, "; "))
 	}
 	if m.Files > 0 && m.Files < 10_000 {
-		p.say(acme.LevelWarning, "file limit", "%s open files, one for each client: raise it (ulimit -n, docker --ulimit nofile=100000:100000, systemd LimitNOFILE=100000)", thousands(m.Files))
+		p.say(check.Warning, "file limit", "%s open files, one for each client: raise it (ulimit -n, docker --ulimit nofile=100000:100000, systemd LimitNOFILE=100000)", thousands(m.Files))
 	}
 	p.sysctls(m, clients)
 }
@@ -61,7 +61,7 @@ func (p *checkPrinter) sysctls(m machine.Machine, clients uint64) {
 		case good(value):
 			fine = append(fine, name)
 		default:
-			p.say(acme.LevelWarning, "sysctl", "%s is %s: %s", name, thousands(value), fmt.Sprintf(format, args...))
+			p.say(check.Warning, "sysctl", "%s is %s: %s", name, thousands(value), fmt.Sprintf(format, args...))
 		}
 	}
 	atLeast := func(n uint64) func(uint64) bool { return func(value uint64) bool { return value >= n } }
@@ -80,7 +80,7 @@ func (p *checkPrinter) sysctls(m machine.Machine, clients uint64) {
 	look("net.ipv4.tcp_mem", atLeast(pages),
 		"all TCP connections together may use only so many pages of memory; set the last of its three numbers to %d", pages)
 	if len(fine) > 0 {
-		p.say(acme.LevelOK, "sysctl", "right for %s clients: %s", thousands(clients), strings.Join(fine, ", "))
+		p.say(check.OK, "sysctl", "right for %s clients: %s", thousands(clients), strings.Join(fine, ", "))
 	}
 }
 

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"testing/fstest"
 
-	"plusminus/acme"
+	"plusminus/acme/check"
 	"plusminus/internal/config"
 	"plusminus/internal/machine"
 )
@@ -71,7 +71,7 @@ func TestCheckMachine(t *testing.T) {
 			if !slices.EqualFunc(lines, tt.want, func(line, want string) bool { return strings.HasPrefix(line, "  "+want) }) {
 				t.Errorf("printed\n%s\nwant\n%s", strings.Join(lines, "\n"), strings.Join(tt.want, "\n"))
 			}
-			if n := p.counts[acme.LevelProblem]; n != 0 {
+			if n := p.counts[check.Problem]; n != 0 {
 				t.Errorf("%d problems, want none: the server would run", n)
 			}
 		})

@@ -1,4 +1,4 @@
-package acme
+package challenge
 
 import (
 	"errors"
@@ -15,19 +15,19 @@ import (
 func TestTokens(t *testing.T) {
 	t.Parallel()
 	ctx, dir := t.Context(), filepath.Join(t.TempDir(), "tokens")
-	one, err := openTokens(dir, time.Now())
+	one, err := InFolder(dir, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	two, err := openTokens(dir, time.Now())
+	two, err := InFolder(dir, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, key := range []string{domain + "+token", "evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr_oA+http-01"} {
+	for _, key := range []string{"counter.example.com+token", "evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr_oA+http-01"} {
 		if err := one.Put(ctx, key, []byte("answer")); err != nil {
 			t.Fatal(err)
 		}
-		for i, replica := range []*tokens{one, two} {
+		for i, replica := range []*Tokens{one, two} {
 			if got, err := replica.Get(ctx, key); err != nil || string(got) != "answer" {
 				t.Errorf("replica %d: Get(%q) = %q, %v", i, key, got, err)
 			}
@@ -38,7 +38,7 @@ func TestTokens(t *testing.T) {
 		if err := one.Delete(ctx, key); err != nil {
 			t.Errorf("Delete of what is not there = %v", err)
 		}
-		for i, replica := range []*tokens{one, two} {
+		for i, replica := range []*Tokens{one, two} {
 			if _, err := replica.Get(ctx, key); !errors.Is(err, autocert.ErrCacheMiss) {
 				t.Errorf("replica %d: Get(%q) after Delete = %v, want a miss", i, key, err)
 			}
@@ -55,7 +55,7 @@ func TestTokenNames(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	sub, err := openTokens(filepath.Join(dir, "tokens"), time.Now())
+	sub, err := InFolder(filepath.Join(dir, "tokens"), time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func TestTokenNames(t *testing.T) {
 func TestOldTokens(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	tk, err := openTokens(dir, time.Now())
+	tk, err := InFolder(dir, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,11 +91,39 @@ func TestOldTokens(t *testing.T) {
 		after time.Duration
 		want  int
 	}{{tokenLife - time.Hour, 1}, {tokenLife + time.Hour, 0}} {
-		if _, err := openTokens(dir, time.Now().Add(test.after)); err != nil {
+		if _, err := InFolder(dir, time.Now().Add(test.after)); err != nil {
 			t.Fatal(err)
 		}
 		if entries, err := os.ReadDir(dir); err != nil || len(entries) != test.want {
 			t.Errorf("%d tokens after %v, want %d", len(entries), test.after, test.want)
+		}
+	}
+}
+
+// Another replica's token counts as soon as it is there.
+func TestTokenOfAnother(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	a, err := InFolder(dir, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := InFolder(dir, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const name = "x.example+token"
+	for i, write := range []func() error{
+		func() error { return a.Put(t.Context(), name, []byte("old")) },
+		func() error { return b.Put(t.Context(), name, []byte("new")) },
+		func() error { return b.Delete(t.Context(), name) },
+	} {
+		if err := write(); err != nil {
+			t.Fatal(err)
+		}
+		got, _ := a.Get(t.Context(), name)
+		if want := []string{"old", "new", ""}[i]; string(got) != want {
+			t.Errorf("step %d: replica a answers %q, want %q", i, got, want)
 		}
 	}
 }

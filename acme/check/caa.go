@@ -1,4 +1,4 @@
-package acme
+package check
 
 import (
 	"context"
@@ -188,7 +188,7 @@ func judgeCAA(set []*dns.CAA, identities []string, account string, accountErr er
 		case "issuewild", "iodef", "issuemail":
 		default:
 			if rr.Flag&criticalFlag != 0 {
-				return caaVerdict{level: LevelProblem, text: fmt.Sprintf("the critical property %q is one that no CA needs to know: it would refuse", rr.Tag)}
+				return caaVerdict{level: Problem, text: fmt.Sprintf("the critical property %q is one that no CA needs to know: it would refuse", rr.Tag)}
 			}
 		}
 	}
@@ -200,7 +200,7 @@ func judgeCAA(set []*dns.CAA, identities []string, account string, accountErr er
 		for _, rr := range issue {
 			values = append(values, rr.Value)
 		}
-		return caaVerdict{level: LevelWarning, text: "allows: " + strings.Join(values, ", ") + "; whether that is this CA cannot be told without caaIdentities in its directory"}
+		return caaVerdict{level: Warning, text: "allows: " + strings.Join(values, ", ") + "; whether that is this CA cannot be told without caaIdentities in its directory"}
 	}
 
 	// One record that fits is enough.
@@ -233,17 +233,17 @@ func judgeCAA(set []*dns.CAA, identities []string, account string, accountErr er
 		// https://www.rfc-editor.org/rfc/rfc8657#section-4
 		if value, ok := params["validationmethods"]; ok {
 			n := len(methods)
-			for _, m := range challengeNames() {
+			for _, m := range challengeTypes() {
 				if slices.Contains(strings.Split(value, ","), m) {
 					methods = append(methods, m)
 				}
 			}
 			if len(methods) == n {
-				reasons = append(reasons, fmt.Sprintf("allows validation by %s alone, and we answer %s", value, strings.Join(challengeNames(), " and ")))
+				reasons = append(reasons, fmt.Sprintf("allows validation by %s alone, and we answer %s", value, strings.Join(challengeTypes(), " and ")))
 				continue
 			}
 		} else {
-			methods = challengeNames()
+			methods = challengeTypes()
 		}
 		fits = true
 	}
@@ -255,16 +255,16 @@ func judgeCAA(set []*dns.CAA, identities []string, account string, accountErr er
 			}
 			reasons = []string{fmt.Sprintf("allows %s, and this CA is %s", allowed, strings.Join(identities, ", "))}
 		}
-		return caaVerdict{level: LevelProblem, text: strings.Join(reasons, "; ")}
+		return caaVerdict{level: Problem, text: strings.Join(reasons, "; ")}
 	}
 	v := caaVerdict{text: "allows this CA"}
 	slices.Sort(methods)
-	if methods = slices.Compact(methods); len(methods) < len(challengeNames()) {
+	if methods = slices.Compact(methods); len(methods) < len(challengeTypes()) {
 		v.methods = methods
 		v.text += ", by " + strings.Join(methods, ", ") + " alone"
 	}
 	if doubt != nil {
-		v.level, v.text = LevelWarning, doubt.Error()
+		v.level, v.text = Warning, doubt.Error()
 	}
 	return v
 }
@@ -296,25 +296,25 @@ func parseIssue(value string) (domain string, params map[string]string, err erro
 
 // checkCAA returns the verdict for each CA, in order; none if there are no records, or they are not
 // to be had.
-func (s *checkedSite) checkCAA() []caaVerdict {
-	ctx, cancel := context.WithTimeout(s.ctx, checkTimeout)
+func (s *domainCheck) checkCAA() []caaVerdict {
+	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
 	at, set, err := s.dns.relevantCAA(ctx, s.name)
 	var rcode *rcodeError
 	switch {
 	case errors.As(err, &rcode):
-		level := LevelProblem
+		level := Problem
 		if s.inside {
-			level = LevelWarning // such CAs hardly ask
+			level = Warning // such CAs hardly ask
 		}
 		// "…failure to complete the lookup": https://www.rfc-editor.org/rfc/rfc8659#section-6.2
 		s.say(level, "CAA", "the DNS answers %v when asked for the CAA records of %s, and then a CA refuses: the name's DNS servers, or their DNSSEC, have to be mended", err, at)
 		return nil
 	case err != nil:
-		s.say(LevelWarning, "CAA", "could not be looked up for %s: %v", at, err)
+		s.say(Warning, "CAA", "could not be looked up for %s: %v", at, err)
 		return nil
 	case set == nil:
-		s.say(LevelOK, "CAA", "no record: any CA may certify the name")
+		s.say(OK, "CAA", "no record: any CA may certify the name")
 		return nil
 	}
 	var verdicts []caaVerdict
@@ -326,7 +326,7 @@ func (s *checkedSite) checkCAA() []caaVerdict {
 		which := ""
 		if ca.fallback {
 			which = ", for the fallback CA"
-			v.level = min(v.level, LevelWarning)
+			v.level = min(v.level, Warning)
 		} else {
 			verdicts = append(verdicts, v)
 		}

@@ -1,4 +1,4 @@
-package acme
+package check
 
 import (
 	"bufio"
@@ -12,6 +12,8 @@ import (
 	"regexp"
 	"strings"
 	"syscall"
+
+	"plusminus/acme/internal/store"
 )
 
 // checkFolder checks that the data folder can be written, keeps secrets, and outlives what uses it.
@@ -22,35 +24,35 @@ func (c *checker) checkFolder() {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if err := tryFolder(dir); err != nil {
-			c.say(LevelProblem, subject, "%s is not there, and cannot be made: %v", dir, err)
+			c.say(Problem, subject, "%s is not there, and cannot be made: %v", dir, err)
 			return
 		}
-		c.say(LevelOK, subject, "%s is not there yet; the server can make it", dir)
+		c.say(OK, subject, "%s is not there yet; the server can make it", dir)
 		c.checkMount(dir)
 		return
 	case err != nil:
 		c.noDir = true
-		c.say(LevelProblem, subject, "%v", err)
+		c.say(Problem, subject, "%v", err)
 		return
 	case !info.IsDir():
 		c.noDir = true
-		c.say(LevelProblem, subject, "%s is no folder", dir)
+		c.say(Problem, subject, "%s is no folder", dir)
 		return
 	}
 	owner, probeOwner, err := probeFolder(dir)
 	switch {
 	case err != nil:
 		c.noDir = true
-		c.say(LevelProblem, subject, "cannot be written: %v; it must belong to the user that plusminus runs as: uid %d here, and uid %d owns it", err, os.Geteuid(), owner)
+		c.say(Problem, subject, "cannot be written: %v; it must belong to the user that plusminus runs as: uid %d here, and uid %d owns it", err, os.Geteuid(), owner)
 		return
 	case os.Geteuid() == 0 && owner != probeOwner:
 		// What root leaves behind, a server that runs as the owner could not open.
 		c.noDir = true
-		c.say(LevelProblem, subject, "%s belongs to uid %d, and this check runs as root: run it as the user that the server runs as; nothing is written there meanwhile", dir, owner)
+		c.say(Problem, subject, "%s belongs to uid %d, and this check runs as root: run it as the user that the server runs as; nothing is written there meanwhile", dir, owner)
 	case info.Mode().Perm()&0o077 != 0:
-		c.say(LevelWarning, subject, "%s can be written, but others may look into it (mode %04o): chmod 700 %s", dir, info.Mode().Perm(), dir)
+		c.say(Warning, subject, "%s can be written, but others may look into it (mode %04o): chmod 700 %s", dir, info.Mode().Perm(), dir)
 	default:
-		c.say(LevelOK, subject, "%s can be written, and is private", dir)
+		c.say(OK, subject, "%s can be written, and is private", dir)
 	}
 	c.checkMount(dir)
 }
@@ -81,7 +83,7 @@ func tryFolder(dir string) error {
 func probeFolder(dir string) (owner, probeOwner uint32, err error) {
 	owner = ownerOf(dir)
 	path := filepath.Join(dir, fmt.Sprintf(".check-%d", os.Getpid()))
-	if err := writeFile(path, make([]byte, 8<<10)); err != nil {
+	if err := store.WriteFile(path, make([]byte, 8<<10)); err != nil {
 		return owner, 0, err
 	}
 	probeOwner = ownerOf(path)
@@ -101,7 +103,7 @@ func ownerOf(path string) uint32 {
 // /proc, it cannot be told.
 func (c *checker) checkMount(dir string) {
 	const subject = "data folder"
-	f, err := os.Open(cmp.Or(c.cfg.mountinfo, "/proc/self/mountinfo"))
+	f, err := os.Open(c.cfg.mountinfo)
 	if err != nil {
 		return
 	}
@@ -121,11 +123,11 @@ func (c *checker) checkMount(dir string) {
 	}
 	switch {
 	case m.fstype == "tmpfs" || m.fstype == "ramfs":
-		c.say(LevelWarning, subject, "it is in memory (%s on %s) and empty after a restart, which costs a new account and new certificates each time", m.fstype, m.point)
+		c.say(Warning, subject, "it is in memory (%s on %s) and empty after a restart, which costs a new account and new certificates each time", m.fstype, m.point)
 	case m.point == "/" && (strings.HasPrefix(m.fstype, "overlay") || m.fstype == "aufs"):
-		c.say(LevelWarning, subject, "it is in the container itself and goes with it, which costs a new account and new certificates each time: mount a volume, -v plusminus:%s", c.cfg.Dir)
+		c.say(Warning, subject, "it is in the container itself and goes with it, which costs a new account and new certificates each time: mount a volume, -v plusminus:%s", c.cfg.Dir)
 	case anonymousVolume.MatchString(m.root):
-		c.say(LevelWarning, subject, "it is a volume without a name, which a new container does not find again: name it, -v plusminus:%s", c.cfg.Dir)
+		c.say(Warning, subject, "it is a volume without a name, which a new container does not find again: name it, -v plusminus:%s", c.cfg.Dir)
 	}
 }
 

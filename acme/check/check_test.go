@@ -1,15 +1,13 @@
-package acme
+package check
 
 import (
 	"cmp"
 	"context"
-	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -26,8 +24,16 @@ import (
 	"testing"
 	"time"
 
+	"plusminus/hub/valkey"
+	"plusminus/hub/valkey/redistest"
+
 	"github.com/miekg/dns"
 
+	"plusminus/acme"
+	"plusminus/acme/internal/acmetest"
+	"plusminus/acme/internal/challenge"
+	"plusminus/acme/internal/localca"
+	"plusminus/acme/internal/store"
 	"plusminus/acme/pebbletest"
 )
 
@@ -43,7 +49,7 @@ const (
 type world struct {
 	t   *testing.T
 	ca  *pebbletest.CA
-	cfg CheckConfig
+	cfg Config
 
 	mu sync.Mutex
 	// Guarded by mu while a check runs, and after one.
@@ -64,10 +70,10 @@ const (
 
 func newWorld(t *testing.T, pebble pebbletest.Config) *world {
 	t.Helper()
-	httpLn, tlsLn := listen(t), listen(t)
+	httpLn, tlsLn := acmetest.Listen(t), acmetest.Listen(t)
 	w := &world{t: t, ca: pebbletest.Start(t, pebble), rcodes: make(map[string]int), remote: "1.1.1.1:443"}
-	w.cfg = CheckConfig{
-		Config:     configFor(t, w.ca, t.TempDir(), checked),
+	w.cfg = Config{
+		Config:     acme.Config{Dir: t.TempDir(), DirectoryURL: w.ca.DirectoryURL, RootCAs: w.ca.DirectoryRoots, Domains: []acme.Domain{{Name: checked}}},
 		HTTP:       Port{Listeners: []net.Listener{httpLn}},
 		TLS:        Port{Listeners: []net.Listener{tlsLn}},
 		Dial:       w.dial,
@@ -210,7 +216,7 @@ func (w *world) check() []string {
 	var lines []string
 	domain := ""
 	began := time.Now()
-	err := Check(w.t.Context(), w.cfg, func(f Finding) {
+	err := Run(w.t.Context(), w.cfg, func(f Finding) {
 		lines = append(lines, fmt.Sprintf("%v %s %s: %s", f.Level, cmp.Or(f.Domain, "-"), f.Subject, f.Text))
 		if domain != f.Domain && domain != "" && f.Domain == "" {
 			w.t.Errorf("%v after those of %s", f, domain)
@@ -221,10 +227,10 @@ func (w *world) check() []string {
 		}
 	})
 	if err != nil {
-		w.t.Errorf("Check = %v", err)
+		w.t.Errorf("Run = %v", err)
 	}
-	if took := time.Since(began); took > checkTimeout {
-		w.t.Errorf("Check took %v", took)
+	if took := time.Since(began); took > timeout {
+		w.t.Errorf("Run took %v", took)
 	}
 	if n := w.ca.Orders() - orders; n != 0 {
 		w.t.Errorf("%d orders were placed", n)
@@ -263,7 +269,7 @@ func (w *world) want(lines []string, patterns ...string) {
 
 // web starts a plain HTTP server that is somebody else's, and returns its address.
 func (w *world) web(handler http.HandlerFunc) string {
-	ln := listen(w.t)
+	ln := acmetest.Listen(w.t)
 	s := &http.Server{Handler: handler}
 	var wg sync.WaitGroup
 	wg.Go(func() { s.Serve(ln) })
@@ -273,7 +279,7 @@ func (w *world) web(handler http.HandlerFunc) string {
 
 // peer starts a server that hands each connection to f.
 func (w *world) peer(f func(net.Conn)) string {
-	ln := listen(w.t)
+	ln := acmetest.Listen(w.t)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -301,7 +307,7 @@ func (w *world) otherServers() {
 		rw.Header().Set("Server", "nginx/1.27")
 		rw.WriteHeader(http.StatusBadGateway)
 	})
-	w.routes[publicV4+":443"] = w.tlsPeer(selfSigned(w.t, "old.example.org", time.Now(), time.Now().Add(day)))
+	w.routes[publicV4+":443"] = w.tlsPeer(acmetest.SelfSigned(w.t, "old.example.org", time.Now(), time.Now().Add(day)))
 }
 
 // editDirectory has the CA's directory changed by f.
@@ -324,7 +330,7 @@ func (w *world) editDirectory(f func(h http.Header, directory, meta map[string]a
 }
 
 // Each finding, and that all others are "ok" then.
-func TestCheck(t *testing.T) {
+func TestRun(t *testing.T) {
 	tests := []struct {
 		name    string
 		prepare func(w *world)
@@ -340,7 +346,7 @@ func TestCheck(t *testing.T) {
 		{"CA refuses connections", func(w *world) { w.ca.Stop() }, []string{"problem CA: cannot reach the CA"}},
 		{"CA is not trusted", func(w *world) { w.cfg.RootCAs = x509.NewCertPool() }, []string{"problem CA: is not trusted here"}},
 		{"CA's certificate has expired", func(w *world) {
-			cert := selfSigned(w.t, "ca.example.org", time.Now().Add(-2*day), time.Now().Add(-day))
+			cert := acmetest.SelfSigned(w.t, "ca.example.org", time.Now().Add(-2*day), time.Now().Add(-day))
 			w.cfg.RootCAs.AddCert(cert.Leaf)
 			w.cfg.DirectoryURL = "https://ca.example.org/"
 			w.routes["ca.example.org:443"] = w.tlsPeer(cert)
@@ -458,7 +464,7 @@ func TestCheck(t *testing.T) {
 		{"other servers", (*world).otherServers, []string{"warning port 80: another server answers: HTTP 502 Bad Gateway, Server: nginx/1.27",
 			"warning port 443: another server ends TLS there, with a certificate for old.example.org", "problem challenges: neither by http-01 nor by tls-alpn-01"}},
 		{"a proxy in front of 443", func(w *world) {
-			w.routes[publicV4+":443"] = w.tlsPeer(selfSigned(w.t, checked, time.Now(), time.Now().Add(day)), "h2", "http/1.1")
+			w.routes[publicV4+":443"] = w.tlsPeer(acmetest.SelfSigned(w.t, checked, time.Now(), time.Now().Add(day)), "h2", "http/1.1")
 		}, []string{"warning port 443: another server ends TLS there: it does not know the protocol acme-tls/1", "ok challenges: answer by http-01;"}},
 		{"no TLS on 443", func(w *world) {
 			w.routes[publicV4+":443"] = w.peer(func(c net.Conn) { io.WriteString(c, "SSH-2.0-OpenSSH_9.2\r\n"); io.Copy(io.Discard, c) })
@@ -474,16 +480,17 @@ func TestCheck(t *testing.T) {
 			if err != nil {
 				w.t.Fatal(err)
 			}
-			cert := sign(w.t, &x509.Certificate{DNSNames: []string{checked}, NotBefore: time.Now(), NotAfter: time.Now().Add(day),
+			cert := acmetest.Sign(w.t, &x509.Certificate{DNSNames: []string{checked}, NotBefore: time.Now(), NotAfter: time.Now().Add(day),
 				ExtraExtensions: []pkix.Extension{{Id: acmeIdentifier, Critical: true, Value: value}}}, nil)
 			w.routes[publicV4+":443"] = w.tlsPeer(cert, "acme-tls/1")
 		}, []string{"warning port 443: a challenge that is not ours"}},
 		{"another certificate with the protocol", func(w *world) {
-			w.routes[publicV4+":443"] = w.tlsPeer(selfSigned(w.t, checked, time.Now(), time.Now().Add(day)), "acme-tls/1")
+			w.routes[publicV4+":443"] = w.tlsPeer(acmetest.SelfSigned(w.t, checked, time.Now(), time.Now().Add(day)), "acme-tls/1")
 		}, []string{"warning port 443: the wrong certificate"}},
 		{"a plusminus on another data folder", func(w *world) {
-			other := serveLater(w.t, Config{Dir: w.t.TempDir(), Domains: []Domain{{Name: checked}}})
-			w.routes[publicV4+":80"], w.routes[publicV4+":443"] = other.plain.Addr().String(), other.tls.Addr().String()
+			otherTLS, otherPlain := acmetest.Listen(w.t), acmetest.Listen(w.t)
+			serve(w.t, acme.Config{Dir: w.t.TempDir(), Domains: []acme.Domain{{Name: checked}}}, otherTLS, otherPlain, false)
+			w.routes[publicV4+":80"], w.routes[publicV4+":443"] = otherPlain.Addr().String(), otherTLS.Addr().String()
 		}, []string{"warning port 80: a plusminus answers that runs on another data folder", "warning port 443: refuses the handshake", "problem challenges: neither"}},
 		{"redirected to where we are", func(w *world) {
 			mine := w.routes[publicV4+":80"]
@@ -571,7 +578,7 @@ func TestCheck(t *testing.T) {
 }
 
 // What root would leave behind in a folder of another user, the server could not open.
-func TestCheckAsRoot(t *testing.T) {
+func TestAsRoot(t *testing.T) {
 	w := newWorld(t, pebbletest.Config{})
 	if os.Geteuid() != 0 {
 		os.Chmod(w.cfg.Dir, 0o500)
@@ -611,7 +618,7 @@ func filesIn(t *testing.T, dir string) []string {
 	return files
 }
 
-func TestCheckLeavesNothing(t *testing.T) {
+func TestLeavesNothing(t *testing.T) {
 	w := newWorld(t, pebbletest.Config{})
 	parent := w.cfg.Dir
 	w.cfg.Dir = filepath.Join(parent, "a", "b")
@@ -622,10 +629,10 @@ func TestCheckLeavesNothing(t *testing.T) {
 }
 
 // A server that runs on the same data folder answers in the check's place, and is not disturbed.
-func TestCheckBesideServer(t *testing.T) {
-	tlsLn, plainLn := listen(t), listen(t)
-	w := newWorld(t, pebbletest.Config{TLSPort: portOf(tlsLn), HTTPPort: portOf(plainLn)})
-	s := serve(t, w.cfg.Config, tlsLn, plainLn)
+func TestBesideServer(t *testing.T) {
+	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
+	w := newWorld(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn), HTTPPort: acmetest.Port(plainLn)})
+	s := serve(t, w.cfg.Config, tlsLn, plainLn, true)
 	s.waitReady(t)
 	release := func() {
 		for _, ln := range append(w.cfg.HTTP.Listeners, w.cfg.TLS.Listeners...) {
@@ -636,13 +643,13 @@ func TestCheckBesideServer(t *testing.T) {
 	w.routes[publicV4+":80"], w.routes[publicV4+":443"] = plainLn.Addr().String(), tlsLn.Addr().String()
 	w.routes["127.0.0.1:80"], w.routes["127.0.0.1:443"] = plainLn.Addr().String(), tlsLn.Addr().String()
 	w.cfg.HTTP, w.cfg.TLS = Port{Running: "127.0.0.1:80"}, Port{Running: "127.0.0.1:443"}
-	waitFor(t, "end of the order", func() bool { // ready is said before the certificate is stored
-		release, err := (&folder{dir: filepath.Join(w.cfg.Dir, "acme", "locks")}).lock(checked)
+	acmetest.WaitFor(t, "end of the order", func() bool { // ready is said before the certificate is stored
+		release, err := store.NewFolder(filepath.Join(w.cfg.Dir, "acme", "locks"), time.Now, nil).Lock(checked)
 		if err != nil {
 			return false
 		}
 		defer release()
-		_, err = os.Stat(filepath.Join(w.cfg.Dir, "acme", directoryName(w.cfg.DirectoryURL), checked))
+		_, err = os.Stat(filepath.Join(w.cfg.Dir, "acme", store.DirectoryName(w.cfg.DirectoryURL), checked))
 		return err == nil
 	})
 	before := filesIn(t, w.cfg.Dir)
@@ -679,13 +686,17 @@ func TestCheckBesideServer(t *testing.T) {
 
 	t.Run("an order is under way", func(t *testing.T) {
 		w := w.in(t)
-		release, err := waitLock(t.Context(), &folder{dir: filepath.Join(w.cfg.Dir, "acme", "locks")}, checked)
+		release, err := store.WaitLock(t.Context(), store.NewFolder(filepath.Join(w.cfg.Dir, "acme", "locks"), time.Now, nil), checked)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer release()
 		answer := []byte("the server's own answer")
-		if err := s.tokens.Put(t.Context(), checked+"+token", answer); err != nil {
+		tokens, err := challenge.InFolder(filepath.Join(w.cfg.Dir, "acme", "tokens"), time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := tokens.Put(t.Context(), checked+"+token", answer); err != nil {
 			t.Fatal(err)
 		}
 		w.want(w.check(), "warning port 443: a server is just ordering a certificate", "ok port 80: answers", "ok challenges: answer by http-01;")
@@ -693,12 +704,12 @@ func TestCheckBesideServer(t *testing.T) {
 		if err != nil || string(got) != string(answer) {
 			t.Errorf("the server's answer is now %q, %v", got, err)
 		}
-		s.tokens.Delete(t.Context(), checked+"+token")
+		tokens.Delete(t.Context(), checked+"+token")
 	})
 
 	t.Run("the server has another name", func(t *testing.T) {
 		w := w.in(t)
-		w.cfg.Domains = []Domain{{Name: "new.example.org"}}
+		w.cfg.Domains = []acme.Domain{{Name: "new.example.org"}}
 		w.zone = []string{"new.example.org. A " + publicV4}
 		w.want(w.check(), "warning port 80: at "+publicV4+", a plusminus answers that does not serve this name",
 			"warning port 80: at 127.0.0.1:80 on this machine, a plusminus answers that does not serve this name", "ok challenges: answer by tls-alpn-01;")
@@ -716,15 +727,19 @@ func TestCheckBesideServer(t *testing.T) {
 	t.Run("damaged and failed before", func(t *testing.T) {
 		w := w.in(t)
 		s.stop()
-		st := &folder{dir: filepath.Join(w.cfg.Dir, "acme", directoryName(w.cfg.DirectoryURL)), now: time.Now}
-		w.write(st.path(checked), "rubbish")
+		st := store.NewFolder(filepath.Join(w.cfg.Dir, "acme", store.DirectoryName(w.cfg.DirectoryURL)), time.Now, nil)
+		w.write(st.Path(checked), "rubbish")
 		now := time.Now()
-		pl := &plan{Failures: 3, NotBefore: now.Add(time.Hour), LastError: &LastError{When: now, Reason: "it was\nrefused", Hint: "look there"}}
-		if err := pl.save(st, checked, now); err != nil {
+		plan, err := json.Marshal(map[string]any{"saved": now, "failures": 3, "not_before": now.Add(time.Hour),
+			"last_error": acme.LastError{When: now, Reason: "it was\nrefused", Hint: "look there"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := st.Write(checked+store.PlanSuffix, plan); err != nil {
 			t.Fatal(err)
 		}
 		w.want(w.check(), "warning certificate: is damaged", "warning certificate: it was refused (look there); the next one is not made before")
-		if _, err := os.Stat(st.path(checked)); err != nil {
+		if _, err := os.Stat(st.Path(checked)); err != nil {
 			t.Errorf("the damaged file was touched: %v", err)
 		}
 	})
@@ -743,7 +758,7 @@ func (w *world) in(t *testing.T) *world {
 }
 
 // Check's own probes are answered by it alone: afterwards the answer is gone.
-func TestCheckTakesAnswersAway(t *testing.T) {
+func TestTakesAnswersAway(t *testing.T) {
 	w := newWorld(t, pebbletest.Config{})
 	dir := filepath.Join(w.cfg.Dir, "acme", "tokens")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -756,17 +771,17 @@ func TestCheckTakesAnswersAway(t *testing.T) {
 }
 
 // Many domains are told in order, each in one piece.
-func TestCheckManyDomains(t *testing.T) {
+func TestManyDomains(t *testing.T) {
 	w := newWorld(t, pebbletest.Config{})
 	w.cfg.Domains, w.zone = nil, nil
 	for i := range 40 {
 		name := fmt.Sprintf("n%02d.example.org", i)
-		w.cfg.Domains = append(w.cfg.Domains, Domain{Name: name})
+		w.cfg.Domains = append(w.cfg.Domains, acme.Domain{Name: name})
 		w.zone = append(w.zone, name+". A "+publicV4)
 	}
 	var order []string
-	err := Check(t.Context(), w.cfg, func(f Finding) {
-		if f.Level != LevelOK {
+	err := Run(t.Context(), w.cfg, func(f Finding) {
+		if f.Level != OK {
 			t.Errorf("%+v", f)
 		}
 		if f.Domain != "" && (len(order) == 0 || order[len(order)-1] != f.Domain) {
@@ -781,7 +796,7 @@ func TestCheckManyDomains(t *testing.T) {
 	}
 }
 
-func domainNamesOf(domains []Domain) []string {
+func domainNamesOf(domains []acme.Domain) []string {
 	var all []string
 	for _, d := range domains {
 		all = append(all, d.Name)
@@ -790,7 +805,7 @@ func domainNamesOf(domains []Domain) []string {
 }
 
 // An interrupted check returns at once, and does not tell what was cut off as if it had failed.
-func TestCheckInterrupted(t *testing.T) {
+func TestInterrupted(t *testing.T) {
 	for _, hangs := range []string{publicV4 + ":80", "1.1.1.53:53", "ca"} {
 		t.Run(hangs, func(t *testing.T) {
 			w := newWorld(t, pebbletest.Config{})
@@ -812,38 +827,38 @@ func TestCheckInterrupted(t *testing.T) {
 				stopped.Store(time.Now().UnixNano())
 				cancel()
 			}()
-			err := Check(ctx, w.cfg, func(f Finding) {
-				if f.Level != LevelOK {
+			err := Run(ctx, w.cfg, func(f Finding) {
+				if f.Level != OK {
 					t.Errorf("%+v", f)
 				}
 			})
 			if !errors.Is(err, context.Canceled) {
-				t.Errorf("Check = %v, want context.Canceled", err)
+				t.Errorf("Run = %v, want context.Canceled", err)
 			}
 			if took := time.Since(time.Unix(0, stopped.Load())); took > 2*time.Second {
-				t.Errorf("Check returned %v after its context was done", took)
+				t.Errorf("Run returned %v after its context was done", took)
 			}
 		})
 	}
 }
 
 // A configuration that New refuses is an error.
-func TestCheckRefuses(t *testing.T) {
-	err := Check(t.Context(), CheckConfig{Config: Config{Domains: []Domain{{Name: "*.example.org"}}, Dir: t.TempDir()}}, func(Finding) {})
+func TestRefuses(t *testing.T) {
+	err := Run(t.Context(), Config{Config: acme.Config{Domains: []acme.Domain{{Name: "*.example.org"}}, Dir: t.TempDir()}}, func(Finding) {})
 	if err == nil || !strings.Contains(err.Error(), "wildcards") {
-		t.Errorf("Check = %v, want that of New", err)
+		t.Errorf("Run = %v, want that of New", err)
 	}
 }
 
-func TestCheckLocal(t *testing.T) {
+func TestLocal(t *testing.T) {
 	w := newWorld(t, pebbletest.Config{})
-	w.cfg.Domains = []Domain{{Name: "counter.test", Local: true}, {Name: "192.0.2.7"}}
+	w.cfg.Domains = []acme.Domain{{Name: "counter.test", Local: true}, {Name: "192.0.2.7"}}
 	w.cfg.HTTP, w.cfg.TLS = Port{}, Port{}
 	w.want(w.check(), "ok certificate: which is made at the first start")
 	if len(w.dialed) > 0 {
 		t.Errorf("connections to %v for local domains", w.dialed)
 	}
-	if _, err := New(w.cfg.Config); err != nil {
+	if _, err := acme.New(w.cfg.Config); err != nil {
 		t.Fatal(err)
 	}
 	root := filepath.Join(w.cfg.Dir, "local-ca", "root.pem")
@@ -856,16 +871,16 @@ func TestCheckLocal(t *testing.T) {
 	w.cfg.systemRoots = x509.NewCertPool()
 	w.cfg.systemRoots.AppendCertsFromPEM(rootPEM)
 	w.want(w.check(), "ok certificate: which this system trusts")
-	w.cfg.now = func() time.Time { return time.Now().AddDate(rootYears, 0, -30) }
+	w.cfg.now = func() time.Time { return time.Now().AddDate(localca.RootYears, 0, -30) }
 	w.want(w.check(), "warning certificate: another is made at the start")
 	w.cfg.now = nil
 	w.write(root, "rubbish")
 	w.want(w.check(), "warning certificate: is damaged")
 }
 
-func TestCheckFiles(t *testing.T) {
-	issuer := newTestIssuer(t)
-	fresh := issuer.issue(t, 90*day, checked)
+func TestFiles(t *testing.T) {
+	issuer := acmetest.NewIssuer(t)
+	fresh := issuer.Issue(t, 90*day, checked)
 	tests := []struct {
 		name      string
 		cert, key tls.Certificate
@@ -874,11 +889,11 @@ func TestCheckFiles(t *testing.T) {
 		want      []string
 	}{
 		{"fit", fresh, fresh, time.Minute, false, []string{"ok certificate file: and its key fit", "ok certificate file: covers the name"}},
-		{"do not fit", fresh, issuer.issue(t, 90*day, checked), time.Minute, false, []string{"problem certificate file: private key does not match"}},
-		{"expired", fresh, fresh, 91 * day, false, []string{"problem certificate file: whoever renews it did not"}},
+		{"do not fit", fresh, issuer.Issue(t, 90*day, checked), time.Minute, false, []string{"problem certificate file: private key does not match"}},
+		{"expired", fresh, fresh, 91 * day, false, []string{"problem certificate file: the program that renews it has not done so"}},
 		{"about to expire", fresh, fresh, 80 * day, false, []string{"warning certificate file: should have been renewed by now"}},
 		{"not yet valid", fresh, fresh, -day, false, []string{"problem certificate file: is valid only from", "warning certificate file: covers the name, but"}},
-		{"other names", issuer.issue(t, 90*day, "a.example.org"), tls.Certificate{}, time.Minute, false, []string{"problem certificate file: is for other names: a.example.org"}},
+		{"other names", issuer.Issue(t, 90*day, "a.example.org"), tls.Certificate{}, time.Minute, false, []string{"problem certificate file: is for other names: a.example.org"}},
 		{"not trusted", fresh, fresh, time.Minute, true, []string{"warning certificate file: is not trusted by this system's roots"}},
 	}
 	for _, test := range tests {
@@ -889,9 +904,11 @@ func TestCheckFiles(t *testing.T) {
 			}
 			w.cfg.DirectoryURL, w.cfg.Dir = "", ""
 			w.cfg.CertFile, w.cfg.KeyFile = filepath.Join(t.TempDir(), "cert.pem"), filepath.Join(t.TempDir(), "key.pem")
-			w.write(w.cfg.CertFile, string(chainPEM(test.cert)))
-			w.write(w.cfg.KeyFile, string(keyPEM(t, test.key)))
-			w.cfg.systemRoots = issuer.roots()
+			chain, _ := acmetest.PEM(t, test.cert)
+			_, key := acmetest.PEM(t, test.key)
+			w.write(w.cfg.CertFile, string(chain))
+			w.write(w.cfg.KeyFile, string(key))
+			w.cfg.systemRoots = issuer.Roots()
 			if test.noRoots {
 				w.cfg.systemRoots = x509.NewCertPool()
 			}
@@ -909,29 +926,29 @@ func TestJudgeCAA(t *testing.T) {
 		text    string
 		methods string
 	}{
-		{[]string{`0 issue "ca.example"`}, LevelOK, "allows this CA", ""},
-		{[]string{`0 ISSUE " CA.Example "`}, LevelOK, "allows this CA", ""},
-		{[]string{`0 issue "other.example"`, `0 issue "ca.example"`}, LevelOK, "allows this CA", ""},
-		{[]string{`0 issue "other.example"`}, LevelProblem, "allows other.example alone, and this CA is ca.example", ""},
-		{[]string{`0 issue ";"`}, LevelProblem, "allows nobody", ""},
-		{[]string{`0 issue ""`}, LevelProblem, "allows nobody", ""},
-		{[]string{`0 issue "%%%%%"`}, LevelProblem, "allows %%%%% alone", ""},
-		{[]string{`0 issue "ca.example; x"`}, LevelProblem, "is malformed", ""},
-		{[]string{`0 issue "ca.example x"`}, LevelProblem, "is malformed", ""},
-		{[]string{`0 issue "ca.example; a=1; a=2"`}, LevelProblem, "is malformed", ""},
-		{[]string{`0 issue "ca.example; policy=ev;"`}, LevelProblem, "is malformed", ""},
-		{[]string{`0 issue "ca.example; policy=ev"`}, LevelOK, "allows this CA", ""},
-		{[]string{`0 issuewild ";"`}, LevelOK, "does not restrict", ""},
-		{[]string{`0 issuewild ";"`, `0 issue "ca.example"`}, LevelOK, "allows this CA", ""},
-		{[]string{`128 issue "ca.example"`}, LevelOK, "allows this CA", ""},
-		{[]string{`0 tbs "x"`}, LevelOK, "does not restrict", ""},
-		{[]string{`128 tbs "x"`, `0 issue "ca.example"`}, LevelProblem, `critical property "tbs"`, ""},
-		{[]string{`0 issue "ca.example; accounturi=https://ca.example/acct/7"`}, LevelOK, "allows this CA", ""},
-		{[]string{`0 issue "ca.example; accounturi=https://ca.example/acct/8"`}, LevelProblem, "and ours is https://ca.example/acct/7", ""},
-		{[]string{`0 issue "ca.example; accounturi=https://ca.example/acct/8"`, `0 issue "ca.example"`}, LevelOK, "allows this CA", ""},
-		{[]string{`0 issue "ca.example; validationmethods=dns-01"`}, LevelProblem, "allows validation by dns-01 alone", ""},
-		{[]string{`0 issue "ca.example; validationmethods=dns-01,http-01"`}, LevelOK, "by http-01 alone", "http-01"},
-		{[]string{`0 issue "ca.example; validationmethods=http-01"`, `0 issue "ca.example; validationmethods=tls-alpn-01"`}, LevelOK, "allows this CA", ""},
+		{[]string{`0 issue "ca.example"`}, OK, "allows this CA", ""},
+		{[]string{`0 ISSUE " CA.Example "`}, OK, "allows this CA", ""},
+		{[]string{`0 issue "other.example"`, `0 issue "ca.example"`}, OK, "allows this CA", ""},
+		{[]string{`0 issue "other.example"`}, Problem, "allows other.example alone, and this CA is ca.example", ""},
+		{[]string{`0 issue ";"`}, Problem, "allows nobody", ""},
+		{[]string{`0 issue ""`}, Problem, "allows nobody", ""},
+		{[]string{`0 issue "%%%%%"`}, Problem, "allows %%%%% alone", ""},
+		{[]string{`0 issue "ca.example; x"`}, Problem, "is malformed", ""},
+		{[]string{`0 issue "ca.example x"`}, Problem, "is malformed", ""},
+		{[]string{`0 issue "ca.example; a=1; a=2"`}, Problem, "is malformed", ""},
+		{[]string{`0 issue "ca.example; policy=ev;"`}, Problem, "is malformed", ""},
+		{[]string{`0 issue "ca.example; policy=ev"`}, OK, "allows this CA", ""},
+		{[]string{`0 issuewild ";"`}, OK, "does not restrict", ""},
+		{[]string{`0 issuewild ";"`, `0 issue "ca.example"`}, OK, "allows this CA", ""},
+		{[]string{`128 issue "ca.example"`}, OK, "allows this CA", ""},
+		{[]string{`0 tbs "x"`}, OK, "does not restrict", ""},
+		{[]string{`128 tbs "x"`, `0 issue "ca.example"`}, Problem, `critical property "tbs"`, ""},
+		{[]string{`0 issue "ca.example; accounturi=https://ca.example/acct/7"`}, OK, "allows this CA", ""},
+		{[]string{`0 issue "ca.example; accounturi=https://ca.example/acct/8"`}, Problem, "and ours is https://ca.example/acct/7", ""},
+		{[]string{`0 issue "ca.example; accounturi=https://ca.example/acct/8"`, `0 issue "ca.example"`}, OK, "allows this CA", ""},
+		{[]string{`0 issue "ca.example; validationmethods=dns-01"`}, Problem, "allows validation by dns-01 alone", ""},
+		{[]string{`0 issue "ca.example; validationmethods=dns-01,http-01"`}, OK, "by http-01 alone", "http-01"},
+		{[]string{`0 issue "ca.example; validationmethods=http-01"`, `0 issue "ca.example; validationmethods=tls-alpn-01"`}, OK, "allows this CA", ""},
 	}
 	for _, test := range tests {
 		var set []*dns.CAA
@@ -988,19 +1005,39 @@ short line
 	}
 }
 
-func chainPEM(cert tls.Certificate) []byte {
-	var b []byte
-	for _, der := range cert.Certificate {
-		b = append(b, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
-	}
-	return b
-}
-
-func keyPEM(t testing.TB, cert tls.Certificate) []byte {
-	t.Helper()
-	b, err := encodeKey(cert.PrivateKey.(*ecdsa.PrivateKey))
-	if err != nil {
+// A check says whether what is shared can be used, and has a server on it answer in the check's place.
+func TestShared(t *testing.T) {
+	srv := redistest.Start(t)
+	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
+	w := newWorld(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn), HTTPPort: acmetest.Port(plainLn)})
+	files := valkey.NewFiles(valkey.Config{Address: srv.Addr})
+	t.Cleanup(func() { files.Close() })
+	w.cfg.Shared, w.cfg.SealKeys = files, [][]byte{acmetest.SealKey(1)}
+	if err := os.Chmod(w.cfg.Dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	return b
+	w.want(w.check(), "ok shared store: redis://"+srv.Addr+"/0?prefix=plusminus can be written", "ok challenges: by http-01 and by tls-alpn-01")
+
+	s := serve(t, w.cfg.Config, tlsLn, plainLn, true)
+	s.waitReady(t)
+	acmetest.WaitFor(t, "certificate in the store", func() bool {
+		return srv.Do("EXISTS", "{plusminus}:file:acme/"+store.DirectoryName(w.ca.DirectoryURL)+"/"+checked) == "1"
+	})
+	for _, ln := range append(w.cfg.HTTP.Listeners, w.cfg.TLS.Listeners...) {
+		ln.Close()
+	}
+	w.routes[publicV4+":80"], w.routes[publicV4+":443"] = plainLn.Addr().String(), tlsLn.Addr().String()
+	w.routes["127.0.0.1:80"], w.routes["127.0.0.1:443"] = plainLn.Addr().String(), tlsLn.Addr().String()
+	w.cfg.HTTP, w.cfg.TLS = Port{Running: "127.0.0.1:80"}, Port{Running: "127.0.0.1:443"}
+	w.want(w.check(), "ok certificate: there is one, valid until", "ok account: the CA knows",
+		"ok port 80: the plusminus that runs here answers", "ok port 443: the plusminus that runs here answers")
+
+	w.cfg.SealKeys = [][]byte{acmetest.SealKey(2)}
+	unknown := []string{"warning port 80: nothing can be put where", "warning port 443: nothing can be put where", "warning challenges: cannot be told"}
+	w.want(w.check(), append(unknown, "problem shared store: all replicas need the same key")...)
+	srv.Kill()
+	w.want(w.check(), append(unknown, "problem shared store: refused")...)
+	if entries, err := os.ReadDir(w.cfg.Dir); err != nil || len(entries) != 1 { // the server's copies
+		t.Errorf("left behind: %v, %v", entries, err)
+	}
 }

@@ -1,4 +1,4 @@
-package acme
+package store
 
 import (
 	"bytes"
@@ -11,13 +11,13 @@ import (
 // testSealKey returns a key that differs for each n.
 func testSealKey(n byte) []byte { return bytes.Repeat([]byte{n}, SealKeySize) }
 
-func newTestSealer(t testing.TB, keys ...byte) *sealer {
+func newTestSealer(t testing.TB, keys ...byte) *Sealer {
 	t.Helper()
 	var all [][]byte
 	for _, n := range keys {
 		all = append(all, testSealKey(n))
 	}
-	s, err := newSealer(all)
+	s, err := NewSealer(all)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,14 +27,7 @@ func newTestSealer(t testing.TB, keys ...byte) *sealer {
 func TestSeal(t *testing.T) {
 	one, two := newTestSealer(t, 1), newTestSealer(t, 2)
 	data := []byte("-----BEGIN EC PRIVATE KEY-----")
-	seal := func(s *sealer) []byte {
-		t.Helper()
-		sealed, err := s.seal("name", data)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return sealed
-	}
+	seal := func(s *Sealer) []byte { return s.Seal("name", data) }
 	sealed := seal(one)
 	if bytes.Contains(sealed, []byte("PRIVATE")) {
 		t.Error("what is sealed can be read")
@@ -42,28 +35,28 @@ func TestSeal(t *testing.T) {
 	if bytes.Equal(sealed, seal(one)) {
 		t.Error("the same is sealed to the same twice: the nonce is not random")
 	}
-	if got, err := one.open("name", sealed); err != nil || !bytes.Equal(got, data) {
+	if got, err := one.Open("name", sealed); err != nil || !bytes.Equal(got, data) {
 		t.Errorf("open = %q, %v, want what was sealed", got, err)
 	}
-	if _, err := one.open("other", sealed); !errors.Is(err, errDamaged) {
-		t.Errorf("open under another name = %v, want errDamaged", err)
+	if _, err := one.Open("other", sealed); !errors.Is(err, ErrDamaged) {
+		t.Errorf("open under another name = %v, want ErrDamaged", err)
 	}
-	if _, err := two.open("name", sealed); !errors.Is(err, errOtherKey) {
-		t.Errorf("open with another key = %v, want errOtherKey", err)
+	if _, err := two.Open("name", sealed); !errors.Is(err, ErrOtherKey) {
+		t.Errorf("open with another key = %v, want ErrOtherKey", err)
 	}
 	for i := range sealed {
 		changed := bytes.Clone(sealed)
 		changed[i] ^= 1
-		if _, err := one.open("name", changed); err == nil {
+		if _, err := one.Open("name", changed); err == nil {
 			t.Fatalf("open accepts it with byte %d changed", i)
 		}
-		if _, err := one.open("name", sealed[:i]); err == nil {
+		if _, err := one.Open("name", sealed[:i]); err == nil {
 			t.Fatalf("open accepts the first %d bytes", i)
 		}
 	}
 
 	// A key is replaced in three steps, in each of which all can open what any has sealed.
-	steps := [][2]*sealer{
+	steps := [][2]*Sealer{
 		{newTestSealer(t, 1), newTestSealer(t, 1, 2)},
 		{newTestSealer(t, 1, 2), newTestSealer(t, 2, 1)},
 		{newTestSealer(t, 2, 1), newTestSealer(t, 2)},
@@ -74,17 +67,17 @@ func TestSeal(t *testing.T) {
 				if i == 2 && from == step[1] {
 					continue // the old key is dropped once nothing is sealed with it any more
 				}
-				if _, err := to.open("name", seal(from)); err != nil {
+				if _, err := to.Open("name", seal(from)); err != nil {
 					t.Errorf("step %d: %v", i, err)
 				}
 			}
 		}
 	}
-	if _, err := newSealer(nil); err == nil {
-		t.Error("newSealer accepts no keys")
+	if _, err := NewSealer(nil); err == nil {
+		t.Error("NewSealer accepts no keys")
 	}
-	if _, err := newSealer([][]byte{make([]byte, 16)}); err == nil {
-		t.Error("newSealer accepts a key of 16 bytes")
+	if _, err := NewSealer([][]byte{make([]byte, 16)}); err == nil {
+		t.Error("NewSealer accepts a key of 16 bytes")
 	}
 }
 
@@ -107,16 +100,13 @@ func TestParseSealKeys(t *testing.T) {
 // Whatever is in the shared store, open returns what was sealed or an error.
 func FuzzOpen(f *testing.F) {
 	s := newTestSealer(f, 1, 2)
-	sealed, err := s.seal("name", []byte("data"))
-	if err != nil {
-		f.Fatal(err)
-	}
+	sealed := s.Seal("name", []byte("data"))
 	f.Add(sealed)
-	f.Add(sealed[:len(sealMagic)])
-	f.Add([]byte(sealMagic + "too short"))
+	f.Add(sealed[:len(SealMagic)])
+	f.Add([]byte(SealMagic + "too short"))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if data, err := s.open("name", b); err == nil && string(data) != "data" {
+		if data, err := s.Open("name", b); err == nil && string(data) != "data" {
 			t.Errorf("open(%q) = %q, which nobody has sealed", b, data)
 		}
 	})

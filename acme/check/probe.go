@@ -1,4 +1,4 @@
-package acme
+package check
 
 import (
 	"bytes"
@@ -25,6 +25,11 @@ import (
 	"syscall"
 	"time"
 
+	"plusminus/acme/internal/cahttp"
+	"plusminus/acme/internal/certs"
+	"plusminus/acme/internal/challenge"
+	"plusminus/acme/internal/store"
+
 	xacme "golang.org/x/crypto/acme"
 )
 
@@ -40,13 +45,10 @@ const (
 	maxAddresses = 16 // of one name; more than anybody has who answers on all of them
 )
 
-// challengeNames returns the challenges that we can answer, in alphabetical order.
-func challengeNames() []string { return []string{http01, tlsALPN01} }
-
 // portNumber is where a CA asks: "this connection MUST use TCP port 443" (RFC 8737 section 3), and port
 // 80 (RFC 8555 section 8.3).
-func portNumber(challenge string) string {
-	if challenge == http01 {
+func portNumber(typ string) string {
+	if typ == challenge.HTTP01 {
 		return "80"
 	}
 	return "443"
@@ -112,44 +114,44 @@ func ownAddresses() []netip.Addr {
 }
 
 // checkAddresses returns the addresses to probe, and whether the name could be looked up.
-func (s *checkedSite) checkAddresses() (addrs []netip.Addr, looked bool) {
+func (s *domainCheck) checkAddresses() (addrs []netip.Addr, looked bool) {
 	const subject = "address"
-	ctx, cancel := context.WithTimeout(s.ctx, checkTimeout)
+	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
 	l, err := s.dns.lookup(ctx, s.name)
 	var rcode *rcodeError
 	switch {
 	case len(l.addrs) > 0:
 	case errors.As(err, &rcode):
-		s.say(LevelProblem, subject, "the DNS answers %v: the name's DNS servers, or their DNSSEC, have to be mended", err)
+		s.say(Problem, subject, "the DNS answers %v: the name's DNS servers, or their DNSSEC, have to be mended", err)
 		return nil, true
 	case err != nil:
-		s.say(LevelWarning, subject, "could not be looked up: %v; this machine's DNS is at fault rather than the name's", err)
+		s.say(Warning, subject, "could not be looked up: %v; this machine's DNS is at fault rather than the name's", err)
 		return nil, false
 	case !l.exists:
-		s.say(LevelProblem, subject, "there is no such name in the DNS: add an A record with this machine's public address; a record that was just added may take minutes")
+		s.say(Problem, subject, "there is no such name in the DNS: add an A record with this machine's public address; a record that was just added may take minutes")
 		return nil, true
 	default:
-		s.say(LevelProblem, subject, "the name has neither an A nor an AAAA record: add an A record with this machine's public address")
+		s.say(Problem, subject, "the name has neither an A nor an AAAA record: add an A record with this machine's public address")
 		return nil, true
 	}
 	for _, addr := range l.addrs {
 		switch what := notPublic(addr); {
 		case what == "":
-			s.say(LevelOK, subject, "%v", addr)
+			s.say(OK, subject, "%v", addr)
 		case s.inside:
-			s.say(LevelOK, subject, "%v is %s; so is the CA's own", addr, what)
+			s.say(OK, subject, "%v is %s; so is the CA's own", addr, what)
 		default:
-			s.say(LevelProblem, subject, "%v is %s, which the CA does not reach: the record has to name the public address", addr, what)
+			s.say(Problem, subject, "%v is %s, which the CA does not reach: the record has to name the public address", addr, what)
 			continue
 		}
 		addrs = append(addrs, addr)
 	}
 	if err != nil {
-		s.say(LevelWarning, subject, "one of the A and AAAA lookups failed: %v", err)
+		s.say(Warning, subject, "one of the A and AAAA lookups failed: %v", err)
 	}
 	if len(addrs) > maxAddresses {
-		s.say(LevelWarning, subject, "only the first %d of %d addresses are probed", maxAddresses, len(addrs))
+		s.say(Warning, subject, "only the first %d of %d addresses are probed", maxAddresses, len(addrs))
 		addrs = addrs[:maxAddresses]
 	}
 	return addrs, true
@@ -163,7 +165,7 @@ const (
 	foreign                    // somebody else answered
 	stranger                   // one of us answered, who does not serve the name or has another data folder
 	refused                    // connection refused
-	timedOut                   // nothing came within checkTimeout
+	timedOut                   // nothing came within timeout
 	unreachable                // there is no way there from here
 	dropped                    // the connection was closed without an answer
 )
@@ -183,7 +185,7 @@ func failedProbe(ctx context.Context, err error) probe {
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.EADDRNOTAVAIL):
 		return probe{unreachable, "this machine has no route there"}
 	case ctx.Err() != nil, errors.As(err, &netErr) && netErr.Timeout():
-		return probe{timedOut, fmt.Sprintf("no answer within %v", checkTimeout)}
+		return probe{timedOut, fmt.Sprintf("no answer within %v", timeout)}
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
 		strings.Contains(err.Error(), "server closed idle connection"): // net/http's, if it came before the request
 		return probe{dropped, "the connection was closed without an answer"}
@@ -192,13 +194,13 @@ func failedProbe(ctx context.Context, err error) probe {
 	if errors.As(err, &urlErr) {
 		err = urlErr.Err // without the URL, which is known
 	}
-	return probe{foreign, "another server answers: " + oneLine(err.Error())}
+	return probe{foreign, "another server answers: " + cahttp.OneLine(err.Error())}
 }
 
 // probeHTTP asks for the answer to an http-01 challenge as a CA does, but at a given address. at maps
 // the ports of the name to addresses. https://www.rfc-editor.org/rfc/rfc8555#section-8.3
-func (s *checkedSite) probeHTTP(at map[string]string, token, want string) probe {
-	ctx, cancel := context.WithTimeout(s.ctx, checkTimeout)
+func (s *domainCheck) probeHTTP(at map[string]string, token, want string) probe {
+	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
 	transport := &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -232,7 +234,7 @@ func (s *checkedSite) probeHTTP(at map[string]string, token, want string) probe 
 	if err != nil {
 		return probe{foreign, err.Error()}
 	}
-	req.Header.Set("User-Agent", "plusminus check")
+	req.Header.Set("User-Agent", cahttp.UserAgent+" check")
 	res, err := client.Do(req)
 	if err != nil {
 		return failedProbe(ctx, err)
@@ -246,14 +248,14 @@ func (s *checkedSite) probeHTTP(at map[string]string, token, want string) probe 
 	switch {
 	case res.StatusCode == http.StatusOK && text == want:
 		return probe{answered, "answers as the CA wants it"}
-	case res.StatusCode == http.StatusForbidden && strings.Contains(text, "acme: not one of the domains"):
+	case res.StatusCode == http.StatusForbidden && strings.Contains(text, challenge.NotOurs):
 		return probe{stranger, "a plusminus answers that does not serve this name: add it to that one's -domain"}
 	case res.StatusCode == http.StatusNotFound && strings.Contains(text, "acme/autocert"):
 		return probe{stranger, "a plusminus answers that runs on another data folder"}
 	}
 	text = "another server answers: HTTP " + res.Status
 	if server := res.Header.Get("Server"); server != "" {
-		text += ", Server: " + oneLine(server)
+		text += ", Server: " + cahttp.OneLine(server)
 	}
 	if len(res.Request.URL.Host) > 0 && res.Request.URL.String() != req.URL.String() {
 		text += ", after a redirect to " + res.Request.URL.Redacted()
@@ -262,7 +264,7 @@ func (s *checkedSite) probeHTTP(at map[string]string, token, want string) probe 
 }
 
 // dialName connects to another host, which a redirect named.
-func (s *checkedSite) dialName(ctx context.Context, network, host, port string) (net.Conn, error) {
+func (s *domainCheck) dialName(ctx context.Context, network, host, port string) (net.Conn, error) {
 	addrs := []netip.Addr{}
 	if addr, err := netip.ParseAddr(host); err == nil {
 		addrs = append(addrs, addr)
@@ -281,8 +283,8 @@ var acmeIdentifier = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 31}
 
 // probeTLS does the handshake of a tls-alpn-01 validation with addr. want is the certificate that holds
 // the answer. https://www.rfc-editor.org/rfc/rfc8737#section-3
-func (s *checkedSite) probeTLS(addr string, want *tls.Certificate) probe {
-	ctx, cancel := context.WithTimeout(s.ctx, checkTimeout)
+func (s *domainCheck) probeTLS(addr string, want *tls.Certificate) probe {
+	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
 	conn, err := s.cfg.Dial(ctx, "tcp", addr)
 	if err != nil {
@@ -297,7 +299,7 @@ func (s *checkedSite) probeTLS(addr string, want *tls.Certificate) probe {
 		case strings.Contains(err.Error(), "no application protocol"):
 			return probe{foreign, "another server ends TLS there: it does not know the protocol acme-tls/1"}
 		case strings.Contains(err.Error(), "remote error"):
-			return probe{foreign, "a server answers that refuses the handshake (" + oneLine(err.Error()) + "): another one, or a plusminus on another data folder"}
+			return probe{foreign, "a server answers that refuses the handshake (" + cahttp.OneLine(err.Error()) + "): another one, or a plusminus on another data folder"}
 		}
 		return failedProbe(ctx, err)
 	}
@@ -305,7 +307,7 @@ func (s *checkedSite) probeTLS(addr string, want *tls.Certificate) probe {
 	leaf := state.PeerCertificates[0]
 	if state.NegotiatedProtocol != xacme.ALPNProto {
 		return probe{foreign, fmt.Sprintf("another server ends TLS there, with a certificate for %s from %s: it does not know the protocol acme-tls/1",
-			list(names(leaf)), cmp.Or(leaf.Issuer.String(), "nobody"))}
+			list(certs.Names(leaf)), cmp.Or(leaf.Issuer.String(), "nobody"))}
 	}
 	if value := identifierOf(leaf.Raw); value == nil || !bytes.Equal(value, identifierOf(want.Certificate[0])) {
 		return probe{foreign, "the wrong certificate: the server there answers a challenge that is not ours"}
@@ -338,23 +340,22 @@ const (
 
 // probeAll probes both ports at the addresses, and says what it found and what follows for each
 // challenge.
-func (s *checkedSite) probeAll(addrs []netip.Addr) map[string]portState {
+func (s *domainCheck) probeAll(addrs []netip.Addr) map[string]portState {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		s.say(LevelProblem, "challenges", "no key could be made: %v", err)
+		s.say(Problem, "challenges", "no key could be made: %v", err)
 		return nil
 	}
-	// The answers are made as an attempt makes them, from a token and a key of which nobody knows.
-	a := &attempt{name: s.name, client: &xacme.Client{Key: key}}
+	client := &xacme.Client{Key: key} // only makes answers, with a key that no account has
 	states := make(map[string]portState)
 	var mu sync.Mutex // guards states
 	var wg sync.WaitGroup
-	for _, challenge := range challengeNames() {
+	for _, typ := range challengeTypes() {
 		wg.Go(func() {
-			state := s.probePort(a, challenge, addrs)
+			state := s.probePort(client, typ, addrs)
 			mu.Lock()
 			defer mu.Unlock()
-			states[challenge] = state
+			states[typ] = state
 		})
 	}
 	wg.Wait()
@@ -362,54 +363,54 @@ func (s *checkedSite) probeAll(addrs []netip.Addr) map[string]portState {
 }
 
 // probePort probes the port of one challenge at the addresses.
-func (s *checkedSite) probePort(a *attempt, challenge string, addrs []netip.Addr) portState {
-	port, subject := s.cfg.HTTP, "port "+portNumber(challenge)
-	if challenge == tlsALPN01 {
+func (s *domainCheck) probePort(client *xacme.Client, typ string, addrs []netip.Addr) portState {
+	port, subject := s.cfg.HTTP, "port "+portNumber(typ)
+	if typ == challenge.TLSALPN01 {
 		port = s.cfg.TLS
 	}
-	if port.off() {
-		s.say(LevelOK, subject, "not probed, since nothing listens for it here")
+	if port.none() {
+		s.say(OK, subject, "not probed, since nothing listens for it here")
 		return fails
 	}
 	switch {
 	case len(port.Listeners) > 0 || s.shared:
 	case s.noDir || s.cfg.Shared != nil:
-		s.say(LevelWarning, subject, "could not be probed: %s is in use, and nothing can be put where a plusminus looks for answers", port.Running)
+		s.say(Warning, subject, "could not be probed: %s is in use, and nothing can be put where a plusminus looks for answers", port.Running)
 		return inDoubt
 	default:
-		s.say(LevelProblem, subject, "another program has %s, or a plusminus on another data folder: the server cannot start", port.Running)
+		s.say(Problem, subject, "another program has %s, or a plusminus on another data folder: the server cannot start", port.Running)
 		return fails
 	}
 
 	token := rand.Text()
-	name, answer, err := new(issuer).answer(a, &xacme.Challenge{Type: challenge, Token: token})
+	name, answer, err := challenge.Answer(client, typ, s.name, token)
 	if err != nil {
-		s.say(LevelProblem, subject, "no answer could be made: %v", err)
+		s.say(Problem, subject, "no answer could be made: %v", err)
 		return inDoubt
 	}
-	if challenge == tlsALPN01 {
+	if typ == challenge.TLSALPN01 {
 		release, err := s.lock()
 		if err != nil {
-			if errors.Is(err, errLocked) {
-				s.say(LevelWarning, subject, "not probed: a server is just ordering a certificate for this name, and its answer is there")
+			if errors.Is(err, store.ErrLocked) {
+				s.say(Warning, subject, "not probed: a server is just ordering a certificate for this name, and its answer is there")
 			} else if s.ctx.Err() == nil {
-				s.say(LevelWarning, subject, "not probed: an order may be under way, and that could not be told: %v", err)
+				s.say(Warning, subject, "not probed: an order may be under way, and that could not be told: %v", err)
 			}
 			return inDoubt
 		}
 		defer release()
 	}
 	if err := s.tokens.Put(s.ctx, name, answer); err != nil {
-		s.say(LevelProblem, "data folder", "the answer could not be stored: %v", err)
+		s.say(Problem, "data folder", "the answer could not be stored: %v", err)
 		return inDoubt
 	}
 	defer s.tokens.Delete(context.WithoutCancel(s.ctx), name)
 
 	ask := func(at map[string]string) probe { return s.probeHTTP(at, token, string(answer)) }
-	if challenge == tlsALPN01 {
+	if typ == challenge.TLSALPN01 {
 		cert, err := tls.X509KeyPair(answer, answer)
 		if err != nil {
-			s.say(LevelProblem, subject, "no answer could be made: %v", err)
+			s.say(Problem, subject, "no answer could be made: %v", err)
 			return inDoubt
 		}
 		ask = func(at map[string]string) probe { return s.probeTLS(at["443"], &cert) }
@@ -433,11 +434,11 @@ func (s *checkedSite) probePort(a *attempt, challenge string, addrs []netip.Addr
 		local = p.outcome
 		switch local {
 		case answered:
-			s.say(LevelOK, subject, "the plusminus that runs here answers")
+			s.say(OK, subject, "the plusminus that runs here answers")
 		case foreign:
-			s.say(LevelProblem, subject, "another program has %s on this machine, so that plusminus cannot start: %s", port.Running, p.text)
+			s.say(Problem, subject, "another program has %s on this machine, so that plusminus cannot start: %s", port.Running, p.text)
 		case stranger:
-			s.say(LevelWarning, subject, "at %s on this machine, %s", port.Running, p.text)
+			s.say(Warning, subject, "at %s on this machine, %s", port.Running, p.text)
 		}
 	}
 	wg.Wait()
@@ -451,7 +452,7 @@ func (s *checkedSite) probePort(a *attempt, challenge string, addrs []netip.Addr
 
 // conclusion says what the probes mean for a CA: it goes by the IPv6 addresses if it can connect to one,
 // and is not expected to try a second one. https://letsencrypt.org/docs/ipv6-support/
-func (s *checkedSite) conclusion(addrs []netip.Addr, probes []probe) portState {
+func (s *domainCheck) conclusion(addrs []netip.Addr, probes []probe) portState {
 	of := func(family func(netip.Addr) bool) portState {
 		state := inDoubt
 		for i, p := range probes {
@@ -472,7 +473,7 @@ func (s *checkedSite) conclusion(addrs []netip.Addr, probes []probe) portState {
 }
 
 // certain reports whether the CA would fare no better at addr than we did.
-func (s *checkedSite) certain(addr netip.Addr, o outcome) bool {
+func (s *domainCheck) certain(addr netip.Addr, o outcome) bool {
 	switch o {
 	case foreign, stranger:
 		return true
@@ -483,69 +484,45 @@ func (s *checkedSite) certain(addr netip.Addr, o outcome) bool {
 }
 
 // inNetwork reports whether addr is of the private network in which the CA is, too.
-func (s *checkedSite) inNetwork(addr netip.Addr) bool { return s.inside && notPublic(addr) != "" }
+func (s *domainCheck) inNetwork(addr netip.Addr) bool { return s.inside && notPublic(addr) != "" }
 
 // tellProbe says what came of a probe. Whether it matters is up to conclude: one challenge is enough.
-func (s *checkedSite) tellProbe(subject string, addr netip.Addr, p probe) {
+func (s *domainCheck) tellProbe(subject string, addr netip.Addr, p probe) {
 	switch {
 	case p.outcome == answered:
-		s.say(LevelOK, subject, "at %v, this server %s", addr, p.text)
+		s.say(OK, subject, "at %v, this server %s", addr, p.text)
 	case p.outcome == stranger:
-		s.say(LevelWarning, subject, "at %v, %s", addr, p.text)
+		s.say(Warning, subject, "at %v, %s", addr, p.text)
 	case p.outcome == foreign:
-		s.say(LevelWarning, subject, "at %v, %s; does the record name this machine, and is there a proxy in front?", addr, p.text)
+		s.say(Warning, subject, "at %v, %s; does the record name this machine, and is there a proxy in front?", addr, p.text)
 	case s.certain(addr, p.outcome) && !slices.Contains(s.own, addr):
-		s.say(LevelWarning, subject, "at %v, %s: does the record name this machine, and is the port published?", addr, p.text)
+		s.say(Warning, subject, "at %v, %s: does the record name this machine, and is the port published?", addr, p.text)
 	case s.certain(addr, p.outcome):
-		s.say(LevelWarning, subject, "at %v, %s, although that is an address of this machine: is the port among those that are listened on?", addr, p.text)
+		s.say(Warning, subject, "at %v, %s, although that is an address of this machine: is the port among those that are listened on?", addr, p.text)
 	case p.outcome == unreachable && addr.Is6():
-		s.say(LevelWarning, subject, "at %v, cannot be told from inside: this machine or container has no IPv6 of its own; CAs prefer the AAAA record, so that it has to be right", addr)
+		s.say(Warning, subject, "at %v, cannot be told from inside: this machine or container has no IPv6 of its own; CAs prefer the AAAA record, so that it has to be right", addr)
 	default:
-		s.say(LevelWarning, subject, "at %v, %s; many routers do not lead their own public address back in, so that it may be well from outside: is the port open, and forwarded to this machine?", addr, p.text)
+		s.say(Warning, subject, "at %v, %s; many routers do not lead their own public address back in, so that it may be well from outside: is the port open, and forwarded to this machine?", addr, p.text)
 	}
 }
 
 // lock keeps every server on the data folder from ordering for the name until release is called: the
-// answer that it would put is under the same name as ours. The error is [errLocked] if somebody is at it.
-func (s *checkedSite) lock() (release func(), err error) {
+// answer that it would put is under the same name as ours. The error is [store.ErrLocked] if somebody is at it.
+func (s *domainCheck) lock() (release func(), err error) {
 	if !s.shared {
 		return func() {}, nil
 	}
-	locks := s.store("locks")
-	if f, ok := locks.(*folder); ok {
-		if _, err := os.Stat(f.dir); errors.Is(err, fs.ErrNotExist) {
+	locks := s.store(store.Locks)
+	if f, ok := locks.(*store.Folder); ok {
+		if _, err := os.Stat(f.Dir()); errors.Is(err, fs.ErrNotExist) {
 			return func() {}, nil
 		}
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, lockPatience)
 	defer cancel()
-	release, err = waitLock(ctx, locks, s.name)
+	release, err = store.WaitLock(ctx, locks, s.name)
 	if err != nil && ctx.Err() != nil && s.ctx.Err() == nil {
-		err = errLocked
+		err = store.ErrLocked
 	}
 	return release, err
-}
-
-// conclude says whether an order would be validated, given the challenges that CAA records allow.
-func (s *checkedSite) conclude(states map[string]portState, allowed []string) {
-	const subject = "challenges"
-	var good, doubtful []string
-	for _, challenge := range allowed {
-		switch states[challenge] {
-		case works:
-			good = append(good, challenge)
-		case inDoubt:
-			doubtful = append(doubtful, challenge)
-		}
-	}
-	switch {
-	case len(good) > 0:
-		s.say(LevelOK, subject, "the CA would get its answer by %s; one is enough", strings.Join(good, " and by "))
-	case len(doubtful) > 0:
-		s.say(LevelWarning, subject, "whether the CA would get its answer by %s cannot be told from inside: while this check runs, or the server, try http://%s/ from another network", strings.Join(doubtful, " or "), s.name)
-	case len(allowed) == 1:
-		s.say(LevelProblem, subject, "the CA would not get its answer by %s, and the CAA record allows nothing else", allowed[0])
-	default:
-		s.say(LevelProblem, subject, "the CA would get its answer neither by %s: see above", strings.Join(allowed, " nor by "))
-	}
 }

@@ -1,0 +1,150 @@
+// Package certs encodes, parses and judges certificates for package acme. All of its functions are pure but
+// for [ReadFiles].
+package certs
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+)
+
+// EncodePair returns key, then chain, in PEM.
+func EncodePair(key *ecdsa.PrivateKey, chain [][]byte) ([]byte, error) {
+	b, err := EncodeKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return append(b, EncodeChain(chain)...), nil
+}
+
+// EncodeChain returns the certificates of chain in PEM.
+func EncodeChain(chain [][]byte) []byte {
+	var b []byte
+	for _, der := range chain {
+		b = append(b, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	return b
+}
+
+// EncodeKey returns key in PEM.
+func EncodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), nil
+}
+
+// ParseKey returns the key in the first PEM block of data. It accepts only P-256: acme signs some requests
+// again by itself, and does so with ES256.
+func ParseKey(data []byte) (*ecdsa.PrivateKey, error) {
+	block, _ := pem.Decode(data)
+	if block == nil {
+		return nil, errors.New("no PEM block")
+	}
+	key, err := x509.ParseECPrivateKey(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	if key.Curve != elliptic.P256() {
+		return nil, errors.New("not a P-256 key")
+	}
+	return key, nil
+}
+
+// ParsePair returns what EncodePair encoded. It refuses a certificate that is not for name.
+func ParsePair(name string, data []byte) (*tls.Certificate, error) {
+	c, err := tls.X509KeyPair(data, data)
+	if err != nil {
+		return nil, err
+	}
+	return &c, c.Leaf.VerifyHostname(name)
+}
+
+// Names returns the host names and addresses that leaf is for.
+func Names(leaf *x509.Certificate) []string {
+	all := append([]string(nil), leaf.DNSNames...)
+	for _, ip := range leaf.IPAddresses {
+		all = append(all, ip.String())
+	}
+	return all
+}
+
+// Invalidity says why leaf is not valid for name at the time now. It returns "" if leaf is valid. It does
+// not look at signatures.
+func Invalidity(leaf *x509.Certificate, name string, now time.Time) string {
+	switch {
+	case now.Before(leaf.NotBefore):
+		return "the certificate is valid only from " + leaf.NotBefore.UTC().Format(time.RFC3339)
+	case now.After(leaf.NotAfter):
+		return "the certificate expired at " + leaf.NotAfter.UTC().Format(time.RFC3339)
+	case leaf.VerifyHostname(name) != nil:
+		return "the certificate is for other names: " + strings.Join(Names(leaf), ", ")
+	}
+	return ""
+}
+
+// Trusted reports whether a visitor who trusts roots accepts c for name at the time now. Nil roots are the
+// system's.
+func Trusted(c *tls.Certificate, name string, roots *x509.CertPool, now time.Time) bool {
+	intermediates := x509.NewCertPool()
+	for _, der := range c.Certificate[1:] {
+		if issuer, err := x509.ParseCertificate(der); err == nil {
+			intermediates.AddCert(issuer)
+		}
+	}
+	_, err := c.Leaf.Verify(x509.VerifyOptions{DNSName: name, Roots: roots, Intermediates: intermediates, CurrentTime: now})
+	return err == nil
+}
+
+// ReadFiles reads a chain and its key.
+func ReadFiles(certFile, keyFile string) (certPEM, keyPEM []byte, err error) {
+	if certPEM, err = os.ReadFile(certFile); err != nil {
+		return nil, nil, fmt.Errorf("reading certificate: %w", err)
+	}
+	if keyPEM, err = os.ReadFile(keyFile); err != nil {
+		return nil, nil, fmt.Errorf("reading key: %w", err)
+	}
+	return certPEM, keyPEM, nil
+}
+
+// ParseFiles returns the certificate in the contents of two files, and refuses a file that is half written.
+// Its errors name the file that is at fault, or both files if they do not fit together.
+func ParseFiles(certFile, keyFile string, certPEM, keyPEM []byte) (*tls.Certificate, error) {
+	rest := certPEM
+	for n := 0; ; n++ {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			if n == 0 {
+				return nil, fmt.Errorf("%s: no PEM block", certFile)
+			}
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+			return nil, fmt.Errorf("%s: certificate %d: %w", certFile, n+1, err)
+		}
+	}
+	// tls.X509KeyPair ignores a last block that is not complete.
+	if bytes.Contains(rest, []byte("-----BEGIN")) {
+		return nil, fmt.Errorf("%s: ends inside a PEM block", certFile)
+	}
+	if block, _ := pem.Decode(keyPEM); block == nil {
+		return nil, fmt.Errorf("%s: no PEM block", keyFile)
+	}
+	c, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("certificate %s and key %s: %w", certFile, keyFile, err)
+	}
+	return &c, nil
+}
