@@ -17,38 +17,38 @@ import (
 
 // How long to wait before the CA is asked again about a certificate.
 const (
-	// What the CA says is taken for a minute if it is less, and for a day if it is more.
+	// The CA's Retry-After, but at least a minute and at most a day.
 	// https://www.rfc-editor.org/rfc/rfc9773#section-4.3.2
 	soonestFetch = time.Minute
 	latestFetch  = day
 
-	// After an error, and where the CA does not say.
+	// After an error, and without a Retry-After.
 	// https://www.rfc-editor.org/rfc/rfc9773#section-4.3.3
 	failedFetch = 6 * time.Hour
 )
 
-// renewalInfo is what the CA says about renewing one certificate, and what we made of it.
+// renewalInfo is the CA's renewal information for one certificate, with the moment that we chose.
 type renewalInfo struct {
-	CertID         string    `json:"cert_id"`                   // of the certificate
-	Start          time.Time `json:"start,omitzero"`            // of the window in which it wants us to renew; zero if it has not said
-	End            time.Time `json:"end,omitzero"`              // of the same
-	Chosen         time.Time `json:"chosen,omitzero"`           // when we renew: a random moment of the window
+	CertID         string    `json:"cert_id"`                   // names the certificate
+	Start          time.Time `json:"start,omitzero"`            // when the window begins; zero if the CA has not given one
+	End            time.Time `json:"end,omitzero"`              // when it ends
+	Chosen         time.Time `json:"chosen,omitzero"`           // when we renew: a random moment in the window
 	ExplanationURL string    `json:"explanation_url,omitempty"` // a page for people
 	FetchAfter     time.Time `json:"fetch_after"`               // when to ask again
 }
 
-// errNoRenewalInfo is returned for a CA that does not offer renewal information.
+// errNoRenewalInfo is returned for a CA without renewal information.
 var errNoRenewalInfo = errors.New("acme: the directory offers no renewal information")
 
-// certID returns the identifier of a certificate in renewal information, and whether it has one: the
-// key identifier of its issuer, a period, and the content of its DER-encoded serial number, both in
-// base64url.
+// certID returns the name of a certificate in renewal information: the key identifier of its issuer, a period, and
+// the content of its serial number in DER, both in base64url. The bool is false for a
+// certificate without a key identifier.
 // https://www.rfc-editor.org/rfc/rfc9773#section-4.1
 func certID(leaf *x509.Certificate) (string, bool) {
 	if len(leaf.AuthorityKeyId) == 0 || leaf.SerialNumber == nil {
 		return "", false
 	}
-	// The bytes of the number are not enough: DER has a zero before a first bit that would be its sign.
+	// DER, since it has a leading zero byte where the first bit of the number is set.
 	der, err := asn1.Marshal(leaf.SerialNumber)
 	if err != nil {
 		return "", false
@@ -61,9 +61,7 @@ func certID(leaf *x509.Certificate) (string, bool) {
 	return b64(leaf.AuthorityKeyId) + "." + b64(serial.Bytes), true
 }
 
-// renewalInfo asks the CA about the certificate with the given id. FetchAfter is set whether or not
-// there is an error; the error is [errNoRenewalInfo] if the CA has no such service. Chosen is left to
-// the caller.
+// renewalInfo implements [certifier]. It leaves Chosen to the caller.
 func (is *issuer) renewalInfo(ctx context.Context, id string) (renewalInfo, error) {
 	now := is.now()
 	info := renewalInfo{CertID: id, FetchAfter: now.Add(failedFetch)}
@@ -74,7 +72,7 @@ func (is *issuer) renewalInfo(ctx context.Context, id string) (renewalInfo, erro
 		return info, fmt.Errorf("directory: %w", err)
 	}
 	if directory.RenewalInfo == "" {
-		info.FetchAfter = now.Add(latestFetch) // it may learn to
+		info.FetchAfter = now.Add(latestFetch) // the CA may offer it some day
 		return info, errNoRenewalInfo
 	}
 	address, err := url.JoinPath(directory.RenewalInfo, id)
@@ -94,7 +92,7 @@ func (is *issuer) renewalInfo(ctx context.Context, id string) (renewalInfo, erro
 		return info, fmt.Errorf("renewalInfo: %w", err)
 	}
 	start, end := answer.SuggestedWindow.Start, answer.SuggestedWindow.End
-	// A window that does not end after its start is no window.
+	// A window that does not end after its start is invalid.
 	// https://www.rfc-editor.org/rfc/rfc9773#section-4.2
 	if !end.After(start) {
 		return info, fmt.Errorf("renewalInfo: the window ends at %s, before it begins", end.Format(time.RFC3339))
@@ -103,7 +101,7 @@ func (is *issuer) renewalInfo(ctx context.Context, id string) (renewalInfo, erro
 	return info, nil
 }
 
-// get fetches a JSON object that needs no account. The header is nil if there was no answer.
+// get fetches a JSON object without an account. The header is nil if there was no answer.
 func (is *issuer) get(ctx context.Context, address string, object any) (http.Header, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
@@ -123,8 +121,8 @@ func (is *issuer) get(ctx context.Context, address string, object any) (http.Hea
 	return res.Header, nil
 }
 
-// merge returns what to remember when info arrives after old: as long as the window is the same, so is
-// the moment that was chosen in it. random is in [0, 1).
+// merge returns info with a chosen moment. It keeps the moment of old as long as the window is the same. random is in
+// [0, 1).
 //
 // "Select a uniform random time within the suggested window."
 // https://www.rfc-editor.org/rfc/rfc9773#section-4.2

@@ -13,16 +13,15 @@ import (
 	"plusminus/acme/internal/certs"
 )
 
-// pollInterval is how often the files are looked at. Polling sees every way in which a file can
-// change (symlinks swapped one level up, network file systems, bind mounts); a change is served
-// after two looks.
+// pollInterval is how often the files are read. Polling notices every kind of change: a symlink that is swapped one
+// level up, a network file system, a bind mount. A change is served after two looks.
 const pollInterval = 2 * time.Second
 
-// files serves a certificate and key that somebody else renews, and watches for the renewal.
+// files serves a certificate and key that another program renews, and watches for the renewal.
 //
-// Whoever writes them does so in his own time: certbot swaps two symlinks one after the other, scp
-// writes piece by piece. So a new pair is adopted only when two looks in a row found the same bytes,
-// and key and chain fit; until then, and for as long as the files make no sense, the old pair serves.
+// The other program may write in steps: certbot swaps two symlinks one after the other, scp writes piece by piece. So
+// files adopts a new pair only when two looks in a row found the same bytes, and key and chain fit. Until then it
+// serves the old pair.
 type files struct {
 	// Immutable after newFiles.
 	p                 *Provider
@@ -33,9 +32,9 @@ type files struct {
 
 	// Owned by watch, and by New before.
 	serving  *tls.Certificate
-	adopted  content         // what serving was read from
-	previous content         // what the look before found
-	warned   map[string]bool // what was complained about since the last adoption
+	adopted  content         // the files from which serving was read
+	previous content         // the files at the look before
+	warned   map[string]bool // what was logged since the last adoption
 }
 
 // content is the hash of both files.
@@ -46,7 +45,7 @@ func newFiles(p *Provider) *files {
 		wake: make(chan struct{}, 1), warned: make(map[string]bool)}
 }
 
-// load reads the files for the first time, when there is no old pair to fall back to.
+// load reads the files for the first time. There is no old pair to fall back on, so every fault is an error.
 func (f *files) load() error {
 	certPEM, keyPEM, err := certs.ReadFiles(f.certFile, f.keyFile)
 	if err != nil {
@@ -70,14 +69,14 @@ func (f *files) watch(ctx context.Context) {
 			return
 		case <-ticker.C:
 			f.look()
-		case <-f.wake: // somebody says that they are at rest
+		case <-f.wake: // the operator says that the files are complete
 			f.look()
 			f.look()
 		}
 	}
 }
 
-// look reads the files once, and adopts them if they are new, whole, and at rest.
+// look reads the files once, and adopts them if they are new, whole, and the same as at the look before.
 func (f *files) look() {
 	f.warnOfExpiry()
 	certPEM, keyPEM, err := certs.ReadFiles(f.certFile, f.keyFile)
@@ -93,7 +92,7 @@ func (f *files) look() {
 		return
 	}
 	if found == f.adopted {
-		f.report(nil) // back to what it was
+		f.report(nil) // the old files are back
 		return
 	}
 	cert, err := certs.ParseFiles(f.certFile, f.keyFile, certPEM, keyPEM)
@@ -114,8 +113,8 @@ func hash(certPEM, keyPEM []byte) content {
 	return sha256.Sum256(append(c[:], k[:]...))
 }
 
-// cutShort reports whether cert lacks the certificate of its issuer although the pair that is being
-// served has it: a file that was caught between two blocks looks like this, and nothing else does.
+// cutShort reports whether cert lacks its issuer's certificate although the served pair has one. Only a file that was
+// read between two blocks looks like this.
 func (f *files) cutShort(cert *tls.Certificate) bool {
 	return !hasSubject(cert, cert.Leaf.RawIssuer) && hasSubject(f.serving, cert.Leaf.RawIssuer)
 }
@@ -129,7 +128,7 @@ func hasSubject(cert *tls.Certificate, subject []byte) bool {
 	return false
 }
 
-// adopt serves cert, read from found, for every domain.
+// adopt serves cert, which was read from found, for every domain.
 func (f *files) adopt(cert *tls.Certificate, found content) {
 	f.serving, f.adopted, f.previous = cert, found, found
 	clear(f.warned)
@@ -143,8 +142,8 @@ func (f *files) adopt(cert *tls.Certificate, found content) {
 	f.warnOfExpiry()
 }
 
-// warnOfExpiry complains once when a sixth of the certificate's life is left (15 of 90 days), and once
-// when it is over: then whoever should renew it did not.
+// warnOfExpiry logs once when a sixth of the certificate's life is left (15 of 90 days), and once when it has
+// expired: the program that renews it has not done so.
 func (f *files) warnOfExpiry() {
 	leaf := f.serving.Leaf
 	left := leaf.NotAfter.Sub(f.now())
@@ -156,13 +155,13 @@ func (f *files) warnOfExpiry() {
 	}
 }
 
-// reject tells why the files are not adopted, in Status for as long as it is so.
+// reject logs why the files are not adopted, and shows that in Status while it lasts.
 func (f *files) reject(msg string, err error) {
 	f.report(&LastError{When: f.now(), Reason: err.Error()})
 	f.warnOnce(msg, err)
 }
 
-// report records for every domain what is the matter with the files; nil is nothing.
+// report sets the last error of every domain; nil is none.
 func (f *files) report(last *LastError) {
 	for _, s := range f.p.sites {
 		s.mu.Lock()
@@ -171,7 +170,7 @@ func (f *files) report(last *LastError) {
 	}
 }
 
-// warnOnce logs a problem that was not logged since the last adoption.
+// warnOnce logs a problem unless it was logged since the last adoption.
 func (f *files) warnOnce(msg string, err error) {
 	if f.warned[err.Error()] {
 		return

@@ -36,8 +36,8 @@ type orderFlow struct {
 // errNothingPending is the failure of an attempt that was to finish an order that is no more.
 var errNothingPending = errors.New("the order that was pending is no longer there")
 
-// obtain makes the attempt. A name must not be attempted twice at the same time: its challenges would
-// overwrite each other. The error is a *failure unless ctx is done, which ends the attempt.
+// obtain implements [certifier]. Two attempts for one name at the same time would overwrite each other's
+// challenge answers.
 func (is *issuer) obtain(ctx context.Context, a *attempt) (*tls.Certificate, error) {
 	whole := ctx
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
@@ -62,7 +62,7 @@ func (is *issuer) obtain(ctx context.Context, a *attempt) (*tls.Certificate, err
 	return nil, f
 }
 
-// run makes the attempt. If it fails, step says in what: a resource of RFC 8555 section 7.1, or a
+// run makes the attempt. If it fails, step names the part that failed: a resource of RFC 8555 section 7.1, or a
 // challenge type.
 func (is *issuer) run(ctx context.Context, a *orderFlow) (cert *tls.Certificate, step string, err error) {
 	account, err := is.accountKey(ctx)
@@ -97,14 +97,14 @@ func (is *issuer) run(ctx context.Context, a *orderFlow) (cert *tls.Certificate,
 
 	for types := a.challenges; order == nil || order.Status == xacme.StatusPending; types = types[1:] {
 		if len(types) == 0 || order == nil && a.resume {
-			return nil, "authorization", errors.New("no challenge succeeded") // a.problems say why
+			return nil, "authorization", errors.New("no challenge succeeded") // a.problems has the reasons
 		}
 		if order == nil {
 			if order, key, err = is.order(ctx, a); err != nil {
 				return nil, "newOrder", err
 			}
 			if order.Status != xacme.StatusPending {
-				break // the CA remembers an earlier validation
+				break // the CA reuses an earlier validation
 			}
 		}
 		valid, err := is.authorize(ctx, a, order, types[0])
@@ -117,7 +117,7 @@ func (is *issuer) run(ctx context.Context, a *orderFlow) (cert *tls.Certificate,
 				return nil, "order", err
 			}
 		case a.plan.Order == nil:
-			order = nil // it failed with its authorization
+			order = nil // a failed authorization makes its order invalid
 		}
 	}
 	chain, step, err := is.finish(ctx, a, order, key)
@@ -125,14 +125,14 @@ func (is *issuer) run(ctx context.Context, a *orderFlow) (cert *tls.Certificate,
 		return nil, step, err
 	}
 	if cert, err = pair(a.name, key, chain); err != nil {
-		a.plan.Order = nil // it will not get better
+		a.plan.Order = nil // the same order would give the same chain
 		return nil, "certificate", err
 	}
 	return cert, "", nil
 }
 
-// pending returns the order that an earlier attempt left, with its key, or nil if there is none that
-// can be finished.
+// pending returns the order that an earlier attempt left open, and its key. It returns nil if there is none, or if
+// it cannot be finished.
 func (is *issuer) pending(ctx context.Context, a *orderFlow) (*xacme.Order, *ecdsa.PrivateKey, error) {
 	if a.plan.Order == nil {
 		return nil, nil, nil
@@ -161,19 +161,19 @@ func (is *issuer) pending(ctx context.Context, a *orderFlow) (*xacme.Order, *ecd
 	return nil, nil, nil
 }
 
-// final reports whether err is the CA's last word on a resource: asking again would not help. What is no
-// problem document is not the CA's word at all.
+// final reports whether err is the CA's final answer about a resource, so that asking again does not help. An
+// answer without a problem document is not the CA's.
 func final(err error) bool {
 	var refused *xacme.Error
 	if errors.As(err, &refused) {
 		return refused.StatusCode/100 == 4 && refused.StatusCode != http.StatusTooManyRequests && refused.ProblemType != ""
 	}
-	// x/crypto takes "ready" for an error after finalize; it is a CA that has not got to it yet.
+	// After finalize, x/crypto reports the status "ready" as an error. The CA has only not begun to issue.
 	var order *xacme.OrderError
 	return errors.As(err, &order) && order.Status == xacme.StatusInvalid
 }
 
-// order places a new order, and stores what it takes to finish it.
+// order places a new order. It stores the order's URL and key in the plan.
 func (is *issuer) order(ctx context.Context, a *orderFlow) (*xacme.Order, *ecdsa.PrivateKey, error) {
 	key := a.reuse
 	if key == nil {
@@ -204,8 +204,8 @@ func (is *issuer) order(ctx context.Context, a *orderFlow) (*xacme.Order, *ecdsa
 		order, err = a.client.AuthorizeOrder(ctx, xacme.DomainIDs(a.name))
 	}
 	if a.transport.replaces != "" && blamesReplaces(err) {
-		// It may have been replaced already, or be another account's, or another CA's; or the CA stumbles
-		// over it each time. The certificate matters more than what naming the old one saves.
+		// The certificate may have been replaced already, or belong to another account or CA, or the CA may fail over the
+		// field each time. A certificate is worth more than the rate limit exemption that the field brings.
 		why := err
 		a.transport.replaces = ""
 		order, err = a.client.AuthorizeOrder(ctx, xacme.DomainIDs(a.name), options...)
@@ -225,16 +225,15 @@ func (is *issuer) order(ctx context.Context, a *orderFlow) (*xacme.Order, *ecdsa
 	return order, key, nil
 }
 
-// blamesReplaces reports whether an order that was answered with err may do better without naming the
-// certificate that it replaces. That holds for all that the CA itself says, but that there are too many
-// orders; trouble of its own, which was there again when the client repeated the order, included.
+// blamesReplaces reports whether an order that failed with err may succeed without `replaces`. That is possible for
+// every problem document but 429, including a 5xx that the client has met several times in a row.
 func blamesReplaces(err error) bool {
 	var refused *xacme.Error
 	return errors.As(err, &refused) && refused.ProblemType != "" && refused.StatusCode != http.StatusTooManyRequests
 }
 
-// withoutProfile says that the CA's default is ordered in place of the profile that is wanted. A
-// certificate of another lifetime is better than none, and is renewed in its own time.
+// withoutProfile logs that the CA's default profile is ordered in place of the configured one. A certificate with
+// another lifetime is better than none.
 func (is *issuer) withoutProfile(a *orderFlow, why string) {
 	var offered []string
 	for name := range a.directory.Profiles {
@@ -245,7 +244,7 @@ func (is *issuer) withoutProfile(a *orderFlow, why string) {
 		"profile", is.profile, "reason", why, "offered", strings.Join(offered, ", "))
 }
 
-// await returns the order when the CA has done with it what it is doing.
+// await waits until the CA has finished processing the order, and returns it.
 func (is *issuer) await(ctx context.Context, a *orderFlow, order *xacme.Order) (*xacme.Order, error) {
 	order, err := a.client.WaitOrder(polling(ctx), order.URI)
 	if err != nil && final(err) {
@@ -254,8 +253,8 @@ func (is *issuer) await(ctx context.Context, a *orderFlow, order *xacme.Order) (
 	return order, err
 }
 
-// authorize proves that we answer for the name, by a challenge of type typ, and reports whether it did.
-// If not, the order is still good only if the challenge was not offered.
+// authorize has the CA validate the name by a challenge of type typ, and reports whether it succeeded. If it did
+// not, the order can still be used only if the CA did not offer that challenge.
 func (is *issuer) authorize(ctx context.Context, a *orderFlow, order *xacme.Order, typ string) (bool, error) {
 	for _, url := range order.AuthzURLs {
 		z, err := a.client.GetAuthorization(ctx, url)
@@ -284,7 +283,7 @@ func (is *issuer) authorize(ctx context.Context, a *orderFlow, order *xacme.Orde
 		if err == nil {
 			_, err = a.client.WaitAuthorization(polling(ctx), url)
 		}
-		// If the CA has not said that it is done, it may still be looking: then the token stays.
+		// Unless the CA has said that it is done, it may still ask for the answer, so the token stays.
 		if err == nil || final(err) || errors.As(err, new(*xacme.AuthorizationError)) {
 			is.tokens.Delete(ctx, token)
 		}
@@ -303,8 +302,8 @@ func (is *issuer) authorize(ctx context.Context, a *orderFlow, order *xacme.Orde
 	return true, nil
 }
 
-// accept asks the CA to validate the challenge. Whether a request arrived whose answer was lost cannot be
-// told, so it is sent again: a CA that is validating already says so, or does nothing.
+// accept asks the CA to validate the challenge. If the answer to that request is lost, accept sends it again: a CA
+// that is already validating refuses the second one, or ignores it.
 func accept(ctx context.Context, client *xacme.Client, c *xacme.Challenge) error {
 	var err error
 	for n := range 3 {
@@ -314,7 +313,7 @@ func accept(ctx context.Context, client *xacme.Client, c *xacme.Challenge) error
 		_, err = client.Accept(ctx, c)
 		switch {
 		case n > 0 && final(err):
-			return nil // it has begun, and the authorization will tell
+			return nil // the CA is validating; the authorization will have the result
 		case err == nil || errors.As(err, new(*xacme.Error)):
 			return err
 		}
@@ -322,7 +321,8 @@ func accept(ctx context.Context, client *xacme.Client, c *xacme.Challenge) error
 	return err
 }
 
-// finish has the CA issue, unless it has done so, and returns the chain. If it fails, step says in what.
+// finish has the CA issue, unless it has done so, and returns the chain. If it fails, step names the part that
+// failed.
 func (is *issuer) finish(ctx context.Context, a *orderFlow, order *xacme.Order, key *ecdsa.PrivateKey) (chain [][]byte, step string, err error) {
 	if order.Status == xacme.StatusProcessing {
 		if order, err = is.await(ctx, a, order); err != nil {
@@ -341,7 +341,7 @@ func (is *issuer) finish(ctx context.Context, a *orderFlow, order *xacme.Order, 
 			return nil, "finalize", &cahttp.StoreError{Err: err}
 		}
 	}
-	// No common name: it is limited to 64 bytes, and nothing has looked at it for years.
+	// No common name: it is limited to 64 bytes, and clients have ignored it for years.
 	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{DNSNames: []string{a.name}}, key)
 	if err != nil {
 		return nil, "finalize", err
@@ -353,10 +353,10 @@ func (is *issuer) finish(ctx context.Context, a *orderFlow, order *xacme.Order, 
 	case a.transport.last != order.FinalizeURL && a.transport.last != order.URI:
 		return nil, "certificate", err
 	case !errors.As(err, new(*xacme.Error)) && !errors.As(err, new(*xacme.OrderError)):
-		return nil, "finalize", err // no answer: the next attempt looks what came of it
+		return nil, "finalize", err // no answer from the CA: the next attempt reads the order's status
 	}
-	// A finalize that was repeated is refused although the first one went through, and one replica of the
-	// CA may not know yet what another has done. The order tells.
+	// The CA refuses a finalize that the client repeated, although the first one was accepted. A replica of the CA may
+	// also not know yet what another replica has done. The status of the order decides.
 	fresh, lookErr := a.client.GetOrder(ctx, order.URI)
 	if lookErr != nil {
 		return nil, "finalize", err
@@ -372,15 +372,15 @@ func (is *issuer) finish(ctx context.Context, a *orderFlow, order *xacme.Order, 
 		a.plan.Order = nil
 	case xacme.StatusReady:
 		if !final(err) {
-			return nil, "finalize", err // it may still be taken up
+			return nil, "finalize", err // the CA may still begin
 		}
 		a.plan.Order.Final = false
 	}
-	a.plan.Issued = a.plan.Issued[:max(len(a.plan.Issued)-1, 0)] // it was not; those of last week are gone from it
+	a.plan.Issued = a.plan.Issued[:max(len(a.plan.Issued)-1, 0)] // nothing was issued; times older than a week may have been removed meanwhile
 	return nil, "finalize", err
 }
 
-// pair returns chain with its key, if it is what was ordered.
+// pair returns chain with its key. It fails if the certificate is not the one that was ordered.
 func pair(name string, key *ecdsa.PrivateKey, chain [][]byte) (*tls.Certificate, error) {
 	if len(chain) == 0 {
 		return nil, errors.New("the CA's chain is empty")

@@ -13,64 +13,64 @@ import (
 	"plusminus/acme/internal/store"
 )
 
-// A plan is what has to be remembered of one name at one CA, over restarts and by all replicas, so
-// that neither a crash loop nor many processes ask the CA for more than one patient process would.
+// A plan is what must be remembered of one domain at one CA, across restarts and for all replicas. With it,
+// neither a crash loop nor many replicas send the CA more orders than one process that keeps running.
 //
-// It is written before an attempt as if that had failed, and corrected after: a process that dies in
-// the middle leaves the worst that can have happened.
+// A plan is written before an attempt as if the attempt had failed, and corrected afterwards. A process that dies
+// in between leaves the worst case on the disk.
 type plan struct {
 	Saved time.Time `json:"saved"` // when it was written
 
-	// shift is how much the times in memory were taken back from those in the file, see parsePlan.
+	// shift is how far the times in memory lie before those in the file; see parsePlan.
 	shift time.Duration
 
 	// The schedule.
 	Failures     int           `json:"failures,omitempty"`      // attempts in a row without a certificate
-	FailingSince time.Time     `json:"failing_since,omitzero"`  // the first of these
-	NotBefore    time.Time     `json:"not_before,omitzero"`     // when the next attempt may be made
-	RetryAfter   time.Time     `json:"retry_after,omitzero"`    // before which the CA does not want to see us at all
+	FailingSince time.Time     `json:"failing_since,omitzero"`  // when the first of these was
+	NotBefore    time.Time     `json:"not_before,omitzero"`     // the earliest time of the next attempt
+	RetryAfter   time.Time     `json:"retry_after,omitzero"`    // the CA wants no request before this time
 	LastError    *LastError    `json:"last_error,omitempty"`    // of the last attempt; nil after success
 	Free         bool          `json:"free,omitempty"`          // the last attempt failed before the CA counted anything
-	Interrupted  bool          `json:"interrupted,omitempty"`   // an attempt began and did not end
-	Order        *pendingOrder `json:"pending_order,omitempty"` // what it was about, or what is still open
+	Interrupted  bool          `json:"interrupted,omitempty"`   // an attempt has begun and not ended
+	Order        *pendingOrder `json:"pending_order,omitempty"` // the order of that attempt, or one that is still open
 
-	// The local budget.
+	// Times that count against the CA's limits.
 	Failed []time.Time `json:"failed_validations,omitempty"` // in the last hour
 	Issued []time.Time `json:"issued,omitempty"`             // in the last week
 
-	// What was learnt.
+	// Learnt from the CA.
 	Challenge  string       `json:"challenge,omitempty"`   // the type that succeeded last
-	NoReplaces string       `json:"no_replaces,omitempty"` // the certificate, by its ARI id, that the CA does not let us name
-	Renewal    *renewalInfo `json:"renewal,omitempty"`     // what the CA says about renewing
+	NoReplaces string       `json:"no_replaces,omitempty"` // ARI id of the certificate that the CA does not accept in `replaces`
+	Renewal    *renewalInfo `json:"renewal,omitempty"`     // when the CA wants the certificate renewed
 }
 
-// A pending order is one that the CA knows of, with the key whose certificate it is to be.
+// A pendingOrder is an order at the CA that is not finished, with the key to certify.
 type pendingOrder struct {
 	URL string `json:"url"`
 	Key []byte `json:"key"` // PEM
 
-	// Final is set before the CA is told to issue: from then on there may be a certificate.
+	// Final is set before finalize is sent. From then on the CA may have issued.
 	Final bool `json:"final,omitempty"`
 
 	Since time.Time `json:"since,omitzero"`  // when it was placed
-	Taken int       `json:"taken,omitempty"` // how often it was taken up since
+	Taken int       `json:"taken,omitempty"` // how many attempts have continued it since
 }
 
-// An order that was taken up so often, and for so long, is left alone: the CA has forgotten it, or will
-// never be done with it.
+// An order is given up when maxTaken attempts have continued it and maxOpen has passed: the CA has lost it, or will
+// not finish it.
 const (
 	maxTaken = 3
 	maxOpen  = time.Hour
 )
 
-// hopeless reports whether the order is to be left alone. forced says that an operator does not want to
-// wait: then having been taken up once is enough.
+// hopeless reports whether the order is to be given up. forced says that an operator waits; then one attempt to
+// continue it is enough.
 func (o *pendingOrder) hopeless(now time.Time, forced bool) bool {
 	return o.Taken >= maxTaken && now.Sub(o.Since) >= maxOpen || forced && o.Taken > 0
 }
 
-// loadPlan returns the plan for name. A missing one is empty; one that is damaged is so too, and has
-// been set aside. The error says that it cannot be read now.
+// loadPlan returns the plan for name. It returns an empty plan if there is none, or if the plan was damaged and is
+// set aside. The error says that the plan cannot be read now.
 func loadPlan(st store.Store, name string, now time.Time) (*plan, error) {
 	pl, err := store.Load(st, name+store.PlanSuffix, func(data []byte) (*plan, error) { return parsePlan(data, now) })
 	if errors.Is(err, fs.ErrNotExist) {
@@ -79,10 +79,10 @@ func loadPlan(st store.Store, name string, now time.Time) (*plan, error) {
 	return pl, err
 }
 
-// parsePlan reads a plan. If it was written in what is the future by our clock, then the clock was ahead
-// or is behind, and which of the two cannot be told. Taken as they are, its times could keep us waiting for
-// years; left out, a machine that starts with its clock behind would forget what the CA has counted. So
-// they are taken back as if it had been written just now, and moved forward again by save.
+// parsePlan reads a plan. If the plan was saved in the future by our clock, then the clock was ahead at that time,
+// or is behind now; there is no way to tell which. With its times unchanged, attempts could wait for years. Without
+// its times, a machine that starts with its clock behind would forget the CA's limits. So parsePlan moves all times
+// back as if the plan had been saved just now, and save moves them forward again.
 func parsePlan(data []byte, now time.Time) (*plan, error) {
 	pl := new(plan)
 	if err := json.Unmarshal(data, pl); err != nil {
@@ -95,7 +95,7 @@ func parsePlan(data []byte, now time.Time) (*plan, error) {
 	return pl, nil
 }
 
-// move adds d to all times, save those that are a CA's.
+// move adds d to all times that our clock gave. Times that the CA gave stay.
 func (pl *plan) move(d time.Duration) {
 	for _, t := range []*time.Time{&pl.Saved, &pl.FailingSince, &pl.NotBefore, &pl.RetryAfter} {
 		if !t.IsZero() {
@@ -120,9 +120,8 @@ func (pl *plan) move(d time.Duration) {
 	}
 }
 
-// follow takes account of what the clock did since the plan was looked at last: it was set by jump. A
-// plan of what is now the future is taken back, as parsePlan does, and one that was taken back is moved
-// forward if the clock was set right since.
+// follow adapts the plan to the clock, which was set by jump since the last look. It moves a plan that lies in the
+// future back, as parsePlan does. It moves a plan that was moved back forward again when the clock is corrected.
 func (pl *plan) follow(now time.Time, jump time.Duration) {
 	if ahead := pl.Saved.Sub(now); ahead > cahttp.MaxSkew {
 		pl.shift += ahead
@@ -134,7 +133,7 @@ func (pl *plan) follow(now time.Time, jump time.Duration) {
 	}
 }
 
-// save writes the plan down, and returns once it is safe.
+// save writes the plan, and returns when the plan survives a crash.
 func (pl *plan) save(st store.Store, name string, now time.Time) error {
 	pl.Saved = now
 	pl.Failed = recent(pl.Failed, failedWindow, now)
@@ -151,7 +150,7 @@ func (pl *plan) save(st store.Store, name string, now time.Time) error {
 	return nil
 }
 
-// clone returns a copy that shares nothing which either side changes.
+// clone returns a copy. Changes to one of the two do not show in the other.
 func (pl *plan) clone() *plan {
 	c := *pl
 	c.Failed, c.Issued = slices.Clone(pl.Failed), slices.Clone(pl.Issued)
@@ -166,7 +165,7 @@ func (pl *plan) clone() *plan {
 	return &c
 }
 
-// begin records that an attempt begins which may fail so many validations.
+// begin records that an attempt begins that may fail the given number of validations.
 func (pl *plan) begin(now time.Time, validations int, random float64) {
 	pl.Failures++
 	if pl.FailingSince.IsZero() {
@@ -179,19 +178,18 @@ func (pl *plan) begin(now time.Time, validations int, random float64) {
 	}
 }
 
-// cutOff is why there is no certificate when an attempt that began did not end.
+// cutOff returns the error to show for an attempt that began and did not end.
 func (pl *plan) cutOff() *LastError {
 	return &LastError{When: pl.Saved, Reason: "the attempt was cut off: the process ended before it did"}
 }
 
-// elsewhere records that another CA gave a certificate: what this one has counted stands, and what it
-// failed in is no more of interest.
+// elsewhere records that another CA gave a certificate. The counts against this CA's limits stay; its failures no
+// longer matter.
 func (pl *plan) elsewhere() {
 	pl.Failures, pl.FailingSince, pl.NotBefore, pl.LastError, pl.Free = 0, time.Time{}, time.Time{}, nil, false
 }
 
-// failed records how an attempt ended that gave no certificate. before is the plan as it was before
-// the attempt.
+// failed records an attempt that gave no certificate. before is the plan from before the attempt.
 func (pl *plan) failed(f *failure, before *plan, now time.Time, random float64) {
 	pl.Interrupted = false
 	if pl.FailingSince.IsZero() {
@@ -199,25 +197,25 @@ func (pl *plan) failed(f *failure, before *plan, now time.Time, random float64) 
 	}
 	pl.Failures = before.Failures
 	if f.retryAfter.IsZero() {
-		pl.Failures++ // a CA that names the time has told us nothing about our own set-up
+		pl.Failures++ // with a Retry-After, the failure says nothing about our own configuration
 	}
 	if pl.Free = f.free; f.free {
-		// The long waits are for the sake of the CA's limits. A network or a disk that was away for an
-		// hour must not keep us waiting for a day.
+		// Long waits protect the CA's limits. After an outage of a network or a disk of one hour, the next attempt
+		// must not wait for a day.
 		pl.Failures = min(pl.Failures, 2)
 	}
 	pl.RetryAfter = f.retryAfter
 	pl.NotBefore = retryTime(now, pl.Failures, f.retryAfter, random)
 	if minute := now.Add(retryWait(1)); before.LastError != nil && now.Sub(before.LastError.When) < time.Minute {
-		pl.NotBefore = latest(pl.NotBefore, minute) // "in a second", again and again, is no plan
+		pl.NotBefore = latest(pl.NotBefore, minute) // a CA that says "in a second" again and again gets a minute
 	}
 	pl.LastError = f.lastError(now)
 	pl.Failed = append(slices.Clone(before.Failed), slices.Repeat([]time.Time{now}, f.validations)...)
-	pl.Challenge = "" // the next attempt tries them all
+	pl.Challenge = "" // the next attempt tries all types
 }
 
-// restarted says that the process is a new one. Somebody may have mended what was wrong, and an attempt
-// that the CA does not count may then be made at once, but not in each round of a crash loop.
+// restarted records that this is a new process. The operator may have corrected the cause, so an attempt that the
+// CA does not count may be made again within a minute of the last one, but not at each restart of a crash loop.
 func (pl *plan) restarted() {
 	if pl.Free && pl.LastError != nil {
 		if soon := pl.LastError.When.Add(retryWait(1)); soon.Before(pl.NotBefore) {
@@ -226,8 +224,7 @@ func (pl *plan) restarted() {
 	}
 }
 
-// notResumed records that an attempt which was cut off could not be finished. It was counted when it
-// began.
+// notResumed records that an interrupted attempt could not be finished. begin has counted it already.
 func (pl *plan) notResumed(f *failure, now time.Time) {
 	pl.Interrupted = false
 	pl.RetryAfter = f.retryAfter
@@ -235,7 +232,7 @@ func (pl *plan) notResumed(f *failure, now time.Time) {
 	pl.LastError = f.lastError(now)
 }
 
-// succeeded records that there is a certificate.
+// succeeded records that there is a certificate. before is the plan from before the attempt.
 func (pl *plan) succeeded(before *plan, failedValidations int, challenge string, now time.Time) {
 	*pl = plan{
 		Failed:    append(slices.Clone(before.Failed), slices.Repeat([]time.Time{now}, failedValidations)...),
@@ -244,10 +241,8 @@ func (pl *plan) succeeded(before *plan, failedValidations int, challenge string,
 	}
 }
 
-// attemptTime returns the earliest time from now on at which an attempt may be made. life is that of
-// the CA's certificates, 0 if unknown.
-//
-// forced says that an operator asks: then only what the CA said itself, and the budget, count.
+// attemptTime returns the earliest time, now or later, for an attempt. life is that of the CA's certificates, 0 if
+// unknown. forced says that an operator asks; then only the CA's Retry-After and the budget count.
 func (pl *plan) attemptTime(now time.Time, life time.Duration, forced bool) time.Time {
 	at := latest(now, pl.RetryAfter, pl.budgetTime(now, life))
 	if forced {
@@ -260,7 +255,7 @@ func (pl *plan) budgetTime(now time.Time, life time.Duration) time.Time {
 	return latest(spareAt(pl.Failed, maxFailed, failedWindow, now), spareAt(pl.Issued, issuedLimit(life), issuedWindow, now))
 }
 
-// refusal says why an attempt that an operator asks for is not made now, or returns nil.
+// refusal returns a *NotYetError if an attempt that an operator asks for is not allowed now, and nil otherwise.
 func (pl *plan) refusal(now time.Time, life time.Duration) error {
 	at := pl.attemptTime(now, life, true)
 	if !at.After(now) {
@@ -276,12 +271,12 @@ func (pl *plan) refusal(now time.Time, life time.Duration) error {
 	return &NotYetError{Reason: why, Until: at}
 }
 
-// challenges returns the challenge types to try in one attempt, in order. possible are those that we
+// challenges returns the challenge types to try in one attempt, in order. possible are the types that this server
 // can answer.
 //
-// The one that succeeded last is tried alone: should it fail, the next attempt tries all of them, and
-// meanwhile no renewal begins with a validation that is known to fail. When the budget is too small
-// for all, the attempts take turns.
+// The type that succeeded last is tried alone, so no renewal begins with a validation that is known to fail. If it
+// fails, the next attempt tries all types. If the budget does not allow all types, successive attempts begin with
+// different ones.
 func (pl *plan) challenges(possible []string, now time.Time) []string {
 	if slices.Contains(possible, pl.Challenge) {
 		return []string{pl.Challenge}

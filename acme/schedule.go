@@ -7,8 +7,8 @@ import (
 
 const day = 24 * time.Hour
 
-// shortLife is the lifetime below which a certificate is renewed with half of it left, in place of a
-// third: so Let's Encrypt advises, since a third of six days leaves no weekend to mend things in.
+// shortLife is the lifetime below which a certificate is renewed with half of it left, in place of a third. Let's
+// Encrypt advises this: a third of six days leaves no weekend to correct a fault.
 // https://letsencrypt.org/docs/integration-guide/#when-to-renew
 const shortLife = 10 * day
 
@@ -22,11 +22,11 @@ const (
 	issuedWindow = 7 * day
 )
 
-// fallbackAfter is how long a CA has to fail, at least, before the fallback is asked. By then it has
-// been tried three or four times, and it is no short trouble.
+// fallbackAfter is how long a CA must fail, at least, before the fallback is asked. By then three or four attempts
+// have failed, so the outage is not a short one.
 const fallbackAfter = 3 * time.Hour
 
-// retryWait returns how long to wait after so many failures in a row: 1, 10, 100 minutes, then a day.
+// retryWait returns the wait after the given number of failures in a row: 1, 10, 100 minutes, then a day.
 // https://letsencrypt.org/docs/integration-guide/#retrying-failures
 func retryWait(failures int) time.Duration {
 	switch {
@@ -41,12 +41,11 @@ func retryWait(failures int) time.Duration {
 	}
 }
 
-// retryTime returns when to try again after so many failures in a row, of which the last one was at
-// now. random, in [0, 1), adds up to a tenth so that servers that failed together do not come back
+// retryTime returns the time of the next attempt after a failure at now, the last of the given number of failures in
+// a row. random, in [0, 1), adds up to a tenth of the wait, so that servers that failed together do not return
 // together.
 //
-// asked, if not zero, is when the CA said to come back (Retry-After). It replaces our own wait and
-// nothing is added to it.
+// asked is the CA's Retry-After, or zero. It replaces the wait, and nothing is added to it.
 func retryTime(now time.Time, failures int, asked time.Time, random float64) time.Time {
 	if !asked.IsZero() {
 		return latest(asked, now.Add(time.Second))
@@ -55,9 +54,9 @@ func retryTime(now time.Time, failures int, asked time.Time, random float64) tim
 	return now.Add(wait + time.Duration(random*float64(wait/10)))
 }
 
-// renewalTime returns when to renew a certificate with this validity: with a third of its life left,
-// or half if the life is under [shortLife]. random, in [0, 1), delays it by up to a hundredth of the
-// life, an hour at most, so that certificates made together are not renewed together.
+// renewalTime returns when to renew a certificate with this validity: with a third of its life left, or half if the
+// life is below [shortLife]. random, in [0, 1), delays that by up to a hundredth of the life, at most an hour, so
+// that certificates issued together are not renewed together.
 func renewalTime(notBefore, notAfter time.Time, random float64) time.Time {
 	life := notAfter.Sub(notBefore)
 	left := life / 3
@@ -68,21 +67,20 @@ func renewalTime(notBefore, notAfter time.Time, random float64) time.Time {
 	return notAfter.Add(-left + jitter)
 }
 
-// latestRenewal returns the time beyond which no CA's advice delays a renewal: with a twentieth of the
-// life left there is hardly time to try again.
+// latestRenewal returns the latest time to which a CA's advice can delay a renewal. A twentieth of the life is left
+// then, which is little time for further attempts.
 func latestRenewal(notBefore, notAfter time.Time) time.Time {
 	return notAfter.Add(-notAfter.Sub(notBefore) / 20)
 }
 
-// fallbackTime returns when the fallback may be asked for a certificate that the CA has failed to give
-// since failing. notAfter is the end of the one that is served, zero if none is: while it has life
-// left, the CA has half of that to recover.
+// fallbackTime returns when to ask the fallback. The CA has failed since failing, and the served certificate is
+// valid until notAfter, which is zero if there is none. The CA gets half of the remaining life to recover.
 func fallbackTime(failing, notAfter time.Time) time.Time {
 	return failing.Add(max(fallbackAfter, notAfter.Sub(failing)/2))
 }
 
-// spareAt returns the earliest time from now on at which fewer than limit of times lie within the
-// window before it, so that one more may be added.
+// spareAt returns the earliest time, now or later, at which fewer than limit of times lie within the window before
+// it. Then one more can be added.
 func spareAt(times []time.Time, limit int, window time.Duration, now time.Time) time.Time {
 	times = recent(times, window, now)
 	if len(times) < limit {
@@ -91,8 +89,8 @@ func spareAt(times []time.Time, limit int, window time.Duration, now time.Time) 
 	return times[len(times)-limit].Add(window)
 }
 
-// recent returns those of times that lie within the window before now, in order. A time in the future
-// is of a clock that was wrong, and does not count.
+// recent returns those of times that lie within the window before now, sorted. A time in the future comes from a
+// clock that was wrong and does not count.
 func recent(times []time.Time, window time.Duration, now time.Time) []time.Time {
 	times = slices.DeleteFunc(slices.Clone(times), func(t time.Time) bool {
 		return t.After(now) || !t.After(now.Add(-window))
@@ -101,8 +99,8 @@ func recent(times []time.Time, window time.Duration, now time.Time) []time.Time 
 	return times
 }
 
-// issuedLimit returns how many certificates of the given life may be obtained for a name in
-// [issuedWindow]. A CA whose certificates have to be renewed oftener than [maxIssued] cannot mean that.
+// issuedLimit returns how many certificates with the given life may be obtained for a name in [issuedWindow]. It is
+// above [maxIssued] where the life is so short that renewals alone need more.
 func issuedLimit(life time.Duration) int {
 	if life <= 0 {
 		return maxIssued

@@ -17,18 +17,18 @@ import (
 )
 
 const (
-	// How often an order or authorization is looked at when the CA does not say. The first wait is
-	// short because a validation takes about as long as a round trip; x/crypto always waits a second.
+	// The wait between polls of an order or authorization, where the CA does not name one. It begins short, because
+	// a validation takes about a round trip; x/crypto always waits a second. It doubles up to lastPoll.
 	firstPoll = 20 * time.Millisecond
 	lastPoll  = time.Second
 )
 
-// A transport is the [http.RoundTripper] of one attempt. It stands between x/crypto's ACME client and
-// the CA to do what the client does not offer:
+// A transport is the [http.RoundTripper] of one attempt, between x/crypto's ACME client and the CA. It adds what the
+// client does not offer:
 //
-//   - it adds `replaces` to newOrder and signs it again;
-//   - it waits between polls for less than a second, where the CA does not say for how long;
-//   - it notes how far the CA's clock is from ours.
+//   - it adds `replaces` to newOrder and signs the request again;
+//   - where the CA does not name a time, it polls sooner than after a second;
+//   - it measures how far the CA's clock is from ours.
 //
 // It belongs to the goroutine that makes the attempt.
 type transport struct {
@@ -36,18 +36,17 @@ type transport struct {
 	key  *ecdsa.PrivateKey // the account's
 	now  func() time.Time
 
-	newOrder string // the resource's URL, once known
-	replaces string // ARI id of the certificate that newOrder is to replace; may be empty
+	newOrder string // URL of the resource; empty until the directory is known
+	replaces string // ARI id for newOrder; may be empty
 
 	last string        // URL of the last request
-	skew time.Duration // the CA's clock less ours, as of the last answer with a Date
+	skew time.Duration // the CA's clock minus ours, by the last answer with a Date
 }
 
-// pollKey is the key of a *int in the context of requests that are repeated until something has come
-// to an end: how many there were.
+// pollKey is the context key of a *int that counts the polls made with that context.
 type pollKey struct{}
 
-// polling marks the requests made with the context that it returns as polls.
+// polling returns a context that marks requests as polls.
 func polling(ctx context.Context) context.Context {
 	return context.WithValue(ctx, pollKey{}, new(int))
 }
@@ -61,7 +60,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}
 	res, err := t.base.RoundTrip(req)
-	// The client itself repeats all requests that met a 5xx, except the one for a nonce.
+	// The client repeats a request that met a 5xx, but not the one for a nonce.
 	for n := 1; err == nil && req.Method == http.MethodHead && res.StatusCode >= 500; n++ {
 		wait := cahttp.RetryBackoff(n, req, res)
 		if wait == 0 {
@@ -83,28 +82,27 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			wait = max(at.Sub(t.now()), firstPoll)
 		}
 		cahttp.Pause(req.Context(), wait)
-		// A time that has passed makes x/crypto ask again at once; without it, it waits a second more.
+		// A time in the past makes x/crypto ask again at once. Without the header it waits another second.
 		res.Header.Set("Retry-After", time.Unix(0, 0).UTC().Format(http.TimeFormat))
 	}
 	return res, nil
 }
 
-// unfinished reports whether res is an order or authorization that is still being worked on. It leaves
-// res as it is.
+// unfinished reports whether res is an order or authorization that the CA is still working on. The body of res can
+// be read again afterwards.
 func unfinished(res *http.Response) bool {
 	body, err := io.ReadAll(res.Body)
 	res.Body = io.NopCloser(bytes.NewReader(body))
 	var object struct {
-		Status any // a string here, but a number in a problem document
+		Status any // a string in an order, a number in a problem document
 	}
 	return err == nil && res.StatusCode < 300 && json.Unmarshal(body, &object) == nil &&
 		(object.Status == "pending" || object.Status == "processing")
 }
 
-// withReplaces returns req, a newOrder, with `replaces` in its payload: "Clients SHOULD include this
-// field in new-order requests if there is a clear predecessor certificate". A JWS is {protected,
-// payload, signature}; protected stays as it is, with its nonce, so only the payload has to be signed
-// anew.
+// withReplaces returns req, a newOrder, with `replaces` in its payload: "Clients SHOULD include this field in
+// new-order requests if there is a clear predecessor certificate". A JWS is {protected, payload, signature}. The
+// protected header stays, with its nonce, so only the payload is signed again.
 // https://www.rfc-editor.org/rfc/rfc9773#section-5
 func (t *transport) withReplaces(req *http.Request) (*http.Request, error) {
 	body, err := io.ReadAll(req.Body)
