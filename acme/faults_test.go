@@ -26,6 +26,7 @@ const eabKey, eabKey64 = "mac key of thirty-two bytes at least", "bWFjIGtleSBvZi
 // fails with the step in its line, and then the next attempt goes on with the order that is open: a
 // certificate costs one order, unless the answer to newOrder itself was lost.
 func TestCutAtEachStep(t *testing.T) {
+	t.Parallel()
 	faults := []struct {
 		name   string
 		answer pebbletest.Fault
@@ -86,6 +87,7 @@ func TestCutAtEachStep(t *testing.T) {
 
 // What a CA may do, and what must be seen of it.
 func TestFaults(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name   string
 		ca     pebbletest.Config
@@ -265,19 +267,23 @@ func TestRenewalWindowForced(t *testing.T) {
 // Certificates of a few seconds are renewed in time, again and again, and visitors notice nothing.
 func TestShortLives(t *testing.T) {
 	t.Parallel()
+	life, want := 8*time.Second, 3
+	if *long {
+		life, want = 20*time.Second, 4
+	}
 	tlsLn := acmetest.Listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn), Profiles: map[string]time.Duration{"shortlived": 20 * time.Second},
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn), Profiles: map[string]time.Duration{"shortlived": life},
 		AuthorizationReuse: 50}, domain)
 	s := serve(t, cfg, tlsLn, acmetest.Listen(t))
 	s.waitReady(t)
 	seen := make(map[string]bool)
-	for deadline := time.Now().Add(2 * acmetest.Patience); len(seen) < 4; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * acmetest.Patience); len(seen) < want; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%d certificates in %v, want 4", len(seen), 2*acmetest.Patience)
+			t.Fatalf("%d certificates in %v, want %d", len(seen), 2*acmetest.Patience, want)
 		}
 		leaf := s.leaf(t, domain, ca.IssuingRoots) // verifies it, at this moment
-		if left := time.Until(leaf.NotAfter); left < 5*time.Second {
-			t.Errorf("certificate with %v left of 20 s is still served", left)
+		if left := time.Until(leaf.NotAfter); left < life/4 {
+			t.Errorf("certificate with %v left of %v is still served", left, life)
 		}
 		seen[leaf.SerialNumber.String()] = true
 	}

@@ -290,6 +290,7 @@ func TestFilesUnderLoad(t *testing.T) {
 
 // The loop itself: a change is served two looks later, and expiry is warned of once for each stage.
 func TestFilesWatch(t *testing.T) {
+	t.Parallel()
 	l, issuer := newLive(t), acmetest.NewIssuer(t)
 	synctest.Test(t, func(t *testing.T) {
 		old := issuer.Issue(t, 90*day, domain)

@@ -131,6 +131,7 @@ func testPair(t testing.TB, life time.Duration) *tls.Certificate {
 }
 
 func TestKeepRetries(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		var attempts []time.Duration
@@ -173,6 +174,7 @@ func TestKeepRetries(t *testing.T) {
 
 // A process that is killed and started over and over places the orders that a patient one would.
 func TestKeepCrashLoop(t *testing.T) {
+	t.Parallel()
 	attemptsOf := func(t *testing.T, crash bool) (attempts []time.Duration) {
 		synctest.Test(t, func(t *testing.T) {
 			dir, start := t.TempDir(), time.Now()
@@ -214,6 +216,7 @@ func TestKeepCrashLoop(t *testing.T) {
 
 // The CA's budget is kept whatever the schedule says: never more than five failed validations an hour.
 func TestKeepBudget(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		var failed []time.Time
@@ -259,6 +262,7 @@ func TestKeepBudget(t *testing.T) {
 
 // Certificates are counted, too, those included of which we do not know whether the CA gave them.
 func TestKeepIssuedBudget(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		issued := 0
 		s := schedule(t, t.TempDir(), &fakeCA{answer: func(a *attempt) (*tls.Certificate, error) {
@@ -285,6 +289,7 @@ func TestKeepIssuedBudget(t *testing.T) {
 
 // A CA or a disk that is away for a night keeps nobody waiting for another day.
 func TestKeepRetriesForFree(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		var last time.Duration
@@ -304,6 +309,7 @@ func TestKeepRetriesForFree(t *testing.T) {
 }
 
 func TestKeepRenews(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct{ life, want time.Duration }{
 		{90 * day, 60 * day},
 		{64 * day, 64 * day * 2 / 3},
@@ -335,6 +341,7 @@ func TestKeepRenews(t *testing.T) {
 
 // A clock that is set forward, as after a suspend, is noticed at the next look.
 func TestKeepNoticesClock(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var ahead atomic.Int64 // nanoseconds
 		var orders atomic.Int64
@@ -359,6 +366,7 @@ func TestKeepNoticesClock(t *testing.T) {
 // A plan that was written by a clock which was years ahead keeps nobody waiting for years, but for as long
 // as it would have.
 func TestPlanFromTheFuture(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		var orders atomic.Int64
@@ -384,6 +392,7 @@ func TestPlanFromTheFuture(t *testing.T) {
 
 // The fallback is asked when the CA has failed for hours; the CA is asked first all the same.
 func TestKeepFallback(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		down := true
@@ -439,6 +448,7 @@ func TestKeepFallback(t *testing.T) {
 
 // With life left, the fallback waits: the CA has half of that to recover.
 func TestKeepFallbackOnRenewal(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		var second []time.Duration
@@ -463,6 +473,7 @@ func TestKeepFallbackOnRenewal(t *testing.T) {
 
 // What the CA says about renewing is obeyed, and remembered.
 func TestKeepRenewalInfo(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		start, dir := time.Now(), t.TempDir()
 		from, to := 40*day, 41*day
@@ -530,6 +541,7 @@ func TestKeepRenewalInfo(t *testing.T) {
 
 // No CA's advice delays a renewal until it is too late.
 func TestKeepRenewalInfoTooLate(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		var orders []time.Duration
@@ -551,6 +563,7 @@ func TestKeepRenewalInfoTooLate(t *testing.T) {
 }
 
 func TestRenew(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		orders := 0
 		var err error
@@ -601,6 +614,7 @@ func TestRenew(t *testing.T) {
 
 // When all attempts have failed until the certificate expires, the log says so at that moment, once.
 func TestKeepShouts(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		start, orders := time.Now(), 0
 		s := schedule(t, t.TempDir(), &fakeCA{answer: func(*attempt) (*tls.Certificate, error) {

@@ -140,6 +140,7 @@ func TestLocalDamaged(t *testing.T) {
 
 // Leaves are renewed for years with a fresh key, and the root before it ends, loudly and only then.
 func TestLocalYears(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		cfg, log := localConfig(t, dir, "localhost")

@@ -44,6 +44,7 @@ func balance(t testing.TB, backends []net.Listener) (int, *atomic.Int64) {
 // Ten replicas on one data folder and behind one name that start together place one order, whichever of
 // them the CA's challenge reaches answers it, and all serve what came of it.
 func TestReplicas(t *testing.T) {
+	t.Parallel()
 	testReplicas(t, func(*testing.T) func(*Config) { return func(*Config) {} })
 }
 

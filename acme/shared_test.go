@@ -48,6 +48,7 @@ func waitStored(t *testing.T, srv *redistest.Server, ca *pebbletest.CA, name str
 // What TestReplicas shows is so for replicas with nothing in common but a server, too; and that server
 // is told no secret.
 func TestReplicasShared(t *testing.T) {
+	t.Parallel()
 	testReplicas(t, func(t *testing.T) func(*Config) {
 		srv := redistest.Start(t)
 		t.Cleanup(func() {

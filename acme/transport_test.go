@@ -96,6 +96,7 @@ func do(t *testing.T, ctx context.Context, s script, url string) (*http.Response
 
 // What the CA says about when to poll is obeyed; where it says nothing, the waits grow to a second.
 func TestTransportPolls(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const pending, processing, valid = `{"status":"pending"}`, `{"status":"processing"}`, `{"status":"valid"}`
 		ctx := polling(t.Context())

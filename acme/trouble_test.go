@@ -45,6 +45,7 @@ func waitEnd(t *testing.T, s *server) {
 // A clock that was two years ahead keeps nobody waiting once it is right, and an operator who asks for a
 // renewal after it was set back gets one.
 func TestClockWasAhead(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var ahead *atomic.Int64
 		orders := 0
@@ -78,6 +79,7 @@ func TestClockWasAhead(t *testing.T) {
 // A machine that starts with its clock behind, as one without a battery does, forgets nothing of what the
 // CA said and counted.
 func TestClockBehindAtStart(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		asked := 0
@@ -98,6 +100,7 @@ func TestClockBehindAtStart(t *testing.T) {
 		}
 		s = prepareSchedule(t, dir, ca)
 		ahead = wrongClock(s, -20*time.Minute)
+		s.cfg.lookInterval = 30 * time.Second // a week of looks every 2 s takes seconds
 		var err error
 		if s.site.authorities[0].plan, err = loadPlan(s.site.authorities[0].store, "counter.test", s.now()); err != nil {
 			t.Fatal(err)
@@ -122,6 +125,7 @@ func TestClockBehindAtStart(t *testing.T) {
 
 // The local CA that a clock of the future made is replaced.
 func TestLocalClock(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		cfg, _ := localConfig(t, dir, "localhost")
@@ -183,6 +187,7 @@ func TestTooManyOpenFiles(t *testing.T) { // not parallel: it concerns the whole
 
 // A disk that became read-only does not keep a restart from serving what is on it.
 func TestReadOnlyRestart(t *testing.T) {
+	t.Parallel()
 	tlsLn := acmetest.Listen(t)
 	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
 	s := serve(t, cfg, tlsLn, acmetest.Listen(t))
@@ -384,6 +389,7 @@ func TestReplacesFailsTheCA(t *testing.T) {
 
 // While one replica asks the CA, the others wait for it, and do not ask the fallback.
 func TestFallbackWaitsForOthers(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var down atomic.Bool
 		down.Store(true)
@@ -422,6 +428,7 @@ func TestFallbackWaitsForOthers(t *testing.T) {
 
 // A CA that failed months ago has hours again at the next renewal before the fallback is asked.
 func TestFallbackIsNotForEver(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		var first, second []time.Duration
@@ -446,6 +453,7 @@ func TestFallbackIsNotForEver(t *testing.T) {
 
 // What a replica sees of an attempt that another is making is no failure.
 func TestAttemptUnderWay(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		ca := &fakeCA{answer: func(a *attempt) (*tls.Certificate, error) {
@@ -464,6 +472,7 @@ func TestAttemptUnderWay(t *testing.T) {
 
 // A replica that never lets go of the lock is told of.
 func TestLockIsHeld(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := prepareSchedule(t, t.TempDir(), &fakeCA{answer: func(*attempt) (*tls.Certificate, error) { return testPair(t, 90*day), nil }})
 		release, err := s.locks.Lock("counter.test")
@@ -506,6 +515,7 @@ func (st *brokenStore) Write(name string, data []byte) error {
 
 // A certificate that could be stored at last does not replace the newer one of another replica.
 func TestSaveAgainIsLate(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		ca := &fakeCA{answer: func(a *attempt) (*tls.Certificate, error) { return testPair(t, 90*day), nil }}
@@ -536,6 +546,7 @@ func TestSaveAgainIsLate(t *testing.T) {
 // A replica whose clock is a little behind adopts what the others have obtained, and asks for renewal
 // information no oftener than anybody.
 func TestSlowReplica(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		var orders, asked atomic.Int64

@@ -331,6 +331,7 @@ func (w *world) editDirectory(f func(h http.Header, directory, meta map[string]a
 
 // Each finding, and that all others are "ok" then.
 func TestRun(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name    string
 		prepare func(w *world)
@@ -579,6 +580,7 @@ func TestRun(t *testing.T) {
 
 // What root would leave behind in a folder of another user, the server could not open.
 func TestAsRoot(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, pebbletest.Config{})
 	if os.Geteuid() != 0 {
 		os.Chmod(w.cfg.Dir, 0o500)
@@ -619,6 +621,7 @@ func filesIn(t *testing.T, dir string) []string {
 }
 
 func TestLeavesNothing(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, pebbletest.Config{})
 	parent := w.cfg.Dir
 	w.cfg.Dir = filepath.Join(parent, "a", "b")
@@ -630,6 +633,7 @@ func TestLeavesNothing(t *testing.T) {
 
 // A server that runs on the same data folder answers in the check's place, and is not disturbed.
 func TestBesideServer(t *testing.T) {
+	t.Parallel()
 	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
 	w := newWorld(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn), HTTPPort: acmetest.Port(plainLn)})
 	s := serve(t, w.cfg.Config, tlsLn, plainLn, true)
@@ -759,6 +763,7 @@ func (w *world) in(t *testing.T) *world {
 
 // Check's own probes are answered by it alone: afterwards the answer is gone.
 func TestTakesAnswersAway(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, pebbletest.Config{})
 	dir := filepath.Join(w.cfg.Dir, "acme", "tokens")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -772,6 +777,7 @@ func TestTakesAnswersAway(t *testing.T) {
 
 // Many domains are told in order, each in one piece.
 func TestManyDomains(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, pebbletest.Config{})
 	w.cfg.Domains, w.zone = nil, nil
 	for i := range 40 {
@@ -806,6 +812,7 @@ func domainNamesOf(domains []acme.Domain) []string {
 
 // An interrupted check returns at once, and does not tell what was cut off as if it had failed.
 func TestInterrupted(t *testing.T) {
+	t.Parallel()
 	for _, hangs := range []string{publicV4 + ":80", "1.1.1.53:53", "ca"} {
 		t.Run(hangs, func(t *testing.T) {
 			w := newWorld(t, pebbletest.Config{})
@@ -844,6 +851,7 @@ func TestInterrupted(t *testing.T) {
 
 // A configuration that New refuses is an error.
 func TestRefuses(t *testing.T) {
+	t.Parallel()
 	err := Run(t.Context(), Config{Config: acme.Config{Domains: []acme.Domain{{Name: "*.example.org"}}, Dir: t.TempDir()}}, func(Finding) {})
 	if err == nil || !strings.Contains(err.Error(), "wildcards") {
 		t.Errorf("Run = %v, want that of New", err)
@@ -851,6 +859,7 @@ func TestRefuses(t *testing.T) {
 }
 
 func TestLocal(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, pebbletest.Config{})
 	w.cfg.Domains = []acme.Domain{{Name: "counter.test", Local: true}, {Name: "192.0.2.7"}}
 	w.cfg.HTTP, w.cfg.TLS = Port{}, Port{}
@@ -879,6 +888,7 @@ func TestLocal(t *testing.T) {
 }
 
 func TestFiles(t *testing.T) {
+	t.Parallel()
 	issuer := acmetest.NewIssuer(t)
 	fresh := issuer.Issue(t, 90*day, checked)
 	tests := []struct {
@@ -920,6 +930,7 @@ func TestFiles(t *testing.T) {
 
 // https://www.rfc-editor.org/rfc/rfc8659#section-4 and https://www.rfc-editor.org/rfc/rfc8657
 func TestJudgeCAA(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		records []string // flags tag value
 		level   Level
@@ -967,6 +978,7 @@ func TestJudgeCAA(t *testing.T) {
 }
 
 func TestNotPublic(t *testing.T) {
+	t.Parallel()
 	for _, addr := range []string{"10.0.0.1", "172.16.0.1", "192.168.0.1", "127.0.0.1", "169.254.1.1", "100.64.0.1", "100.127.255.255",
 		"0.0.0.0", "224.0.0.1", "192.0.2.1", "198.51.100.1", "203.0.113.1", "198.18.0.1", "240.0.0.1", "255.255.255.255", "192.0.0.1",
 		"::1", "::", "fe80::1", "fc00::1", "fd00::1", "ff02::1", "2001:db8::1", "64:ff9b::1", "::ffff:10.0.0.1", "3fff::1"} {
@@ -982,6 +994,7 @@ func TestNotPublic(t *testing.T) {
 }
 
 func TestMountOf(t *testing.T) {
+	t.Parallel()
 	const mountinfo = `27 1 0:50 / / rw,relatime - overlay overlay rw
 28 27 8:1 /vol /data rw shared:1 master:2 - ext4 /dev/sda1 rw
 29 27 8:1 /x /with\040space rw - xfs /dev/sda1 rw
@@ -1007,6 +1020,7 @@ short line
 
 // A check says whether what is shared can be used, and has a server on it answer in the check's place.
 func TestShared(t *testing.T) {
+	t.Parallel()
 	srv := redistest.Start(t)
 	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
 	w := newWorld(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn), HTTPPort: acmetest.Port(plainLn)})

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -62,3 +63,5 @@ func (s *server) waitReady(t testing.TB) {
 	t.Helper()
 	acmetest.WaitFor(t, "readiness", func() bool { return s.Ready() == nil })
 }
+
+func TestMain(m *testing.M) { os.Exit(acmetest.Main(m)) }
