@@ -24,22 +24,23 @@ import (
 	"plusminus/acme/internal/store"
 )
 
-// A caCheck is one CA as Check sees it.
+// A caCheck is the check of one CA.
 type caCheck struct {
 	url       string
 	fallback  bool
-	eab       bool // we have an external account binding for it
+	eab       bool // the configuration has an external account binding for it
 	store     store.Store
 	base      *http.Transport
-	remote    atomic.Pointer[string] // the address that was connected to last
+	remote    atomic.Pointer[string] // the address of the last connection
 	directory xacme.Directory
 	skew      time.Duration
-	err       error // the directory is not to be had
+	err       error // why there is no directory
 
-	account    string // URL; empty if there is none, or it is not known
+	account    string // URL; empty if there is none, or if it is not known
 	accountErr error  // why it is not known
 }
 
+// checkCAs checks the CA and the fallback at the same time, and reports one after the other.
 func (c *checker) checkCAs(ctx context.Context) {
 	add := func(directoryURL string, fallback, eab bool) {
 		ca := &caCheck{url: directoryURL, fallback: fallback, eab: eab, base: cahttp.NewTransport(c.cfg.RootCAs)}
@@ -72,7 +73,7 @@ func (c *checker) checkCAs(ctx context.Context) {
 	}
 }
 
-// ask asks ca for its directory and, if that matters, about our account.
+// ask asks ca for its directory and, if there is an account key, for the account.
 func (c *checker) ask(ctx context.Context, ca *caCheck) {
 	defer ca.base.CloseIdleConnections()
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %v", timeout))
@@ -87,7 +88,7 @@ func (c *checker) ask(ctx context.Context, ca *caCheck) {
 	}
 	ca.skew = t.skew
 
-	// The key may be there without an account. Asking makes none (onlyReturnExisting).
+	// The key may exist without an account. GetReg makes none (onlyReturnExisting).
 	// https://www.rfc-editor.org/rfc/rfc8555#section-7.3.1
 	data, err := ca.store.Read(store.AccountKey)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
@@ -106,7 +107,8 @@ func (c *checker) ask(ctx context.Context, ca *caCheck) {
 	}
 }
 
-// insideNetwork reports whether the CA has a private address. Through a proxy it cannot be told.
+// insideNetwork reports whether the CA has a private address. With a proxy in between it returns false, since the
+// address is then not known.
 func (ca *caCheck) insideNetwork() bool {
 	req, err := http.NewRequest(http.MethodGet, ca.url, nil)
 	if err != nil {
@@ -123,8 +125,8 @@ func (ca *caCheck) insideNetwork() bool {
 	return err == nil && notPublic(addr.Addr()) != ""
 }
 
-// tell reports what was learnt of ca. What is a problem with the CA is a warning with the fallback,
-// which is not needed as long as all is well.
+// tell reports the findings about ca. A problem with the fallback is only a warning: it is not needed while the CA
+// works.
 func (c *checker) tell(ca *caCheck) {
 	subject, bad := "CA", Problem
 	if ca.fallback {
@@ -133,7 +135,7 @@ func (c *checker) tell(ca *caCheck) {
 	if ca.err != nil {
 		err := ca.err
 		if urlErr := (*url.Error)(nil); errors.As(err, &urlErr) {
-			err = urlErr.Err // without the URL, which is told
+			err = urlErr.Err // the finding names the URL already
 		}
 		p := cahttp.NewProblem("", err)
 		c.say(bad, subject, "%s does not give its directory: %s; %s", ca.url, p,
@@ -155,7 +157,7 @@ func (c *checker) tell(ca *caCheck) {
 	case ca.account != "":
 		c.say(OK, "account", "the CA knows our account, %s", ca.account)
 	case ca.accountErr != nil:
-		c.say(Warning, "account", "there is an account key, but whether the CA knows it could not be learnt: %s", cahttp.NewProblem("", ca.accountErr))
+		c.say(Warning, "account", "there is an account key, but the CA did not say whether it knows the account: %s", cahttp.NewProblem("", ca.accountErr))
 	case ca.directory.ExternalAccountRequired && !ca.eab:
 		c.say(bad, "account", "the CA requires an external account binding: get a key id and a key from its website, and give both")
 	case ca.directory.Terms != "":

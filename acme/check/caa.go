@@ -13,19 +13,19 @@ import (
 	"github.com/miekg/dns"
 )
 
-// dnsTimeout is how long one name server may take to answer one query.
+// dnsTimeout bounds one query to one name server.
 const dnsTimeout = 3 * time.Second
 
-// A resolver asks this machine's name servers, and not /etc/hosts, of which a CA knows nothing. Its
-// methods are safe for concurrent use.
+// A resolver asks this machine's name servers. It does not read /etc/hosts, which a CA does not have. Its methods
+// are safe for concurrent use.
 type resolver struct {
 	// Immutable after newResolver.
 	servers []string // addresses
 	dial    func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// newResolver reads the name servers from the file, in the form of resolv.conf(5). As the C library
-// does, it takes this machine's own if there are none.
+// newResolver reads the name servers from file, which has the form of resolv.conf(5). Without any, it uses this
+// machine's own, as the C library does.
 func newResolver(file string, dial func(context.Context, string, string) (net.Conn, error)) *resolver {
 	r := &resolver{dial: dial}
 	if conf, err := dns.ClientConfigFromFile(file); err == nil {
@@ -39,13 +39,13 @@ func newResolver(file string, dial func(context.Context, string, string) (net.Co
 	return r
 }
 
-// An rcodeError is an answer that is none.
+// An rcodeError is a DNS answer with a response code other than NOERROR and NXDOMAIN.
 type rcodeError struct{ rcode int }
 
 func (e *rcodeError) Error() string { return dns.RcodeToString[e.rcode] }
 
-// query returns the answer to a question about name, of which NXDOMAIN is one, too. Other response
-// codes are an *rcodeError. It asks one server after the other.
+// query returns the answer to a question about name. NXDOMAIN is an answer; other response codes are an *rcodeError.
+// query asks the name servers in turn until one answers.
 func (r *resolver) query(ctx context.Context, name string, qtype uint16) (*dns.Msg, error) {
 	q := new(dns.Msg).SetQuestion(dns.Fqdn(name), qtype).SetEdns0(1232, false)
 	var last error
@@ -86,18 +86,18 @@ func (r *resolver) exchange(ctx context.Context, network, server string, q *dns.
 	return answer, err
 }
 
-// A lookup is what the DNS says about a name's addresses.
+// A lookup is the result of the address queries for a name.
 type lookup struct {
 	addrs  []netip.Addr // IPv6 first, as CAs prefer it
-	exists bool         // there is such a name
+	exists bool         // the name exists
 }
 
-// nat64 is the prefix of addresses that a resolver makes up for machines without IPv4. Others see none.
-// https://www.rfc-editor.org/rfc/rfc6052#section-2.1
+// nat64 is the prefix of addresses that a resolver synthesises for machines without IPv4. Other machines do not see
+// them. https://www.rfc-editor.org/rfc/rfc6052#section-2.1
 var nat64 = netip.MustParsePrefix("64:ff9b::/96")
 
-// lookup looks up the name's A and AAAA records. The error is that of one of the two queries; what the
-// other one found is returned all the same.
+// lookup queries the A and AAAA records of name. If one of the two queries fails, lookup returns its error together
+// with the addresses from the other.
 func (r *resolver) lookup(ctx context.Context, name string) (lookup, error) {
 	type result struct {
 		answer *dns.Msg
@@ -144,8 +144,8 @@ func (r *resolver) lookup(ctx context.Context, name string) (lookup, error) {
 	return l, nil
 }
 
-// relevantCAA returns the records that say who may certify name, and the name that has them: "the first
-// CAA RRset" on the way up the tree, the top excluded. None is nil.
+// relevantCAA returns the CAA records that apply to name, and the name that has them: "the first CAA RRset" on the
+// way up the tree, the root excluded. set is nil if there are none.
 // https://www.rfc-editor.org/rfc/rfc8659#section-3
 func (r *resolver) relevantCAA(ctx context.Context, name string) (at string, set []*dns.CAA, err error) {
 	for at = name; at != ""; _, at, _ = strings.Cut(at, ".") {
@@ -153,7 +153,7 @@ func (r *resolver) relevantCAA(ctx context.Context, name string) (at string, set
 		if err != nil {
 			return at, nil, err
 		}
-		for _, rr := range answer.Answer { // what an alias leads to included
+		for _, rr := range answer.Answer { // also those of an alias's target
 			if caa, ok := rr.(*dns.CAA); ok {
 				set = append(set, caa)
 			}
@@ -165,20 +165,19 @@ func (r *resolver) relevantCAA(ctx context.Context, name string) (at string, set
 	return "", nil, nil
 }
 
-// A caaVerdict is what CAA records mean for one CA.
+// A caaVerdict says what CAA records mean for one CA.
 type caaVerdict struct {
 	level   Level
 	text    string
-	methods []string // the challenges that they leave, of those that we can answer; nil is all
+	methods []string // the challenges that they permit, of those that we can answer; nil is all
 }
 
-// criticalFlag means "If set, indicates that the Property is critical": a CA that does not know it must
-// not issue. https://www.rfc-editor.org/rfc/rfc8659#section-4.1
+// criticalFlag means "If set, indicates that the Property is critical": a CA that does not know the property must not
+// issue. https://www.rfc-editor.org/rfc/rfc8659#section-4.1
 const criticalFlag = 128
 
-// judgeCAA applies the records to a CA that goes by the identities, for a name that is no wildcard.
-// account is the URL of our account there, empty if there is none yet; accountErr says why it is not
-// known.
+// judgeCAA applies the records to a CA with the given identities, for a name without wildcard. account is the URL of
+// our account there, empty if there is none yet. accountErr says why it is not known.
 func judgeCAA(set []*dns.CAA, identities []string, account string, accountErr error) caaVerdict {
 	var issue []*dns.CAA
 	for _, rr := range set {
@@ -203,7 +202,7 @@ func judgeCAA(set []*dns.CAA, identities []string, account string, accountErr er
 		return caaVerdict{level: Warning, text: "allows: " + strings.Join(values, ", ") + "; whether that is this CA cannot be told without caaIdentities in its directory"}
 	}
 
-	// One record that fits is enough.
+	// One record that permits the CA is enough.
 	var methods, reasons, others []string
 	var doubt error
 	fits := false
@@ -269,8 +268,8 @@ func judgeCAA(set []*dns.CAA, identities []string, account string, accountErr er
 	return v
 }
 
-// parseIssue takes an issue value apart: "[issuer-domain-name] *WSP [";" parameters]". Tags and the
-// domain are lower case in what it returns; an empty domain is nobody's.
+// parseIssue parses an issue value: "[issuer-domain-name] *WSP [";" parameters]". It returns the domain and the tags in
+// lower case. An empty domain permits no CA.
 // https://www.rfc-editor.org/rfc/rfc8659#section-4.2
 func parseIssue(value string) (domain string, params map[string]string, err error) {
 	const blank = " \t"
@@ -294,8 +293,8 @@ func parseIssue(value string) (domain string, params map[string]string, err erro
 	return domain, params, nil
 }
 
-// checkCAA returns the verdict for each CA, in order; none if there are no records, or they are not
-// to be had.
+// checkCAA reports what the CAA records mean for each CA. It returns the verdict for the CA, or nothing if there are
+// no records or they cannot be looked up.
 func (s *domainCheck) checkCAA() []caaVerdict {
 	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
@@ -305,7 +304,7 @@ func (s *domainCheck) checkCAA() []caaVerdict {
 	case errors.As(err, &rcode):
 		level := Problem
 		if s.inside {
-			level = Warning // such CAs hardly ask
+			level = Warning // private CAs rarely check CAA
 		}
 		// "…failure to complete the lookup": https://www.rfc-editor.org/rfc/rfc8659#section-6.2
 		s.say(level, "CAA", "the DNS answers %v when asked for the CAA records of %s, and then a CA refuses: the name's DNS servers, or their DNSSEC, have to be mended", err, at)
@@ -320,7 +319,7 @@ func (s *domainCheck) checkCAA() []caaVerdict {
 	var verdicts []caaVerdict
 	for _, ca := range s.cas {
 		if ca.err != nil && ca.fallback {
-			continue // told already
+			continue // tell has reported that
 		}
 		v := judgeCAA(set, ca.directory.CAA, ca.account, ca.accountErr)
 		which := ""

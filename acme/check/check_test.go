@@ -703,7 +703,7 @@ func TestBesideServer(t *testing.T) {
 		if err := tokens.Put(t.Context(), checked+"+token", answer); err != nil {
 			t.Fatal(err)
 		}
-		w.want(w.check(), "warning port 443: a server is just ordering a certificate", "ok port 80: answers", "ok challenges: answer by http-01;")
+		w.want(w.check(), "warning port 443: a server is ordering a certificate for this name right now", "ok port 80: answers", "ok challenges: answer by http-01;")
 		got, err := os.ReadFile(filepath.Join(w.cfg.Dir, "acme", "tokens", checked+"+token"))
 		if err != nil || string(got) != string(answer) {
 			t.Errorf("the server's answer is now %q, %v", got, err)

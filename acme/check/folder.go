@@ -16,7 +16,7 @@ import (
 	"plusminus/acme/internal/store"
 )
 
-// checkFolder checks that the data folder can be written, keeps secrets, and outlives what uses it.
+// checkFolder checks that the data folder can be written, is private, and survives a restart.
 func (c *checker) checkFolder() {
 	const subject = "data folder"
 	dir := c.cfg.Dir
@@ -57,7 +57,7 @@ func (c *checker) checkFolder() {
 	c.checkMount(dir)
 }
 
-// tryFolder makes dir with its parents, writes into it, and takes away what it made.
+// tryFolder makes dir with its parents, writes a file into it, and removes what it made.
 func tryFolder(dir string) error {
 	var made []string
 	for d := dir; ; d = filepath.Dir(d) {
@@ -68,7 +68,7 @@ func tryFolder(dir string) error {
 	}
 	defer func() {
 		for _, d := range made {
-			os.Remove(d) // stays if somebody else uses it by now
+			os.Remove(d) // fails, as it should, if another program uses d by now
 		}
 	}()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -78,8 +78,8 @@ func tryFolder(dir string) error {
 	return err
 }
 
-// probeFolder writes a file to dir as the server does, fsync included, and takes it away. It returns
-// the user ids that own the folder and the file.
+// probeFolder writes a file to dir as the server does, with fsync, and removes it. It returns the user ids that own
+// the folder and the file.
 func probeFolder(dir string) (owner, probeOwner uint32, err error) {
 	owner = ownerOf(dir)
 	path := filepath.Join(dir, fmt.Sprintf(".check-%d", os.Getpid()))
@@ -99,8 +99,7 @@ func ownerOf(path string) uint32 {
 	return 0
 }
 
-// checkMount tells about a folder that goes when its container or the machine does. Where there is no
-// /proc, it cannot be told.
+// checkMount reports a folder that is lost with its container or at a restart. It reports nothing without /proc.
 func (c *checker) checkMount(dir string) {
 	const subject = "data folder"
 	f, err := os.Open(c.cfg.mountinfo)
@@ -131,18 +130,18 @@ func (c *checker) checkMount(dir string) {
 	}
 }
 
-// anonymousVolume is where Docker and Podman keep what an image's VOLUME asks for and nobody named.
+// anonymousVolume matches the folder of a volume that Docker or Podman made for an image's VOLUME, without a name.
 var anonymousVolume = regexp.MustCompile(`/volumes/[0-9a-f]{64}/_data$`)
 
 // A mount is a line of /proc/self/mountinfo.
 type mount struct {
 	root   string // of the mount within its file system
-	point  string // where it is
+	point  string // where it is mounted
 	fstype string
 }
 
-// mountOf returns the mount that path, which is absolute and free of symlinks, is on. mountinfo is
-// described in proc_pid_mountinfo(5).
+// mountOf returns the mount that contains path, which must be absolute and free of symlinks. proc_pid_mountinfo(5)
+// describes mountinfo.
 func mountOf(mountinfo io.Reader, path string) (mount, error) {
 	var found mount
 	lines := bufio.NewScanner(mountinfo)
@@ -157,7 +156,7 @@ func mountOf(mountinfo io.Reader, path string) (mount, error) {
 		}
 		m := mount{root: unescape.Replace(fields[3]), point: unescape.Replace(fields[4]), fstype: fields[separator+1]}
 		within := m.point == "/" || path == m.point || strings.HasPrefix(path, m.point+"/")
-		if within && len(m.point) >= len(found.point) { // a later one hides an earlier one
+		if within && len(m.point) >= len(found.point) { // a later mount hides an earlier one
 			found = m
 		}
 	}
@@ -167,5 +166,5 @@ func mountOf(mountinfo io.Reader, path string) (mount, error) {
 	return found, nil
 }
 
-// unescape undoes what the kernel does to white space in paths.
+// unescape reverts the kernel's escapes of white space in paths.
 var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)

@@ -34,19 +34,19 @@ import (
 )
 
 const (
-	// lockPatience is how long a probe of port 443 waits for an order that is under way. Renewal
-	// information is fetched under the lock, too, within a second as a rule.
+	// lockPatience is how long a probe of port 443 waits for the domain's lock. A server holds the lock during an
+	// order, and for about a second when it fetches renewal information.
 	lockPatience = 3 * time.Second
 
-	// maxRedirects is how many redirects are followed to an http-01 answer: as many as Boulder does.
+	// maxRedirects is how many redirects a probe follows to an http-01 answer. Boulder follows as many.
 	// https://letsencrypt.org/docs/challenge-types/#http-01-challenge
 	maxRedirects = 10
 
-	maxAddresses = 16 // of one name; more than anybody has who answers on all of them
+	maxAddresses = 16 // of one domain
 )
 
-// portNumber is where a CA asks: "this connection MUST use TCP port 443" (RFC 8737 section 3), and port
-// 80 (RFC 8555 section 8.3).
+// portNumber returns the port to which a CA connects: "this connection MUST use TCP port 443" (RFC 8737 section 3),
+// and port 80 (RFC 8555 section 8.3).
 func portNumber(typ string) string {
 	if typ == challenge.HTTP01 {
 		return "80"
@@ -54,7 +54,7 @@ func portNumber(typ string) string {
 	return "443"
 }
 
-// reserved are the prefixes that are global unicast in form, and reach nobody outside all the same.
+// reserved has the prefixes that have the form of global unicast addresses but are not reachable from the Internet.
 // https://www.iana.org/assignments/iana-ipv4-special-registry
 // https://www.iana.org/assignments/iana-ipv6-special-registry
 var reserved = []struct {
@@ -73,7 +73,7 @@ var reserved = []struct {
 	{netip.MustParsePrefix("3fff::/20"), "an address for documentation"},
 }
 
-// notPublic says what keeps addr from being reached from outside, or "" if nothing does.
+// notPublic says why addr is not reachable from the Internet. It returns "" if it is.
 func notPublic(addr netip.Addr) string {
 	addr = addr.Unmap().WithZone("")
 	switch {
@@ -98,7 +98,7 @@ func notPublic(addr netip.Addr) string {
 	return ""
 }
 
-// ownAddresses returns the addresses of this machine's interfaces. A container has its own.
+// ownAddresses returns the addresses of this machine's interfaces. In a container these are the container's.
 func ownAddresses() []netip.Addr {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
@@ -113,7 +113,7 @@ func ownAddresses() []netip.Addr {
 	return own
 }
 
-// checkAddresses returns the addresses to probe, and whether the name could be looked up.
+// checkAddresses reports the domain's addresses. It returns those to probe, and whether the lookup worked.
 func (s *domainCheck) checkAddresses() (addrs []netip.Addr, looked bool) {
 	const subject = "address"
 	ctx, cancel := context.WithTimeout(s.ctx, timeout)
@@ -157,26 +157,26 @@ func (s *domainCheck) checkAddresses() (addrs []netip.Addr, looked bool) {
 	return addrs, true
 }
 
-// An outcome is what came of a probe.
+// An outcome is the result of a probe.
 type outcome int
 
 const (
-	answered    outcome = iota // as the CA wants it
-	foreign                    // somebody else answered
-	stranger                   // one of us answered, who does not serve the name or has another data folder
+	answered    outcome = iota // the answer is the one that the CA wants
+	foreign                    // another program answered
+	stranger                   // another plusminus answered: it does not serve the name, or has another data folder
 	refused                    // connection refused
-	timedOut                   // nothing came within timeout
-	unreachable                // there is no way there from here
+	timedOut                   // no answer within timeout
+	unreachable                // this machine has no route
 	dropped                    // the connection was closed without an answer
 )
 
-// A probe is an outcome with what there is to say about it.
+// A probe is an outcome, with text for the finding.
 type probe struct {
 	outcome outcome
 	text    string
 }
 
-// failedProbe says how far a probe came that got no answer.
+// failedProbe returns the probe that ended with err, without an answer.
 func failedProbe(ctx context.Context, err error) probe {
 	var netErr net.Error
 	switch {
@@ -187,18 +187,18 @@ func failedProbe(ctx context.Context, err error) probe {
 	case ctx.Err() != nil, errors.As(err, &netErr) && netErr.Timeout():
 		return probe{timedOut, fmt.Sprintf("no answer within %v", timeout)}
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
-		strings.Contains(err.Error(), "server closed idle connection"): // net/http's, if it came before the request
+		strings.Contains(err.Error(), "server closed idle connection"): // net/http's error for a connection that closes before the request
 		return probe{dropped, "the connection was closed without an answer"}
 	}
 	var urlErr *url.Error
 	if errors.As(err, &urlErr) {
-		err = urlErr.Err // without the URL, which is known
+		err = urlErr.Err // the finding names the URL already
 	}
 	return probe{foreign, "another server answers: " + cahttp.OneLine(err.Error())}
 }
 
-// probeHTTP asks for the answer to an http-01 challenge as a CA does, but at a given address. at maps
-// the ports of the name to addresses. https://www.rfc-editor.org/rfc/rfc8555#section-8.3
+// probeHTTP requests the answer to an http-01 challenge as a CA does, but from a given address. at has that address for
+// the ports "80" and "443". https://www.rfc-editor.org/rfc/rfc8555#section-8.3
 func (s *domainCheck) probeHTTP(at map[string]string, token, want string) probe {
 	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
@@ -213,7 +213,7 @@ func (s *domainCheck) probeHTTP(at map[string]string, token, want string) probe 
 			}
 			return s.dialName(ctx, network, host, port)
 		},
-		// Boulder follows a redirect to https whatever the certificate there.
+		// Boulder follows a redirect to https and ignores the certificate there.
 		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true},
 		DisableKeepAlives: true,
 	}
@@ -263,7 +263,7 @@ func (s *domainCheck) probeHTTP(at map[string]string, token, want string) probe 
 	return probe{foreign, text}
 }
 
-// dialName connects to another host, which a redirect named.
+// dialName connects to another host, the target of a redirect.
 func (s *domainCheck) dialName(ctx context.Context, network, host, port string) (net.Conn, error) {
 	addrs := []netip.Addr{}
 	if addr, err := netip.ParseAddr(host); err == nil {
@@ -281,8 +281,8 @@ func (s *domainCheck) dialName(ctx context.Context, network, host, port string) 
 // acmeIdentifier is id-pe-acmeIdentifier. https://www.rfc-editor.org/rfc/rfc8737#section-6.1
 var acmeIdentifier = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 31}
 
-// probeTLS does the handshake of a tls-alpn-01 validation with addr. want is the certificate that holds
-// the answer. https://www.rfc-editor.org/rfc/rfc8737#section-3
+// probeTLS does the handshake of a tls-alpn-01 validation with addr. want is the certificate that contains the answer.
+// https://www.rfc-editor.org/rfc/rfc8737#section-3
 func (s *domainCheck) probeTLS(addr string, want *tls.Certificate) probe {
 	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
@@ -315,7 +315,7 @@ func (s *domainCheck) probeTLS(addr string, want *tls.Certificate) probe {
 	return probe{answered, "answers as the CA wants it"}
 }
 
-// identifierOf returns the value of the acmeIdentifier extension, or nil.
+// identifierOf returns the value of the acmeIdentifier extension of a certificate, or nil.
 func identifierOf(der []byte) []byte {
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
@@ -329,17 +329,16 @@ func identifierOf(der []byte) []byte {
 	return nil
 }
 
-// A portState is what is known about one challenge's port.
+// A portState says whether a CA would get its answer on a port.
 type portState int
 
 const (
-	inDoubt portState = iota // cannot be told from here
+	inDoubt portState = iota // this machine cannot tell
 	works
 	fails
 )
 
-// probeAll probes both ports at the addresses, and says what it found and what follows for each
-// challenge.
+// probeAll probes both ports at the addresses, reports the findings, and returns the state for each challenge type.
 func (s *domainCheck) probeAll(addrs []netip.Addr) map[string]portState {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -362,7 +361,7 @@ func (s *domainCheck) probeAll(addrs []netip.Addr) map[string]portState {
 	return states
 }
 
-// probePort probes the port of one challenge at the addresses.
+// probePort probes the port of challenge type typ at the addresses.
 func (s *domainCheck) probePort(client *xacme.Client, typ string, addrs []netip.Addr) portState {
 	port, subject := s.cfg.HTTP, "port "+portNumber(typ)
 	if typ == challenge.TLSALPN01 {
@@ -392,9 +391,9 @@ func (s *domainCheck) probePort(client *xacme.Client, typ string, addrs []netip.
 		release, err := s.lock()
 		if err != nil {
 			if errors.Is(err, store.ErrLocked) {
-				s.say(Warning, subject, "not probed: a server is just ordering a certificate for this name, and its answer is there")
+				s.say(Warning, subject, "not probed: a server is ordering a certificate for this name right now, and its answer is in use")
 			} else if s.ctx.Err() == nil {
-				s.say(Warning, subject, "not probed: an order may be under way, and that could not be told: %v", err)
+				s.say(Warning, subject, "not probed: the lock that shows whether an order is in progress cannot be taken: %v", err)
 			}
 			return inDoubt
 		}
@@ -427,7 +426,7 @@ func (s *domainCheck) probePort(client *xacme.Client, typ string, addrs []netip.
 			s.tellProbe(subject, addr, probes[i])
 		})
 	}
-	// Whoever has the port on this machine is asked without a detour through a router, too.
+	// The program that has the port on this machine is probed directly, too, without a router in between.
 	local := answered
 	if len(port.Listeners) == 0 {
 		p := ask(map[string]string{"80": s.cfg.HTTP.Running, "443": s.cfg.TLS.Running})
@@ -450,8 +449,8 @@ func (s *domainCheck) probePort(client *xacme.Client, typ string, addrs []netip.
 	return state
 }
 
-// conclusion says what the probes mean for a CA: it goes by the IPv6 addresses if it can connect to one,
-// and is not expected to try a second one. https://letsencrypt.org/docs/ipv6-support/
+// conclusion returns what the probes mean for a CA. A CA that can connect to an IPv6 address uses that, and need not
+// try another address. https://letsencrypt.org/docs/ipv6-support/
 func (s *domainCheck) conclusion(addrs []netip.Addr, probes []probe) portState {
 	of := func(family func(netip.Addr) bool) portState {
 		state := inDoubt
@@ -472,21 +471,22 @@ func (s *domainCheck) conclusion(addrs []netip.Addr, probes []probe) portState {
 	return of(netip.Addr.Is4)
 }
 
-// certain reports whether the CA would fare no better at addr than we did.
+// certain reports whether the CA would see the same failure at addr.
 func (s *domainCheck) certain(addr netip.Addr, o outcome) bool {
 	switch o {
 	case foreign, stranger:
 		return true
 	case refused, dropped:
-		return slices.Contains(s.own, addr) || o == refused && s.inNetwork(addr) // no router is in between
+		return slices.Contains(s.own, addr) || o == refused && s.inNetwork(addr) // without a router in between
 	}
 	return false
 }
 
-// inNetwork reports whether addr is of the private network in which the CA is, too.
+// inNetwork reports whether addr belongs to the private network in which the CA is, too.
 func (s *domainCheck) inNetwork(addr netip.Addr) bool { return s.inside && notPublic(addr) != "" }
 
-// tellProbe says what came of a probe. Whether it matters is up to conclude: one challenge is enough.
+// tellProbe reports the result of a probe. It reports no problem: conclude decides whether the result matters, since
+// one challenge is enough.
 func (s *domainCheck) tellProbe(subject string, addr netip.Addr, p probe) {
 	switch {
 	case p.outcome == answered:
@@ -506,8 +506,8 @@ func (s *domainCheck) tellProbe(subject string, addr netip.Addr, p probe) {
 	}
 }
 
-// lock keeps every server on the data folder from ordering for the name until release is called: the
-// answer that it would put is under the same name as ours. The error is [store.ErrLocked] if somebody is at it.
+// lock keeps servers from ordering for the domain until release is called, since an order's answer on port 443 has
+// the same name as the probe's. The error is [store.ErrLocked] if a server does not release the lock in time.
 func (s *domainCheck) lock() (release func(), err error) {
 	if !s.shared {
 		return func() {}, nil

@@ -12,20 +12,19 @@ import (
 	"github.com/miekg/dns"
 )
 
-// DNSRecords are the records of one name, as a zone file has them. The zero value is a name without any,
+// DNSRecords are the records of one name, in the syntax of a zone file. The zero value is a name without records,
 // which Pebble cannot resolve.
 type DNSRecords struct {
-	A    []string // "192.0.2.1". Pebble connects to one address only, and to an AAAA if there is one.
+	A    []string // "192.0.2.1". Pebble connects to one address only, to an AAAA if there is one.
 	AAAA []string // "2001:db8::1"
-	CAA  []string // `0 issue "letsencrypt.org"`. Pebble does not ask for them.
+	CAA  []string // `0 issue "letsencrypt.org"`. Pebble does not query them.
 }
 
 // DNSAddr returns the address of the CA's name server, which answers over TCP and UDP.
 func (c *CA) DNSAddr() string { return c.dns.addr }
 
-// SetDNS has the CA's name server answer with records for name, and nothing else, from now on. A name that
-// was never set has the A record 127.0.0.1 and no other. It fails the test, and changes nothing, if records
-// cannot be parsed.
+// SetDNS makes the CA's name server answer with exactly these records for name from now on. A name that was never
+// set has the A record 127.0.0.1 and no other. If records cannot be parsed, SetDNS fails the test and changes nothing.
 func (c *CA) SetDNS(name string, records DNSRecords) {
 	c.t.Helper()
 	if err := c.dns.set(name, records); err != nil {
@@ -33,10 +32,10 @@ func (c *CA) SetDNS(name string, records DNSRecords) {
 	}
 }
 
-// A nameServer is a DNS server on loopback.
+// A nameServer is a DNS server on loopback. It has two goroutines, one for TCP and one for UDP; stop joins them.
 type nameServer struct {
 	addr string // immutable
-	stop func() // ends it and waits for it; may be called more than once
+	stop func() // ends the server and waits for it; may be called more than once
 	mu   sync.Mutex
 	// Guarded by mu.
 	records map[string][]dns.RR // by name, in canonical form
@@ -52,7 +51,7 @@ func startNameServer(t testing.TB) *nameServer {
 		wg.Go(func() { server.ActivateAndServe() })
 	}
 	s.stop = sync.OnceFunc(func() {
-		tcp.Close() // for a server that has not yet started, Shutdown does nothing
+		tcp.Close() // Shutdown does nothing for a server that has not started yet
 		udp.Close()
 		for _, server := range servers {
 			server.ShutdownContext(context.Background())
@@ -62,7 +61,7 @@ func startNameServer(t testing.TB) *nameServer {
 	return s
 }
 
-// listenDNS returns a TCP and a UDP listener with the same port: Pebble asks over TCP, others over UDP.
+// listenDNS returns a TCP and a UDP listener with the same port. Pebble asks over TCP, other clients over UDP.
 func listenDNS(t testing.TB) (net.Listener, net.PacketConn) {
 	t.Helper()
 	for try := 0; ; try++ {
@@ -75,7 +74,7 @@ func listenDNS(t testing.TB) (net.Listener, net.PacketConn) {
 			return tcp, udp
 		}
 		tcp.Close()
-		if try == 20 { // the port is somebody else's for UDP; the next will be free
+		if try == 20 { // another program has the UDP port; the next port may be free
 			t.Fatal(err)
 		}
 	}
@@ -84,7 +83,7 @@ func listenDNS(t testing.TB) (net.Listener, net.PacketConn) {
 func (s *nameServer) set(name string, records DNSRecords) error {
 	name = dns.CanonicalName(name)
 	values := map[string][]string{"A": records.A, "AAAA": records.AAAA, "CAA": records.CAA}
-	all := []dns.RR{} // not nil: a name without records is known, too
+	all := []dns.RR{} // not nil, which would mean that the name was never set
 	for _, kind := range slices.Sorted(maps.Keys(values)) {
 		for _, value := range values[kind] {
 			rr, err := dns.NewRR(fmt.Sprintf("%s 0 IN %s %s", name, kind, value))

@@ -9,25 +9,26 @@ import (
 	"time"
 )
 
-// A Fault answers a request in place of Pebble, or spoils Pebble's answer. Any handler is one; it may call
-// [Forward]. Faults hold no state, so one serves any number of CAs.
+// A Fault answers a request in place of Pebble, or changes Pebble's answer. Every handler is a Fault. It may call
+// [Forward]. A Fault has no state, so one Fault can serve several CAs.
 //
-// The client's net/http has its own remedy for a connection that is cut before a byte came back: it repeats
-// a GET or HEAD if it had used the connection before. A single [Drop] or [DropAnswer] of those can thus go
-// unnoticed, except by [CA.Count].
+// The client's net/http repeats a GET or HEAD on a connection that was used before, if the connection is cut before
+// the first byte of the answer. So a client may not notice a single [Drop] or [DropAnswer] of such a request.
+// [CA.Count] counts both requests.
 type Fault = http.HandlerFunc
 
 // An injection is a Fault for some requests.
 type injection struct {
 	path  string
-	left  int // how many requests are still to get it; negative is all
+	left  int // how many more requests get fault; negative is all
 	fault Fault
 }
 
-// Inject gives the next n requests to path f for an answer; n < 0 is all. If several Faults wait for a
-// path, the first that was injected is used up first, and all come before what [CA.Intercept] set.
-// lift takes f back from the requests that are still to come, not from those that it already holds. It
-// may be called more than once.
+// Inject answers the next n requests to path with f; n < 0 means all. Of several Faults for one path, the one that was
+// injected first is used up first. All of them come before the handler of [CA.Intercept].
+//
+// lift ends that for later requests, but not for requests that f is already answering. It may be called more than
+// once.
 func (c *CA) Inject(path string, n int, f Fault) (lift func()) {
 	i := &injection{path, n, f}
 	c.mu.Lock()
@@ -40,8 +41,8 @@ func (c *CA) Inject(path string, n int, f Fault) (lift func()) {
 	}
 }
 
-// Intercept has f answer requests to path from now on, in place of Pebble; nil hands them back. Of several
-// paths that fit a request, the longest counts.
+// Intercept answers all requests to path with f from now on, in place of Pebble. A nil f gives the path back to Pebble.
+// If several paths match a request, the longest one counts.
 func (c *CA) Intercept(path string, f http.HandlerFunc) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -52,7 +53,7 @@ func (c *CA) Intercept(path string, f http.HandlerFunc) {
 	}
 }
 
-// handlerLocked returns what is to answer a request to path, and counts it.
+// handlerLocked returns the handler for a request to path, and counts the request.
 func (c *CA) handlerLocked(path string) http.HandlerFunc {
 	for _, i := range c.injected {
 		if i.left != 0 && match(i.path, path) {
@@ -74,13 +75,12 @@ func (c *CA) handlerLocked(path string) http.HandlerFunc {
 // caKey is the key of the *CA in the context of a request to it.
 type caKey struct{}
 
-// Forward is no fault: Pebble answers. [CA.Inject] can let n requests through with it before another Fault
-// has its turn.
+// Forward lets Pebble answer. With [CA.Inject], it lets n requests pass before the next Fault.
 func Forward(w http.ResponseWriter, r *http.Request) {
 	r.Context().Value(caKey{}).(*CA).forward(w, r)
 }
 
-// Delay waits for d, then leaves the request to f. It gives up when the client does or the CA stops.
+// Delay waits for d, then calls f. It ends early when the client gives up or the CA stops.
 func Delay(d time.Duration, f Fault) Fault {
 	return func(w http.ResponseWriter, r *http.Request) {
 		timer := time.NewTimer(d)
@@ -103,14 +103,14 @@ func Hang(_ http.ResponseWriter, r *http.Request) {
 // Drop closes the connection. Pebble does not see the request.
 func Drop(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
 
-// DropAnswer has Pebble do what the request asks for, then closes the connection without an answer.
+// DropAnswer lets Pebble process the request, then closes the connection without an answer.
 func DropAnswer(_ http.ResponseWriter, r *http.Request) {
 	Forward(httptest.NewRecorder(), r)
 	panic(http.ErrAbortHandler)
 }
 
-// Truncate has Pebble do what the request asks for, and closes the connection after half of the answer's
-// body. An answer without a body is dropped whole.
+// Truncate lets Pebble process the request, and closes the connection after half of the answer's body. It drops an
+// answer without a body completely.
 func Truncate(w http.ResponseWriter, r *http.Request) {
 	rec := httptest.NewRecorder()
 	Forward(rec, r)
@@ -121,13 +121,13 @@ func Truncate(w http.ResponseWriter, r *http.Request) {
 	panic(http.ErrAbortHandler)
 }
 
-// Garbage answers 200 with what is neither JSON nor PEM. Pebble does not see the request.
+// Garbage answers 200 with a body that is neither JSON nor PEM. Pebble does not see the request.
 func Garbage(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Write([]byte("\x00\xff}{ nothing that makes sense"))
 }
 
-// HTML answers as a proxy does that stands before the CA: with a page, and no problem document.
+// HTML answers like a proxy in front of the CA: with a page, without a problem document.
 func HTML(status int) Fault {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html")
@@ -136,8 +136,8 @@ func HTML(status int) Fault {
 	}
 }
 
-// Problem refuses every request with a problem document. kind is the error type without its prefix;
-// retryAfter is the header's value, which an empty string leaves out.
+// Problem refuses each request with a problem document. kind is the error type without its prefix. retryAfter is the
+// value of Retry-After; empty is no header.
 func Problem(status int, kind, detail, retryAfter string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/problem+json")
@@ -151,9 +151,8 @@ func Problem(status int, kind, detail, retryAfter string) http.HandlerFunc {
 	}
 }
 
-// Processing has Pebble answer, but shows an order that has its certificate as one that is still processing,
-// as a slower CA would: it is for [OrderPath]. retryAfter is the header's value, which an empty string leaves
-// to [Config]. An answer that is no such order passes as it is.
+// Processing lets Pebble answer, but shows an order that has its certificate as still processing, like a slower CA. It is
+// for [OrderPath]. retryAfter is the value of Retry-After; empty leaves it to [Config]. Other answers pass unchanged.
 func Processing(retryAfter string) Fault {
 	return func(w http.ResponseWriter, r *http.Request) {
 		rec := httptest.NewRecorder()
@@ -172,7 +171,7 @@ func Processing(retryAfter string) Fault {
 	}
 }
 
-// copyAnswer sends what rec holds, but announces length bytes and sends body.
+// copyAnswer sends rec's header with a Content-Length of length, and body.
 func copyAnswer(w http.ResponseWriter, rec *httptest.ResponseRecorder, length int, body []byte) {
 	for name, values := range rec.Header() {
 		w.Header()[name] = values

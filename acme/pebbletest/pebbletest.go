@@ -1,20 +1,19 @@
-// Package pebbletest runs a real ACME CA, Let's Encrypt's Pebble, inside a test, and lets the test cut
-// any step of it.
+// Package pebbletest runs a real ACME CA, Let's Encrypt's Pebble, inside a test. A test can make each of its
+// answers fail.
 //
-// It is for tests of this module, those of the whole program included, which is why it is not under
-// internal.
+// All tests of this module use it, those of the whole program included, so it is not under acme/internal.
 //
 // # Where Pebble is not Let's Encrypt
 //
-//   - It ignores CAA: no record keeps it from issuing, and "caa" comes only from an injected [Problem].
+//   - It ignores CAA records. An error of type "caa" comes only from an injected [Problem].
 //   - The Retry-After of its renewal info is always 6 hours.
-//   - It answers every finalize with an order that is processing, and has issued within a millisecond; for
-//     one that takes time see [Processing].
-//   - A TLS port where nobody answers is "unauthorized" to it, not "connection".
-//   - It has no rate limits. Some are two calls of [CA.Inject]: n requests for [Forward], then all for
-//     a [Problem] with status 429.
+//   - It answers every finalize with a processing order, and issues within a millisecond. [Processing]
+//     makes an order take longer.
+//   - A closed TLS port is an error of type "unauthorized", not "connection".
+//   - It has no rate limits. Two calls of [CA.Inject] make one: [Forward] for n requests, then a [Problem]
+//     with status 429 for all others.
 //   - It cannot be closed: each CA leaves one idle goroutine behind, va.VAImpl.processTasks. A validation
-//     that is under way when the CA stops goes on for at most 15 seconds.
+//     that is in progress when the CA stops continues for at most 15 seconds.
 package pebbletest
 
 import (
@@ -40,9 +39,8 @@ import (
 	"github.com/letsencrypt/pebble/v2/wfe"
 )
 
-// Paths of Pebble's resources, for [CA.Inject], [CA.Intercept] and [CA.Count]. They differ from Boulder's
-// on purpose, so that a client cannot do without the directory. One that ends in a slash stands for all
-// that begin with it.
+// Paths of Pebble's resources, for [CA.Inject], [CA.Intercept] and [CA.Count]. Pebble chose paths other than
+// Boulder's, so that a client must read the directory. A path that ends in a slash matches all paths below it.
 const (
 	AnyPath           = "/"
 	DirectoryPath     = wfe.DirectoryPath
@@ -59,52 +57,52 @@ const (
 	RenewalInfoPath   = "/draft-ietf-acme-ari-03/renewalInfo/"
 )
 
-// Config says what CA to start. The zero value works, but finds no server to validate. Durations are
-// whole seconds, for Pebble counts in them.
+// Config describes the CA to start. The zero value works, but no validation succeeds. Durations must be whole
+// seconds, Pebble's unit.
 type Config struct {
-	// HTTPPort and TLSPort are where the CA looks for http-01 and tls-alpn-01 answers, in place of 80
-	// and 443. 0 is a port at which nobody answers.
+	// HTTPPort and TLSPort are the ports on which the CA validates http-01 and tls-alpn-01, in place of 80
+	// and 443. 0 is a closed port.
 	HTTPPort, TLSPort int
 
-	// Profiles are the certificate profiles and their lifetimes, which may be seconds. Nil is one
-	// profile, "default", of 90 days. With several, an order that names none gets any of them.
+	// Profiles are the certificate profiles and their lifetimes. Nil is one profile, "default", of 90 days.
+	// With several, Pebble chooses at random for an order that names none.
 	Profiles map[string]time.Duration
 
-	// EABKeys are key ids and base64url keys for external account binding, which is then required.
+	// EABKeys are key ids with keys in base64url for external account binding. If set, the CA requires one.
 	EABKeys map[string]string
 
-	// Strict is Pebble's -strict: what a later ACME may forbid is refused. x/crypto's client sends such
-	// a thing when it deactivates an authorization.
+	// Strict is Pebble's -strict: it refuses what a later version of ACME may forbid. x/crypto's client sends
+	// such a request when it deactivates an authorization.
 	Strict bool
 
-	// NonceReject is how many of 100 good nonces are refused as badNonce, from 0 to 100.
+	// NonceReject is the percentage of good nonces that are refused as badNonce.
 	NonceReject int
 
-	// AuthorizationReuse is of how many of 100 orders a name gets a valid authorization that the account
-	// has, from 0 to 100. At 0 an authorization is used again only if the certificate of the order
-	// that it was made for has not been downloaded, and then for 1 order in 100: Pebble cannot do less.
+	// AuthorizationReuse is the percentage of orders that reuse a valid authorization of the account. Pebble
+	// cannot do less than 1 %. At 0 that happens only until the certificate of the authorization's own order
+	// has been downloaded.
 	AuthorizationReuse int
 
-	// AlwaysValid has every validation succeed without a look at the server.
+	// AlwaysValid makes every validation succeed without a connection to the server.
 	AlwaysValid bool
 
-	// ValidationSleep is the most that a validation waits before it begins: each of three at once waits
-	// for a random number of seconds, from 0 to this. 0 is no wait.
+	// ValidationSleep bounds the wait before a validation. Pebble validates three times at once, and each one
+	// waits for a random number of seconds from 0 to this. 0 is no wait.
 	ValidationSleep time.Duration
 
-	// BlockedDomains are refused as rejectedIdentifier, with all below them. An order for a parent of one
+	// BlockedDomains and the names below them are refused as rejectedIdentifier. An order for a parent of one
 	// (example.com where www.example.com is blocked) makes Pebble panic, which cuts the connection.
 	BlockedDomains []string
 
-	// RetryAfterAuthorization and RetryAfterOrder are sent as Retry-After, as seconds or as a date at
-	// random: with an authorization while it is being validated, and with an order while it is
-	// processing, which is in every answer to finalize. 0 is no header.
+	// RetryAfterAuthorization is sent as Retry-After with an authorization that is being validated,
+	// RetryAfterOrder with an order that is processing, so with every answer to finalize. Pebble sends seconds
+	// or a date, at random. 0 is no header.
 	RetryAfterAuthorization, RetryAfterOrder time.Duration
 
-	// Intermediates is how many there are between a certificate and its root. 0 is 1.
+	// Intermediates is the number of certificates between a leaf and its root. 0 means 1.
 	Intermediates int
 
-	// DNS is what the CA finds at names, in place of 127.0.0.1; see [CA.SetDNS].
+	// DNS has the records of names that are not at 127.0.0.1; see [CA.SetDNS].
 	DNS map[string]DNSRecords
 }
 
@@ -113,13 +111,13 @@ type CA struct {
 	// DirectoryURL is the URL of the ACME directory.
 	DirectoryURL string
 
-	// DirectoryRoots trusts the TLS certificate of the directory itself.
+	// DirectoryRoots has the root of the directory's own TLS certificate.
 	DirectoryRoots *x509.CertPool
 
-	// DirectoryRootPEM is the same, as a file would hold it.
+	// DirectoryRootPEM is the same root in PEM.
 	DirectoryRootPEM []byte
 
-	// IssuingRoots trusts what the CA issues, as a browser's store would.
+	// IssuingRoots has the root of the certificates that the CA issues.
 	IssuingRoots *x509.CertPool
 
 	// Immutable after Start.
@@ -146,8 +144,8 @@ type CA struct {
 	dateShift   time.Duration
 }
 
-// Start starts a CA that finds every name at 127.0.0.1, if cfg does not say otherwise, and stops it when
-// the test ends. It is safe for parallel tests, whatever their Configs.
+// Start starts a CA and stops it when the test ends. The CA finds every name at 127.0.0.1 unless cfg.DNS says
+// otherwise. Parallel tests may each start CAs.
 func Start(t testing.TB, cfg Config) *CA {
 	t.Helper()
 	if cfg.Profiles == nil {
@@ -212,10 +210,10 @@ func Start(t testing.TB, cfg Config) *CA {
 	return c
 }
 
-// Stop ends the CA before the test does: from then on connections to it, and to its name server, are
-// refused. It may be called more than once.
+// Stop ends the CA before the test ends. From then on, connections to it and to its name server are refused. Stop
+// may be called more than once.
 func (c *CA) Stop() {
-	c.cancel() // what hangs would keep Close waiting
+	c.cancel() // ends hanging requests, for which Close would wait
 	if c.server != nil {
 		c.server.CloseClientConnections()
 		c.server.Close()
@@ -223,8 +221,8 @@ func (c *CA) Stop() {
 	c.dns.stop()
 }
 
-// ShiftDate has the CA's clock be wrong by d, as far as the Date header of its answers goes, from now on.
-// 0 sets it right. What it issues is dated by the true clock.
+// ShiftDate adds d to the Date header of all later answers, as if the CA's clock were wrong. 0 ends that.
+// Certificates keep the true time.
 func (c *CA) ShiftDate(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -233,7 +231,7 @@ func (c *CA) ShiftDate(d time.Duration) {
 
 // serve answers all requests.
 func (c *CA) serve(w http.ResponseWriter, r *http.Request) {
-	// Until the body is read, net/http does not notice that the client has gone.
+	// net/http notices that the client has gone only after the body was read.
 	body, err := io.ReadAll(r.Body)
 	if r.URL.Path == NewOrderPath {
 		c.remember(body)
@@ -250,7 +248,7 @@ func (c *CA) serve(w http.ResponseWriter, r *http.Request) {
 	f(w, r)
 }
 
-// forward has Pebble answer.
+// forward lets Pebble answer.
 func (c *CA) forward(w http.ResponseWriter, r *http.Request) {
 	if match(RenewalInfoPath, r.URL.Path) {
 		c.renewal.RLock()
@@ -262,9 +260,9 @@ func (c *CA) forward(w http.ResponseWriter, r *http.Request) {
 	c.pebble.ServeHTTP(w, r)
 }
 
-// expireAuthorizations ends those whose orders' certificates have been asked for, which makes the orders
-// invalid, too, but nobody looks at them any more. Even at 0 % Pebble would use 1 in 100 again, and a test
-// that waits for a validation would wait in vain.
+// expireAuthorizations expires the authorizations of orders whose certificates have been downloaded. The orders
+// become invalid, too, which no client notices. Otherwise Pebble would reuse 1 in 100 even at 0 %, and a test that
+// waits for a validation would fail.
 func (c *CA) expireAuthorizations() {
 	for chal := range c.challenges() {
 		order := chal.Authz.Order
@@ -279,7 +277,7 @@ func (c *CA) expireAuthorizations() {
 	}
 }
 
-// environment returns the variables from which Pebble takes what its constructors have no parameter for.
+// environment returns the environment variables for settings that Pebble's constructors have no parameter for.
 func (cfg *Config) environment(t testing.TB) map[string]string {
 	t.Helper()
 	percent := func(field string, n int) string {
@@ -292,7 +290,7 @@ func (cfg *Config) environment(t testing.TB) map[string]string {
 	percent("AuthorizationReuse", cfg.AuthorizationReuse)
 	env := map[string]string{
 		"PEBBLE_WFE_NONCEREJECT": percent("NonceReject", cfg.NonceReject),
-		// Pebble uses again if a number from 0 to 99 is at most this.
+		// Pebble reuses if a random number from 0 to 99 is at most this.
 		"PEBBLE_AUTHZREUSE":      strconv.Itoa(max(cfg.AuthorizationReuse-1, 0)),
 		"PEBBLE_VA_ALWAYS_VALID": "",
 		"PEBBLE_VA_NOSLEEP":      "",
@@ -308,14 +306,14 @@ func (cfg *Config) environment(t testing.TB) map[string]string {
 	return env
 }
 
-// environment is held while the process's environment is that of one CA.
-var environment sync.Mutex
+// environmentMu guards the process's environment while one CA reads it.
+var environmentMu sync.Mutex
 
-// withEnvironment calls f with vars in the environment, which Pebble reads only when it is made.
-// [testing.T.Setenv] would not leave tests free to run in parallel.
+// withEnvironment calls f with vars in the process's environment. Pebble reads them only in its constructors.
+// [testing.T.Setenv] does not allow parallel tests.
 func withEnvironment(vars map[string]string, f func()) {
-	environment.Lock()
-	defer environment.Unlock()
+	environmentMu.Lock()
+	defer environmentMu.Unlock()
 	for name, value := range vars {
 		before, ok := os.LookupEnv(name)
 		os.Setenv(name, value)
@@ -338,7 +336,7 @@ func seconds(t testing.TB, d time.Duration) int {
 	return int(d / time.Second)
 }
 
-// port returns p, or port 1 if p is 0: nobody listens there, and nobody without privileges can.
+// port returns p, or 1 if p is 0. Nothing listens on port 1, and only root could.
 func port(p int) int {
 	if p == 0 {
 		return 1
@@ -346,7 +344,7 @@ func port(p int) int {
 	return p
 }
 
-// match reports whether pattern, one of the constants, stands for path.
+// match reports whether pattern, one of the constants, matches path.
 func match(pattern, path string) bool {
 	return pattern == path || strings.HasSuffix(pattern, "/") && strings.HasPrefix(path, pattern)
 }

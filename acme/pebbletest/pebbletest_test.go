@@ -536,8 +536,8 @@ func TestEnvironment(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	environment.Lock()
-	defer environment.Unlock()
+	environmentMu.Lock()
+	defer environmentMu.Unlock()
 	for _, v := range os.Environ() {
 		if strings.HasPrefix(v, "PEBBLE_") {
 			t.Errorf("%s is left in the environment", v)

@@ -12,8 +12,8 @@ import (
 	"github.com/letsencrypt/pebble/v2/core"
 )
 
-// SetRenewalInfo has the CA suggest that cert be renewed between start and end (RFC 9773), until
-// [CA.ClearRenewalInfo]. explanationURL may be empty. It fails the test if the CA did not issue cert.
+// SetRenewalInfo makes the CA suggest to renew cert between start and end (RFC 9773), until [CA.ClearRenewalInfo].
+// explanationURL may be empty. It fails the test if the CA did not issue cert.
 func (c *CA) SetRenewalInfo(cert *x509.Certificate, start, end time.Time, explanationURL string) {
 	c.t.Helper()
 	info := map[string]any{"suggestedWindow": map[string]time.Time{"start": start.UTC(), "end": end.UTC()}}
@@ -28,15 +28,14 @@ func (c *CA) SetRenewalInfo(cert *x509.Certificate, start, end time.Time, explan
 	c.SetRenewalInfoBody(cert, string(body))
 }
 
-// ClearRenewalInfo has the CA suggest again what it does by itself: two days around two thirds of
-// the certificate's life, within it, or the past if it is revoked.
+// ClearRenewalInfo restores Pebble's own renewal info: two days around two thirds of the certificate's life, within
+// it, or a window in the past if cert is revoked.
 func (c *CA) ClearRenewalInfo(cert *x509.Certificate) {
 	c.t.Helper()
 	c.SetRenewalInfoBody(cert, "")
 }
 
-// SetRenewalInfoBody is SetRenewalInfo with the body of the answer as it is to be, nonsense included. An
-// empty one clears it.
+// SetRenewalInfoBody sets the body of the renewal info for cert, valid or not. An empty body restores Pebble's own.
 func (c *CA) SetRenewalInfoBody(cert *x509.Certificate, body string) {
 	c.t.Helper()
 	req, err := json.Marshal(map[string]string{
@@ -48,7 +47,7 @@ func (c *CA) SetRenewalInfoBody(cert *x509.Certificate, body string) {
 		return
 	}
 	r := httptest.NewRequest(http.MethodPost, "/set-renewal-info/", bytes.NewReader(req))
-	r.Header.Set("User-Agent", "pebbletest") // Pebble refuses requests without
+	r.Header.Set("User-Agent", "pebbletest") // Pebble refuses requests without one
 	rec := httptest.NewRecorder()
 	c.renewal.Lock()
 	defer c.renewal.Unlock()
@@ -58,9 +57,8 @@ func (c *CA) SetRenewalInfoBody(cert *x509.Certificate, body string) {
 	}
 }
 
-// Revoke revokes cert as a CA does that has found a mistake of its own: the account is not asked. The
-// certificate's renewal info is then in the past, if none is set. It fails the test if the CA did not issue
-// cert.
+// Revoke revokes cert without asking the account, like a CA that has found a mistake of its own. The certificate's
+// renewal info then lies in the past, unless the test has set one. It fails the test if the CA did not issue cert.
 func (c *CA) Revoke(cert *x509.Certificate) {
 	c.t.Helper()
 	issued := c.store.GetCertificateBySerial(cert.SerialNumber)

@@ -14,18 +14,18 @@ import (
 	"github.com/letsencrypt/pebble/v2/core"
 )
 
-// A Request is one that came in, whatever became of it.
+// A Request is a request that arrived, whatever its answer.
 type Request struct {
 	Method string
 	Path   string
 	At     time.Time
-	// Payload is what a signed request says, its signature unchecked; it is empty for a POST-as-GET and
-	// for what is not signed.
+	// Payload is the payload of a signed request; the signature is not verified. It is empty for a POST-as-GET and for
+	// an unsigned request.
 	Payload []byte
 }
 
-// A NewOrder is the payload of a newOrder request (RFC 8555 section 7.4), with what RFC 9773 and the
-// profiles draft add.
+// A NewOrder is the payload of a newOrder request (RFC 8555 section 7.4), with the fields of RFC 9773 and of the
+// profiles draft.
 type NewOrder struct {
 	Identifiers []Identifier `json:"identifiers"`
 	Profile     string       `json:"profile"`
@@ -34,15 +34,15 @@ type NewOrder struct {
 	NotAfter    string       `json:"notAfter"`
 }
 
-// An Identifier is what a certificate is for: of type "dns" or "ip".
+// An Identifier is a name or address to certify, of type "dns" or "ip".
 type Identifier struct {
 	Type  string `json:"type"`
 	Value string `json:"value"`
 }
 
-// remember makes good what Pebble 2.10.1 gets wrong with 1 of 256 certificates, so that no test fails so
-// often: an order that names one as replaced is answered with 500. Pebble looks for the serial number with
-// the zero byte that DER puts before a first bit that is set, and has stored it without.
+// remember works around a fault of Pebble 2.10.1. It answers 500 to an order that replaces 1 of 256 certificates:
+// those whose serial number begins with a set bit. DER puts a zero byte before it; Pebble looks for the number with
+// that byte and has stored it without. remember stores it with the byte, too.
 func (c *CA) remember(body []byte) {
 	_, serial, _ := strings.Cut(newOrder(payloadOf(body)).Replaces, ".")
 	der, err := base64.RawURLEncoding.DecodeString(serial)
@@ -68,7 +68,7 @@ func (c *CA) remember(body []byte) {
 	}
 }
 
-// payloadOf returns the payload of a JWS, or nothing.
+// payloadOf returns the payload of a JWS, or nil.
 func payloadOf(body []byte) []byte {
 	var jws struct{ Payload string }
 	json.Unmarshal(body, &jws)
@@ -81,7 +81,7 @@ func newOrder(payload []byte) (o NewOrder) {
 	return o
 }
 
-// arrived notes r and returns what is to answer it, and how wrong the clock is to be.
+// arrived records r. It returns the handler for it, and by how much to shift the Date of the answer.
 func (c *CA) arrived(r *http.Request, body []byte) (http.HandlerFunc, time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -89,16 +89,14 @@ func (c *CA) arrived(r *http.Request, body []byte) (http.HandlerFunc, time.Durat
 	return c.handlerLocked(r.URL.Path), c.dateShift
 }
 
-// Requests returns all requests so far in the order in which they came, those that a Fault answered
-// included.
+// Requests returns all requests so far, in the order in which they arrived. It includes those that a Fault answered.
 func (c *CA) Requests() []Request {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Clone(c.requests)
 }
 
-// Count returns how many of Requests went to path. Those that Pebble refused because of their nonce, and
-// that were sent again, count twice.
+// Count returns how many requests went to path. A request that the client sent again after a badNonce counts twice.
 func (c *CA) Count(path string) int {
 	n := 0
 	for _, r := range c.Requests() {
@@ -109,10 +107,10 @@ func (c *CA) Count(path string) int {
 	return n
 }
 
-// Orders returns how many newOrder requests came in so far, those that were intercepted included.
+// Orders returns the number of newOrder requests so far, including those that a Fault answered.
 func (c *CA) Orders() int { return c.Count(NewOrderPath) }
 
-// NewOrders returns what the newOrder requests so far asked for. One that is not JSON is empty.
+// NewOrders returns the payloads of the newOrder requests so far. One that is not JSON is empty.
 func (c *CA) NewOrders() []NewOrder {
 	var orders []NewOrder
 	for _, r := range c.Requests() {
@@ -123,7 +121,7 @@ func (c *CA) NewOrders() []NewOrder {
 	return orders
 }
 
-// FailedValidations returns how many validations have failed so far. Let's Encrypt allows 5 an hour for an
+// FailedValidations returns the number of validations that failed so far. Let's Encrypt allows 5 an hour for an
 // account and name.
 func (c *CA) FailedValidations() int {
 	n := 0
@@ -137,7 +135,7 @@ func (c *CA) FailedValidations() int {
 	return n
 }
 
-// challenges yields those that a request came for, once each. Pebble validates no other.
+// challenges yields each challenge once for which a request arrived. Pebble validates no others.
 func (c *CA) challenges() iter.Seq[*core.Challenge] {
 	return func(yield func(*core.Challenge) bool) {
 		seen := make(map[string]bool)
