@@ -59,7 +59,7 @@ func TestObtain(t *testing.T) {
 			ca, cfg := startCA(t, ports, domain)
 			s := serve(t, cfg, tlsLn, plainLn)
 			acmetest.WaitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil })
-			s.stop() // it has said all that it has to say
+			s.stop() // nothing more is logged
 
 			leaf := s.leaf(t, domain, ca.IssuingRoots)
 			if pub, ok := leaf.PublicKey.(*ecdsa.PublicKey); !ok || pub.Curve != elliptic.P256() {
@@ -92,7 +92,7 @@ func TestObtain(t *testing.T) {
 	}
 }
 
-// checkModes checks that nobody but the owner can read what is in dir.
+// checkModes checks that only the owner can read the files in dir.
 func checkModes(t *testing.T, dir string) {
 	t.Helper()
 	files := 0
@@ -134,7 +134,7 @@ func TestBothPortsClosed(t *testing.T) {
 		t.Errorf("logged at %v, want ERROR: there is no certificate", e.level)
 	}
 	for _, want := range []string{
-		"tls-alpn-01: unauthorized: Failed to connect to 127.0.0.1:1 for the tls-alpn-01 challenge", // as Pebble puts it
+		"tls-alpn-01: unauthorized: Failed to connect to 127.0.0.1:1 for the tls-alpn-01 challenge", // Pebble's words
 		"http-01: connection: ", "connect: connection refused",
 	} {
 		if !strings.Contains(e.attrs["err"], want) {
@@ -161,7 +161,7 @@ func TestBothPortsClosed(t *testing.T) {
 		t.Errorf("%d orders, want one for each challenge", got)
 	}
 
-	// A visitor is told so at once, and costs no order.
+	// A visitor gets an alert at once, and causes no order.
 	const internalError = 80
 	if _, err := s.dial(t, &tls.Config{ServerName: domain}); !isAlert(err, internalError) {
 		t.Errorf("handshake without a certificate: %v, want alert internal_error", err)
@@ -206,7 +206,7 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-// Going to the staging directory and back, or to another CA, mixes nothing up and loses nothing.
+// State of different CA directories is kept apart: changing to staging and back loses nothing.
 func TestDirectoriesApart(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -262,7 +262,7 @@ func TestSeveralDomains(t *testing.T) {
 	}
 }
 
-// Every order registers the account; a CA need not cope with two such requests at once.
+// Attempts of several domains send newAccount one after the other: a CA may fail two at the same time.
 func TestRegistersOneAtATime(t *testing.T) {
 	t.Parallel()
 	domains := []string{"a.example.com", "b.example.com", "c.example.com", "d.example.com"}
@@ -273,7 +273,7 @@ func TestRegistersOneAtATime(t *testing.T) {
 		if n := now.Add(1); n > most.Load() {
 			most.Store(n)
 		}
-		time.Sleep(20 * time.Millisecond) // time for others to come, if they do
+		time.Sleep(20 * time.Millisecond) // gives a second request time to arrive
 		now.Add(-1)
 		refuse(w, r)
 	})
@@ -314,7 +314,7 @@ func TestRenewal(t *testing.T) {
 	}
 	visit()
 
-	// Visitors come all the time, and are all served.
+	// Visitors connect all the time. Each of them must be served.
 	ctx, cancel := context.WithCancel(t.Context())
 	var visitors sync.WaitGroup
 	for range 2 {
@@ -347,12 +347,12 @@ func TestRenewal(t *testing.T) {
 		t.Errorf("the renewal kept the key")
 	}
 	certificates := 1 + len(s.log.logged("certificate renewed"))
-	if got := ca.Orders(); got < certificates || got > certificates+1 { // stop may have cut one off
+	if got := ca.Orders(); got < certificates || got > certificates+1 { // stop may have interrupted one
 		t.Errorf("%d orders for %d certificates, want one for each", got, certificates)
 	}
 }
 
-// Whatever a visitor's hello looks like, it gets the ECDSA certificate or nothing, and no order.
+// Every kind of hello gets the ECDSA certificate or an alert, and causes no order.
 func TestHellos(t *testing.T) {
 	t.Parallel()
 	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
@@ -383,7 +383,7 @@ func TestHellos(t *testing.T) {
 		{"TLS 1.1", &tls.Config{ServerName: domain, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, "", protocolVersion},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			test.cfg.InsecureSkipVerify = true // the name is what is checked
+			test.cfg.InsecureSkipVerify = true // the test checks only the name
 			c, err := s.dial(t, test.cfg)
 			if test.alert != 0 {
 				if !isAlert(err, test.alert) {
@@ -436,7 +436,7 @@ func isAlert(err error, alert tls.AlertError) bool {
 	return err != nil && err.Error() == "remote error: "+alert.Error()
 }
 
-// connTo is a connection of which only the local address is known.
+// connTo is a connection that has only a local address.
 type connTo struct {
 	net.Conn
 	addr string
@@ -493,7 +493,7 @@ func (w *answerWriter) Header() http.Header         { return w.header }
 func (w *answerWriter) WriteHeader(status int)      { w.status = status }
 func (w *answerWriter) Write(b []byte) (int, error) { return w.body.Write(b) }
 
-// A stored file that is damaged in whatever way costs one order, and nothing else.
+// A damaged file costs at most one order, whatever the damage.
 func TestDamagedFiles(t *testing.T) {
 	t.Parallel()
 	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
@@ -568,7 +568,7 @@ func TestDamagedFiles(t *testing.T) {
 		})
 	}
 
-	// And it does get a new one.
+	// The next run gets a new certificate.
 	if err := os.WriteFile(filepath.Join(first.issuers[0].store.(*store.Folder).Dir(), domain), good[:leafEnd], 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -592,7 +592,7 @@ func flip(data []byte, at int) []byte {
 	return data
 }
 
-// otherPair returns a stored file, good in itself, that is for another domain.
+// otherPair returns an undamaged file with the certificate of another domain.
 func otherPair(t *testing.T) []byte {
 	cert := acmetest.SelfSigned(t, "other.example.com", time.Now(), time.Now().Add(day))
 	data, err := certs.EncodePair(cert.PrivateKey.(*ecdsa.PrivateKey), cert.Certificate)
@@ -602,8 +602,8 @@ func otherPair(t *testing.T) []byte {
 	return store.WithChecksum(data)
 }
 
-// An expired certificate is served while a new one cannot be had: it tells the visitor more than a
-// refused handshake. Ready says what is the matter.
+// An expired certificate is served while there is no new one: it tells a visitor more than a refused handshake.
+// Ready reports the reason.
 func TestExpired(t *testing.T) {
 	t.Parallel()
 	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
@@ -680,7 +680,7 @@ func TestRefusals(t *testing.T) {
 			tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
 			ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn), HTTPPort: acmetest.Port(plainLn)}, domain)
 			start := time.Now().Round(0)
-			cfg.now = func() time.Time { return start } // the CA's seconds then add up exactly
+			cfg.now = func() time.Time { return start } // so that Retry-After in seconds gives an exact time
 			ca.Intercept(test.path, test.answer)
 			s := serve(t, cfg, tlsLn, plainLn)
 			s.waitFailure(t)
@@ -715,7 +715,7 @@ func TestCannotAskCA(t *testing.T) {
 		t.Errorf("LastError = %+v, want a hint that the CA's own certificate is not trusted", got)
 	}
 	ca.Stop()
-	cfg.Dir = t.TempDir() // without the failure of before
+	cfg.Dir = t.TempDir() // a folder without the earlier failure
 	refused := serve(t, cfg, acmetest.Listen(t), acmetest.Listen(t))
 	refused.waitFailure(t)
 	if got := refused.status(t, domain).LastError; !strings.Contains(got.Reason, "directory: ") || !strings.Contains(got.Hint, "check outgoing connections") {
@@ -726,7 +726,7 @@ func TestCannotAskCA(t *testing.T) {
 	}
 }
 
-// What goes away by itself within a second is no failure.
+// An error that ends within a second is not a failed attempt.
 func TestShortTrouble(t *testing.T) {
 	t.Parallel()
 	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
@@ -758,7 +758,8 @@ func TestProfile(t *testing.T) {
 	for name, life := range profiles {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			// With several profiles Pebble picks any for an order that names none, so a few are ordered.
+			// With several profiles, Pebble chooses one at random for an order that names none. Five orders make it
+			// unlikely that a missing profile goes unnoticed.
 			domains := []string{"a.example.com", "b.example.com", "c.example.com", "d.example.com", "e.example.com"}
 			tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
 			ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn), HTTPPort: acmetest.Port(plainLn), Profiles: profiles}, domains...)
@@ -776,7 +777,7 @@ func TestProfile(t *testing.T) {
 			}
 		})
 	}
-	t.Run("unknown", func(t *testing.T) { // to the directory, or to newOrder alone
+	t.Run("unknown", func(t *testing.T) { // the directory does not list it, or newOrder refuses it
 		t.Parallel()
 		for _, lists := range []bool{false, true} {
 			tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
@@ -821,13 +822,13 @@ func TestExternalAccountBinding(t *testing.T) {
 	}
 }
 
-// Run ends an order that is under way, and leaves no goroutine of ours behind.
+// Run ends an attempt in progress, and leaves no goroutine behind.
 func TestRunStops(t *testing.T) {
 	ca, cfg := startCA(t, pebbletest.Config{}, domain, "counter.test")
 	reached := make(chan struct{})
 	var once sync.Once
 	ca.Intercept(pebbletest.NewOrderPath, func(w http.ResponseWriter, r *http.Request) {
-		io.Copy(io.Discard, r.Body) // or the server does not see the client go
+		io.Copy(io.Discard, r.Body) // otherwise the server does not notice that the client has gone
 		once.Do(func() { close(reached) })
 		<-r.Context().Done()
 	})

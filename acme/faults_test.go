@@ -19,12 +19,12 @@ import (
 	"plusminus/acme/pebbletest"
 )
 
-// An external account's key, as we hold it and as a CA writes it.
+// The key of an external account: the key itself, and its base64url.
 const eabKey, eabKey64 = "mac key of thirty-two bytes at least", "bWFjIGtleSBvZiB0aGlydHktdHdvIGJ5dGVzIGF0IGxlYXN0"
 
-// Each request to the CA meets each kind of trouble once. Either the attempt succeeds all the same, or it
-// fails with the step in its line, and then the next attempt goes on with the order that is open: a
-// certificate costs one order, unless the answer to newOrder itself was lost.
+// Each request to the CA meets each fault once. Either the attempt succeeds, or it fails and names the step, and
+// the next attempt continues the open order. So a certificate costs one order, unless the answer to newOrder
+// itself was lost.
 func TestCutAtEachStep(t *testing.T) {
 	t.Parallel()
 	faults := []struct {
@@ -85,7 +85,7 @@ func TestCutAtEachStep(t *testing.T) {
 	}
 }
 
-// What a CA may do, and what must be seen of it.
+// TestFaults checks the result of one attempt against each fault of a CA.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -208,7 +208,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// A renewal names the certificate that it replaces, and does without if the CA does not like that.
+// A renewal names the certificate that it replaces. If the CA refuses that, it orders without.
 func TestReplaces(t *testing.T) {
 	t.Parallel()
 	tlsLn := acmetest.Listen(t)
@@ -238,8 +238,7 @@ func TestReplaces(t *testing.T) {
 	}
 }
 
-// What the CA says about renewing comes true: a window that it moves, with the reason that it gives, and a
-// revocation.
+// A renewal window in the past causes a renewal, and its explanation is logged. A revocation causes one, too.
 func TestRenewalWindowForced(t *testing.T) {
 	t.Parallel()
 	tlsLn := acmetest.Listen(t)
@@ -257,7 +256,7 @@ func TestRenewalWindowForced(t *testing.T) {
 	second := s.leaf(t, domain, ca.IssuingRoots)
 	s.stop()
 	ca.Revoke(second)
-	// Two certificates on one day are enough for a CA that is out of order; this is the next day.
+	// A CA that wants each certificate replaced at once gets one renewal a day, so this is the next day.
 	cfg.now = func() time.Time { return time.Now().Add(25 * time.Hour) }
 	ca.ShiftDate(25 * time.Hour)
 	serve(t, cfg, acmetest.Listen(t), acmetest.Listen(t)).Reload()
@@ -295,7 +294,7 @@ func TestShortLives(t *testing.T) {
 	}
 }
 
-// A name that is refused for good does not keep the others from theirs.
+// A domain that the CA refuses does not delay the certificates of the others.
 func TestOneOfManyFails(t *testing.T) {
 	t.Parallel()
 	tlsLn := acmetest.Listen(t)
@@ -316,8 +315,8 @@ func TestOneOfManyFails(t *testing.T) {
 	}
 }
 
-// A certificate that cannot be stored is served all the same. It is stored as soon as that can be, and a
-// process that starts before then fetches it again, for the order is still known.
+// A certificate that cannot be stored is served, and stored later. A process that starts before that downloads it
+// again, since the plan has the order.
 func TestUnsaved(t *testing.T) {
 	t.Parallel()
 	for _, restart := range []bool{false, true} {
@@ -329,7 +328,7 @@ func TestUnsaved(t *testing.T) {
 			var later atomic.Int64 // nanoseconds
 			cfg.now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
 			s := prepare(t, cfg, tlsLn, acmetest.Listen(t))
-			// A folder in its place keeps the file from being written, and nothing else.
+			// A folder in the place of the file makes exactly this write fail.
 			obstacle := s.issuers[0].store.Path(domain)
 			ca.Inject(pebbletest.CertificatePath, 1, func(w http.ResponseWriter, r *http.Request) {
 				if err := os.Mkdir(obstacle, 0o700); err != nil {
@@ -367,7 +366,7 @@ func TestUnsaved(t *testing.T) {
 	}
 }
 
-// Those who pin a key keep it; for all others each certificate has another.
+// With ReuseKey a renewal keeps the key; without it, each certificate has a new key.
 func TestReuseKey(t *testing.T) {
 	t.Parallel()
 	for _, reuse := range []bool{false, true} {
@@ -387,7 +386,7 @@ func TestReuseKey(t *testing.T) {
 	}
 }
 
-// When the CA has failed for hours, the fallback gives the certificate, from a folder of its own.
+// When the CA has failed for hours, the fallback is asked. Its state has a folder of its own.
 func TestFallback(t *testing.T) {
 	t.Parallel()
 	tlsLn := acmetest.Listen(t)
@@ -428,13 +427,13 @@ func TestFallback(t *testing.T) {
 	}
 }
 
-// Whatever a stranger's hello looks like, it costs no order, and no more than a line for debugging.
+// No hello and no request of a stranger causes an order, or a log line above Debug.
 func TestVisitorsOrderNothing(t *testing.T) {
 	t.Parallel()
 	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
 	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
 	s := serve(t, cfg, tlsLn, plainLn)
-	acmetest.WaitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil }) // then it is at rest
+	acmetest.WaitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil }) // then the site is idle
 	logged := len(s.log.logged(""))
 	for _, hello := range []*tls.Config{
 		{ServerName: domain},

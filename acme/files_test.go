@@ -46,8 +46,8 @@ func (l *live) config(domains ...string) (Config, *recorder) {
 	return cfg, log
 }
 
-// archive writes the next version of name, and point has the symlink show it, as certbot does: remove,
-// then make again.
+// archive writes the next version of name. point makes the symlink lead to it, as certbot does: it removes the
+// symlink and makes it again.
 func (l *live) archive(name string, data []byte) {
 	l.t.Helper()
 	path := filepath.Join(l.dir, "archive/example.com", fmt.Sprintf("%s%d.pem", name, l.version))
@@ -66,7 +66,7 @@ func (l *live) point(name string) {
 	}
 }
 
-// next archives the next version without showing it.
+// next archives the next version of both files. The symlinks stay.
 func (l *live) next(cert tls.Certificate) {
 	l.t.Helper()
 	l.version++
@@ -75,7 +75,7 @@ func (l *live) next(cert tls.Certificate) {
 	l.archive("privkey", key)
 }
 
-// renew shows the next version, all of it.
+// renew archives the next version of both files, and makes both symlinks lead to it.
 func (l *live) renew(cert tls.Certificate) {
 	l.next(cert)
 	l.point("privkey")
@@ -159,7 +159,7 @@ func TestFiles(t *testing.T) {
 		t.Errorf("LastError = %+v after success, want nil", last)
 	}
 
-	// The same trouble at the next renewal is news again.
+	// The same fault at the next renewal is logged again.
 	l.next(issuer.Issue(t, 90*day, domain))
 	l.point("privkey")
 	p.files.look()
@@ -169,7 +169,7 @@ func TestFiles(t *testing.T) {
 	}
 }
 
-// What is half written is never served, however long it stays so; each problem is logged once.
+// A half-written file is never served. Each fault is logged once.
 func TestFilesHalfWritten(t *testing.T) {
 	t.Parallel()
 	l, issuer := newLive(t), acmetest.NewIssuer(t)
@@ -208,7 +208,7 @@ func TestFilesHalfWritten(t *testing.T) {
 		logged := log.logged("")[warnings:]
 		want := 1
 		if test.name == "half a leaf" || test.name == "half a key" {
-			want = 0 // looks like the one before
+			want = 0 // the same error as in the case before
 		}
 		if len(logged) != want {
 			t.Errorf("%s: logged %v, want each distinct problem once", test.name, logged)
@@ -217,7 +217,7 @@ func TestFilesHalfWritten(t *testing.T) {
 			t.Errorf("%s: logged %v, want %q", test.name, all[len(all)-1], test.want)
 		}
 	}
-	// Files that are away for a moment.
+	// A missing file.
 	if err := os.Remove(l.path("privkey")); err != nil {
 		t.Fatal(err)
 	}
@@ -235,7 +235,7 @@ func TestFilesHalfWritten(t *testing.T) {
 	if !serving(p, domain, next) {
 		t.Errorf("not adopted once it was whole")
 	}
-	// Still changing between looks: not at rest.
+	// Files that change between two looks.
 	for range 4 {
 		l.renew(issuer.Issue(t, 90*day, domain))
 		p.files.look()
@@ -245,7 +245,7 @@ func TestFilesHalfWritten(t *testing.T) {
 	}
 }
 
-// Visitors keep coming while certbot swaps; each is served a key that fits its certificate.
+// Visitors connect while certbot swaps the files. Each gets a certificate with its key.
 func TestFilesUnderLoad(t *testing.T) {
 	t.Parallel()
 	l, issuer := newLive(t), acmetest.NewIssuer(t)
@@ -266,7 +266,7 @@ func TestFilesUnderLoad(t *testing.T) {
 			}
 		})
 	}
-	s.stop() // the looks are made here, as fast as it goes
+	s.stop() // the test itself calls look, as often as it can
 	var last tls.Certificate
 	for i := range 30 {
 		last = issuer.Issue(t, 90*day, domain)
@@ -288,7 +288,7 @@ func TestFilesUnderLoad(t *testing.T) {
 	}
 }
 
-// The loop itself: a change is served two looks later, and expiry is warned of once for each stage.
+// watch serves a change after two looks, and logs each stage of expiry once.
 func TestFilesWatch(t *testing.T) {
 	t.Parallel()
 	l, issuer := newLive(t), acmetest.NewIssuer(t)

@@ -20,7 +20,7 @@ import (
 	"plusminus/acme/pebbletest"
 )
 
-// A recorder is a [slog.Handler] that keeps what is logged.
+// A recorder is a [slog.Handler] that keeps all entries.
 type recorder struct {
 	t  testing.TB
 	mu sync.Mutex
@@ -76,7 +76,7 @@ func (r *recorder) one(msg string) entry {
 	return found[0]
 }
 
-// A server is what main makes of a Provider: listeners that accept before Run is called.
+// A server is a Provider with listeners that accept before Run is called, as in the program.
 type server struct {
 	*Provider
 	log   *recorder
@@ -86,7 +86,7 @@ type server struct {
 	stop  func() // ends Run and waits for it; the listeners stay
 }
 
-// startCA starts a Pebble that knows the two listeners, and a Config for a server on them.
+// startCA starts a Pebble, and returns it with a Config for a server that uses it.
 func startCA(t testing.TB, cfg pebbletest.Config, domains ...string) (*pebbletest.CA, Config) {
 	t.Helper()
 	ca := pebbletest.Start(t, cfg)
@@ -115,7 +115,7 @@ func serve(t testing.TB, cfg Config, tlsLn, plainLn net.Listener) *server {
 	return s
 }
 
-// serveLater is serve on listeners that no CA knows, but leaves it to the caller to call run.
+// serveLater is serve on new listeners, which no CA knows. The caller calls run.
 func serveLater(t testing.TB, cfg Config) *server {
 	return prepare(t, cfg, acmetest.Listen(t), acmetest.Listen(t))
 }
@@ -181,7 +181,7 @@ func (s *server) waitReady(t testing.TB) {
 	acmetest.WaitFor(t, "readiness", func() bool { return s.Ready() == nil })
 }
 
-// waitFailure waits until an attempt has failed and all is recorded about it: it is published last.
+// waitFailure waits until an attempt has failed and its failure is published, which is the last step.
 func (s *server) waitFailure(t testing.TB) {
 	t.Helper()
 	acmetest.WaitFor(t, "failure", func() bool {
@@ -189,7 +189,7 @@ func (s *server) waitFailure(t testing.TB) {
 	})
 }
 
-// dial does a handshake with s. roots is whom the visitor trusts.
+// dial does a handshake with s.
 func (s *server) dial(t testing.TB, cfg *tls.Config) (*tls.Conn, error) {
 	t.Helper()
 	conn, err := net.Dial("tcp", s.tls.Addr().String())
@@ -202,7 +202,7 @@ func (s *server) dial(t testing.TB, cfg *tls.Config) (*tls.Conn, error) {
 	return c, c.Handshake()
 }
 
-// leaf returns the certificate that a visitor who trusts roots and asks for name is given.
+// leaf returns the certificate that a visitor gets for name. The visitor trusts only roots.
 func (s *server) leaf(t testing.TB, name string, roots *x509.CertPool) *x509.Certificate {
 	t.Helper()
 	c, err := s.dial(t, &tls.Config{ServerName: name, RootCAs: roots})

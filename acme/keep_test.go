@@ -63,7 +63,7 @@ type timetable struct {
 	*Provider
 	site *site
 	log  *recorder
-	stop func() // ends keep, as often as it is called
+	stop func() // ends keep; may be called more than once
 }
 
 // schedule starts a Provider on the data folder dir. It is for use inside a synctest bubble.
@@ -112,7 +112,7 @@ func (s *timetable) start(t *testing.T) {
 	t.Cleanup(s.stop)
 }
 
-// sleep lets d go by on the clock of a synctest bubble, and all that then happens happen.
+// sleep advances the clock of a synctest bubble by d, and waits until all goroutines are idle.
 func sleep(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
@@ -138,7 +138,7 @@ func TestKeepRetries(t *testing.T) {
 		s := schedule(t, t.TempDir(), &fakeCA{answer: func(*attempt) (*tls.Certificate, error) {
 			attempts = append(attempts, time.Since(start))
 			switch len(attempts) {
-			case 3: // names a time, which is no step of ours
+			case 3: // a Retry-After does not count as a failure in a row
 				return nil, &failure{reason: "limited", retryAfter: time.Now().Add(36 * time.Hour)}
 			case 7, 9:
 				return testPair(t, 90*day), nil
@@ -162,7 +162,7 @@ func TestKeepRetries(t *testing.T) {
 		if len(attempts) < len(want) || !slices.Equal(attempts[:len(want)], want) {
 			t.Errorf("attempts at %v, want %v", attempts, want)
 		}
-		// Nothing valid: an operator must act. A renewal that failed with weeks to go: we cope.
+		// Error without a valid certificate; Warn for a renewal that failed with weeks left.
 		if all := s.log.logged("no certificate obtained"); all[5].level != slog.LevelError || all[6].level != slog.LevelWarn {
 			t.Errorf("failures logged at %v, then %v for a renewal, want ERROR, then WARN", all[5].level, all[6].level)
 		}
@@ -172,7 +172,7 @@ func TestKeepRetries(t *testing.T) {
 	})
 }
 
-// A process that is killed and started over and over places the orders that a patient one would.
+// A process that is killed and restarted all the time makes as many attempts as one that keeps running.
 func TestKeepCrashLoop(t *testing.T) {
 	t.Parallel()
 	attemptsOf := func(t *testing.T, crash bool) (attempts []time.Duration) {
@@ -182,7 +182,7 @@ func TestKeepCrashLoop(t *testing.T) {
 				attempts = append(attempts, time.Since(start))
 				if crash {
 					a.ordered = true
-					return nil, context.Canceled // what Run's end makes of it; nothing is written after
+					return nil, context.Canceled // as when Run ends: nothing is written afterwards
 				}
 				return nil, &failure{reason: "down", validations: 1}
 			}}
@@ -214,7 +214,7 @@ func TestKeepCrashLoop(t *testing.T) {
 	}
 }
 
-// The CA's budget is kept whatever the schedule says: never more than five failed validations an hour.
+// No schedule and no operator causes more than five failed validations an hour.
 func TestKeepBudget(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -239,7 +239,7 @@ func TestKeepBudget(t *testing.T) {
 			t.Errorf("attempts at %v, want %v", at, want)
 		}
 
-		// An operator may not go beyond it either; and is told until when.
+		// The budget binds an operator, too. The error says until when.
 		err := s.Renew(t.Context(), "counter.test")
 		if err == nil || !strings.Contains(err.Error(), "in an hour: not before "+start.Add(time.Hour).UTC().Format(time.RFC3339)) {
 			t.Errorf("Renew = %v, want it refused until an hour after the first failure", err)
@@ -260,7 +260,7 @@ func TestKeepBudget(t *testing.T) {
 	})
 }
 
-// Certificates are counted, too, those included of which we do not know whether the CA gave them.
+// No operator causes more than five certificates a week.
 func TestKeepIssuedBudget(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -287,7 +287,7 @@ func TestKeepIssuedBudget(t *testing.T) {
 	})
 }
 
-// A CA or a disk that is away for a night keeps nobody waiting for another day.
+// After a CA or a disk was away for a night, the next attempt follows within minutes.
 func TestKeepRetriesForFree(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -339,7 +339,7 @@ func TestKeepRenews(t *testing.T) {
 	}
 }
 
-// A clock that is set forward, as after a suspend, is noticed at the next look.
+// The next look notices a clock that was set forward, as after a suspend.
 func TestKeepNoticesClock(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -363,8 +363,7 @@ func TestKeepNoticesClock(t *testing.T) {
 	})
 }
 
-// A plan that was written by a clock which was years ahead keeps nobody waiting for years, but for as long
-// as it would have.
+// A plan from a clock that was years ahead delays attempts by the intervals in the plan, and not by years.
 func TestPlanFromTheFuture(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -390,7 +389,7 @@ func TestPlanFromTheFuture(t *testing.T) {
 	})
 }
 
-// The fallback is asked when the CA has failed for hours; the CA is asked first all the same.
+// The fallback is asked when the CA has failed for hours. At the next renewal the CA is asked first again.
 func TestKeepFallback(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -433,7 +432,7 @@ func TestKeepFallback(t *testing.T) {
 			t.Errorf("logged %v, want a warning with why the CA gave none", e)
 		}
 		s.stop()
-		s = schedule(t, dir, cas...) // the fallback's certificate is found again
+		s = schedule(t, dir, cas...) // the stored certificate of the fallback is loaded
 		if err := s.Ready(); err != nil {
 			t.Errorf("Ready after a restart = %v", err)
 		}
@@ -446,7 +445,7 @@ func TestKeepFallback(t *testing.T) {
 	})
 }
 
-// With life left, the fallback waits: the CA has half of that to recover.
+// While the certificate is valid, the CA has half of its remaining life to recover before the fallback is asked.
 func TestKeepFallbackOnRenewal(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -471,7 +470,7 @@ func TestKeepFallbackOnRenewal(t *testing.T) {
 	})
 }
 
-// What the CA says about renewing is obeyed, and remembered.
+// Renewal information decides when to renew, and survives a restart.
 func TestKeepRenewalInfo(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -511,7 +510,7 @@ func TestKeepRenewalInfo(t *testing.T) {
 		s = prepareSchedule(t, dir, ca)
 		s.cfg.random = func() float64 { return 0.75 } // would choose another moment
 		s.start(t)
-		ca.with(func() { fail = true }) // what it said stands
+		ca.with(func() { fail = true }) // the earlier window holds
 		sleep(time.Until(chosen.Add(-time.Second)))
 		if len(orders) != 1 {
 			t.Errorf("orders at %v, want none before the chosen moment", orders)
@@ -523,7 +522,7 @@ func TestKeepRenewalInfo(t *testing.T) {
 			t.Errorf("orders at %v, want %v; replacing %v", orders, want, replaced)
 		}
 
-		// A window of the past, as after a revocation, renews as soon as it is known.
+		// A window in the past, as after a revocation, causes a renewal at once.
 		ca.with(func() { from, to = 0, time.Hour })
 		sleep(6*time.Hour + time.Second)
 		ca.with(func() {
@@ -531,7 +530,7 @@ func TestKeepRenewalInfo(t *testing.T) {
 				t.Errorf("orders at %v, want another one when the window has passed", orders)
 			}
 		})
-		// The CA says the same of what it has just given; that is not to go on for ever.
+		// The CA gives such a window for each new certificate. That causes one renewal a day.
 		sleep(5 * day)
 		if wait := orders[3] - orders[2]; len(orders) > 9 || wait < 17*time.Hour {
 			t.Errorf("orders at %v, want one a day when each window has passed from the start", orders)
@@ -539,7 +538,7 @@ func TestKeepRenewalInfo(t *testing.T) {
 	})
 }
 
-// No CA's advice delays a renewal until it is too late.
+// A window that lies too late does not delay the renewal beyond the last twentieth of the life.
 func TestKeepRenewalInfoTooLate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -575,7 +574,7 @@ func TestRenew(t *testing.T) {
 			}
 			return testPair(t, 90*day), nil
 		}})
-		// Asked while the first attempt is under way: that is good enough.
+		// A Renew during the first attempt is content with its certificate.
 		sleep(time.Second)
 		if err := s.Renew(t.Context(), "counter.test"); err != nil || orders != 1 {
 			t.Errorf("Renew during an attempt = %v with %d orders, want nil with 1", err, orders)
@@ -584,7 +583,7 @@ func TestRenew(t *testing.T) {
 		if err := s.Renew(t.Context(), "counter.test"); err != nil || orders != 2 {
 			t.Errorf("Renew = %v with %d orders, want nil with 2", err, orders)
 		}
-		// Our own backoff does not bind an operator; the CA's word does.
+		// Renew ignores our own backoff, but not the CA's Retry-After.
 		for range 3 {
 			err = &failure{reason: "no luck"}
 			if got := s.Renew(t.Context(), "counter.test"); got == nil || got.Error() != "no luck" {
@@ -612,7 +611,7 @@ func TestRenew(t *testing.T) {
 	})
 }
 
-// When all attempts have failed until the certificate expires, the log says so at that moment, once.
+// When the certificate expires because all attempts failed, that is logged once, at that moment.
 func TestKeepShouts(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

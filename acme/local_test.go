@@ -19,7 +19,7 @@ import (
 	"plusminus/acme/internal/localca"
 )
 
-// trusting returns a pool with the root that the data folder holds: what a person is told to trust.
+// trusting returns a pool with the root in the data folder, which clients are told to trust.
 func trusting(t *testing.T, dir string) *x509.CertPool {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(dir, "local-ca", "root.pem"))
@@ -42,7 +42,7 @@ func localConfig(t testing.TB, dir string, names ...string) (Config, *recorder) 
 	return cfg, log
 }
 
-// Visitors who trust root.pem, and nothing else, are served at once.
+// A new server serves visitors who trust only root.pem.
 func TestLocal(t *testing.T) {
 	t.Parallel()
 	domains := []string{"localhost", "a.localhost", "counter.test", "counter.internal", "127.0.0.1", "::1", "203.0.113.5"}
@@ -55,7 +55,7 @@ func TestLocal(t *testing.T) {
 	roots := trusting(t, cfg.Dir)
 	for _, name := range domains {
 		if ip := net.ParseIP(name); ip != nil {
-			// crypto/tls sends no server name for an address, so ask the way its connection would be seen.
+			// crypto/tls sends no server name for an address, so the hello has only the connection's address.
 			cert, err := s.getCertificate(&tls.ClientHelloInfo{Conn: connTo{addr: net.JoinHostPort(name, "443")}})
 			if err != nil {
 				t.Fatal(err)
@@ -138,7 +138,7 @@ func TestLocalDamaged(t *testing.T) {
 	}
 }
 
-// Leaves are renewed for years with a fresh key, and the root before it ends, loudly and only then.
+// For eleven years, leaves are renewed with new keys. The root is replaced once, before it ends, with a warning.
 func TestLocalYears(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

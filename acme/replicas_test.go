@@ -12,8 +12,8 @@ import (
 	"plusminus/acme/pebbletest"
 )
 
-// balance returns a port whose connections go to each of backends in turn, as through a balancer that
-// looks at nothing, and how many there were.
+// balance returns a port that forwards its connections to the backends in turn, like a layer 4 load balancer, and
+// the number of connections so far.
 func balance(t testing.TB, backends []net.Listener) (int, *atomic.Int64) {
 	t.Helper()
 	ln, count := acmetest.Listen(t), new(atomic.Int64)
@@ -41,14 +41,14 @@ func balance(t testing.TB, backends []net.Listener) (int, *atomic.Int64) {
 	return acmetest.Port(ln), count
 }
 
-// Ten replicas on one data folder and behind one name that start together place one order, whichever of
-// them the CA's challenge reaches answers it, and all serve what came of it.
+// Ten replicas on one data folder, behind one name, start together. They place one order, any of them answers the
+// CA's challenge, and all serve the certificate.
 func TestReplicas(t *testing.T) {
 	t.Parallel()
 	testReplicas(t, func(*testing.T) func(*Config) { return func(*Config) {} })
 }
 
-// testReplicas does that; what its argument returns changes the configuration of each replica.
+// testReplicas is the test for replicas whose configuration the result of share changes.
 func testReplicas(t *testing.T, share func(*testing.T) func(*Config)) {
 	for _, typ := range []string{challenge.TLSALPN01, challenge.HTTP01} {
 		t.Run(typ, func(t *testing.T) {
@@ -80,7 +80,7 @@ func testReplicas(t *testing.T, share func(*testing.T) func(*Config)) {
 			}
 			want := 1
 			if typ == challenge.HTTP01 {
-				want = 2 // after tls-alpn-01, which nobody answers
+				want = 2 // tls-alpn-01 fails first
 			}
 			if got := ca.Orders(); got != want {
 				t.Errorf("%d orders by ten replicas, want %d", got, want)
@@ -94,7 +94,7 @@ func testReplicas(t *testing.T, share func(*testing.T) func(*Config)) {
 				}
 			}
 
-			// What one is told to renew, all have within seconds.
+			// A certificate that Renew obtains on one replica is served by all within seconds.
 			if err := replicas[3].Renew(t.Context(), domain); err != nil {
 				t.Fatal(err)
 			}

@@ -15,7 +15,7 @@ import (
 	"plusminus/hub/valkey/redistest"
 )
 
-// shareThrough has cfg share through srv, with a folder of its own that holds nothing.
+// shareThrough changes cfg to a replica that shares through srv and has an empty folder of its own.
 func shareThrough(t *testing.T, srv *redistest.Server, cfg *Config) {
 	t.Helper()
 	files := valkey.NewFiles(valkey.Config{Address: srv.Addr})
@@ -34,19 +34,18 @@ func startShared(t *testing.T) (srv *redistest.Server, ca *pebbletest.CA, cfg Co
 	return srv, ca, cfg, tlsLn, plainLn
 }
 
-// sharedKey is the server's key for what the CA's state has under name.
+// sharedKey returns the key in srv of the CA's entry called name.
 func sharedKey(ca *pebbletest.CA, name string) string {
 	return "{plusminus}:file:acme/" + store.DirectoryName(ca.DirectoryURL) + "/" + name
 }
 
-// waitStored waits until the server has something under name.
+// waitStored waits until srv has the CA's entry called name.
 func waitStored(t *testing.T, srv *redistest.Server, ca *pebbletest.CA, name string) {
 	t.Helper()
 	acmetest.WaitFor(t, name+" in the store", func() bool { return srv.Do("EXISTS", sharedKey(ca, name)) == "1" })
 }
 
-// What TestReplicas shows is so for replicas with nothing in common but a server, too; and that server
-// is told no secret.
+// TestReplicas for replicas that share only a server. All entries in that server are sealed.
 func TestReplicasShared(t *testing.T) {
 	t.Parallel()
 	testReplicas(t, func(t *testing.T) func(*Config) {
@@ -69,8 +68,8 @@ func TestReplicasShared(t *testing.T) {
 	})
 }
 
-// A replica that starts while the shared store is away serves its copy, or waits without an order; all is
-// well by itself once the store is back, and a store that has lost everything is given it back.
+// A replica that starts while the shared store is away serves its copy; without a copy it waits and places no
+// order. It continues when the store is back. A store that has lost its entries gets them back.
 func TestSharedAway(t *testing.T) {
 	t.Parallel()
 	srv, ca, cfg, tlsLn, plainLn := startShared(t)
@@ -95,7 +94,7 @@ func TestSharedAway(t *testing.T) {
 	serial := first.status(t, domain).Serial
 	waitStored(t, srv, ca, domain)
 
-	// It goes on without the store, and starts without it.
+	// The replica keeps serving without the store, and a new process starts without it.
 	srv.Kill()
 	acmetest.WaitFor(t, "complaint", func() bool { return len(first.log.logged("stored state cannot be read")) > 0 })
 	first.leaf(t, domain, ca.IssuingRoots)
@@ -106,19 +105,19 @@ func TestSharedAway(t *testing.T) {
 	}
 	second.run()
 
-	// What comes back is another server, and empty.
+	// The store comes back empty.
 	srv.Restart()
 	srv.Do("FLUSHALL")
 	for _, name := range []string{domain, store.AccountKey, store.AccountKeyBackup} {
 		waitStored(t, srv, ca, name)
 	}
-	// And once more under one that runs: its plan has to be there again, too.
+	// The store loses its entries while the replica runs. The plan comes back, too.
 	waitStored(t, srv, ca, domain+store.PlanSuffix)
 	srv.Do("FLUSHALL")
 	for _, name := range []string{domain, domain + store.PlanSuffix, store.AccountKey} {
 		waitStored(t, srv, ca, name)
 	}
-	// A new replica finds all there is.
+	// A new replica finds all entries.
 	other := cfg
 	shareThrough(t, srv, &other)
 	third := serveLater(t, other)
@@ -135,7 +134,7 @@ func TestSharedAway(t *testing.T) {
 	}
 }
 
-// Replicas that begin to share do not order what one of them has.
+// Replicas that begin to share do not order a certificate that one of them has.
 func TestSharedAfterFolder(t *testing.T) {
 	t.Parallel()
 	srv := redistest.Start(t)
@@ -168,7 +167,7 @@ func TestSharedAfterFolder(t *testing.T) {
 	}
 }
 
-// A replica with another key leaves alone what it cannot read, orders nothing, and says what is wrong.
+// A replica with another sealing key changes no entry, places no order, and reports the reason.
 func TestSharedOtherKey(t *testing.T) {
 	t.Parallel()
 	srv, ca, cfg, tlsLn, plainLn := startShared(t)
@@ -201,7 +200,7 @@ func TestSharedOtherKey(t *testing.T) {
 		t.Errorf("%d orders, want 1", got)
 	}
 
-	// With the old key behind it, it is a step of replacing the key.
+	// With the old key as the second one, the replica can read all entries: this is how a key is replaced.
 	other.SealKeys = append(other.SealKeys, acmetest.SealKey(1))
 	both := serveLater(t, other)
 	both.run()
@@ -218,14 +217,14 @@ func TestSharedOtherKey(t *testing.T) {
 	}
 }
 
-// What is damaged in the store is set aside and stored again by who has it, without an order.
+// A damaged entry is set aside. The replica that serves the certificate stores it again, without an order.
 func TestSharedDamaged(t *testing.T) {
 	t.Parallel()
 	srv, ca, cfg, tlsLn, plainLn := startShared(t)
 	s := serve(t, cfg, tlsLn, plainLn)
 	s.waitReady(t)
 	waitStored(t, srv, ca, domain)
-	acmetest.WaitFor(t, "end of the attempt", func() bool { return s.status(t, domain).NextAction == "renew" })
+	waitEnd(t, s) // otherwise the attempt may take the damaged entry for its own
 	good := srv.Do("HGET", sharedKey(ca, domain), "data")
 	srv.Do("HSET", sharedKey(ca, domain), "version", "another", "data", good[:len(good)-1]+"x")
 	acmetest.WaitFor(t, "warning", func() bool { return len(s.log.logged("stored again")) > 0 })
@@ -240,7 +239,7 @@ func TestSharedDamaged(t *testing.T) {
 	}
 }
 
-// A data folder that cannot be written costs the copy, and not the certificate.
+// Without a writable data folder there is no copy, but there is a certificate.
 func TestSharedWithoutCopies(t *testing.T) {
 	t.Parallel()
 	srv, ca, cfg, tlsLn, plainLn := startShared(t)

@@ -17,7 +17,7 @@ import (
 	xacme "golang.org/x/crypto/acme"
 )
 
-// A script answers requests to its URLs in turn.
+// A script has the answers for each URL, in order.
 type script map[string][]*http.Response
 
 func (s script) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -30,7 +30,7 @@ func (s script) RoundTrip(req *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
-// reply returns an answer; header is pairs of name and value.
+// reply returns an answer. header has pairs of name and value.
 func reply(status int, body string, header ...string) *http.Response {
 	res := &http.Response{StatusCode: status, Status: fmt.Sprint(status, " ", http.StatusText(status)),
 		Header: make(http.Header), Body: io.NopCloser(strings.NewReader(body))}
@@ -40,7 +40,7 @@ func reply(status int, body string, header ...string) *http.Response {
 	return res
 }
 
-// What is told of an attempt is everything that went wrong in it, in the CA's words, on one line.
+// The reason of a failed attempt has all of its problems, in the CA's words, on one line.
 func TestNewFailure(t *testing.T) {
 	t.Parallel()
 	const urn = "urn:ietf:params:acme:error:"
@@ -94,7 +94,7 @@ func do(t *testing.T, ctx context.Context, s script, url string) (*http.Response
 	return res, string(body)
 }
 
-// What the CA says about when to poll is obeyed; where it says nothing, the waits grow to a second.
+// Polls obey the CA's Retry-After. Without one, the waits grow to a second.
 func TestTransportPolls(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -22,9 +22,9 @@ import (
 	"plusminus/acme/pebbletest"
 )
 
-// What goes wrong once in years: clocks, disks, replicas that hang, and CAs that do not come to an end.
+// Rare faults: clocks, disks, replicas that hang, and CAs that never finish.
 
-// wrongClock has s see a clock that is ahead by what it returns.
+// wrongClock gives s a clock that is ahead by the result, in nanoseconds.
 func wrongClock(s *timetable, ahead time.Duration) *atomic.Int64 {
 	v := new(atomic.Int64)
 	v.Store(int64(ahead))
@@ -33,7 +33,7 @@ func wrongClock(s *timetable, ahead time.Duration) *atomic.Int64 {
 	return v
 }
 
-// waitEnd waits until an attempt of s has ended, and all is known of it.
+// waitEnd waits until an attempt of s has ended and its result is published.
 func waitEnd(t *testing.T, s *server) {
 	t.Helper()
 	acmetest.WaitFor(t, "end of an attempt", func() bool {
@@ -42,8 +42,8 @@ func waitEnd(t *testing.T, s *server) {
 	})
 }
 
-// A clock that was two years ahead keeps nobody waiting once it is right, and an operator who asks for a
-// renewal after it was set back gets one.
+// After a clock that was two years ahead is corrected, the next attempt follows within minutes. Renew works after
+// a clock was set back.
 func TestClockWasAhead(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -76,8 +76,7 @@ func TestClockWasAhead(t *testing.T) {
 	})
 }
 
-// A machine that starts with its clock behind, as one without a battery does, forgets nothing of what the
-// CA said and counted.
+// A machine without a clock battery starts with its clock behind. It keeps the CA's Retry-After and counts.
 func TestClockBehindAtStart(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -123,7 +122,7 @@ func TestClockBehindAtStart(t *testing.T) {
 	})
 }
 
-// The local CA that a clock of the future made is replaced.
+// A local CA that was made while the clock was ahead is replaced.
 func TestLocalClock(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -152,7 +151,7 @@ func TestLocalClock(t *testing.T) {
 	})
 }
 
-// A file that cannot be read right now is not a damaged one.
+// A file that cannot be read at the moment is not treated as damaged.
 func TestTooManyOpenFiles(t *testing.T) { // not parallel: it concerns the whole process
 	dir := t.TempDir()
 	a, b := prepareSchedule(t, dir, &fakeCA{}), prepareSchedule(t, dir, &fakeCA{})
@@ -185,7 +184,7 @@ func TestTooManyOpenFiles(t *testing.T) { // not parallel: it concerns the whole
 	}
 }
 
-// A disk that became read-only does not keep a restart from serving what is on it.
+// A server starts on a read-only disk and serves the stored certificate. It places no order.
 func TestReadOnlyRestart(t *testing.T) {
 	t.Parallel()
 	tlsLn := acmetest.Listen(t)
@@ -217,7 +216,7 @@ func TestReadOnlyRestart(t *testing.T) {
 	}
 }
 
-// What is told of a full disk is text, whatever the folder is called, and the same each time.
+// The reason of a failed write is valid UTF-8, whatever the folder's name, and the same at each attempt.
 func TestReasonIsText(t *testing.T) {
 	t.Parallel()
 	ca := pebbletest.Start(t, pebbletest.Config{})
@@ -235,7 +234,7 @@ func TestReasonIsText(t *testing.T) {
 	}
 }
 
-// A balancer's 502 after the CA took the finalize, and a replica of the CA that lags, lose no certificate.
+// Two faults after finalize lose no certificate: a load balancer's 502, and a replica of the CA that lags.
 func TestFinalizeInDoubt(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]func(*pebbletest.CA){
@@ -276,7 +275,7 @@ func TestFinalizeInDoubt(t *testing.T) {
 	}
 }
 
-// An order that leads nowhere is given up: when an operator asks, at once, and by itself within hours.
+// An order that the CA never finishes is given up: at once when an operator asks, otherwise within hours.
 func TestOrderLeadsNowhere(t *testing.T) {
 	t.Parallel()
 	tlsLn := acmetest.Listen(t)
@@ -286,7 +285,7 @@ func TestOrderLeadsNowhere(t *testing.T) {
 	cfg.now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
 	ca.Inject(pebbletest.FinalizePath, 1, pebbletest.Drop)
 	ca.Inject(pebbletest.OrderPath, 1, pebbletest.Forward)
-	lift := ca.Inject(pebbletest.OrderPath, -1, pebbletest.HTML(404)) // the host of orders has moved
+	lift := ca.Inject(pebbletest.OrderPath, -1, pebbletest.HTML(404)) // the CA has lost the order
 	defer lift()
 	s := serve(t, cfg, tlsLn, acmetest.Listen(t))
 	s.waitFailure(t)
@@ -314,7 +313,7 @@ func TestOrderLeadsNowhere(t *testing.T) {
 	}
 }
 
-// A process that is stopped while it finishes an older order has counted the certificate.
+// A process that stops during finalize of an earlier order has counted the certificate.
 func TestStopDuringFinalize(t *testing.T) {
 	t.Parallel()
 	tlsLn := acmetest.Listen(t)
@@ -343,8 +342,7 @@ func TestStopDuringFinalize(t *testing.T) {
 	}
 }
 
-// A refusal that has nothing to do with the certificate to be replaced does not keep later orders from
-// naming it.
+// After a refusal with another cause, later orders still name the certificate that they replace.
 func TestReplacesIsNotToBlame(t *testing.T) {
 	t.Parallel()
 	tlsLn := acmetest.Listen(t)
@@ -364,8 +362,8 @@ func TestReplacesIsNotToBlame(t *testing.T) {
 	}
 }
 
-// A CA that fails over the certificate to be replaced each time, as plain Pebble 2.10.1 does with 1 of 256,
-// gives the next one all the same.
+// A CA may fail over `replaces` each time, as plain Pebble 2.10.1 does for 1 of 256 certificates. The renewal then
+// succeeds without the field.
 func TestReplacesFailsTheCA(t *testing.T) {
 	t.Parallel()
 	tlsLn := acmetest.Listen(t)
@@ -373,7 +371,7 @@ func TestReplacesFailsTheCA(t *testing.T) {
 	s := serve(t, cfg, tlsLn, acmetest.Listen(t))
 	acmetest.WaitFor(t, "renewal information", func() bool { return s.status(t, domain).Renewal != nil })
 	serial := s.status(t, domain).Serial
-	const tries = 4 // by the client, which repeats what meets a 500
+	const tries = 4 // the client repeats a request that meets a 500
 	ca.Inject(pebbletest.NewOrderPath, tries, pebbletest.Problem(500, "serverInternal", "could not find an order for the given certificate", ""))
 	if err := s.Renew(t.Context(), domain); err != nil {
 		t.Fatal(err)
@@ -387,7 +385,7 @@ func TestReplacesFailsTheCA(t *testing.T) {
 	}
 }
 
-// While one replica asks the CA, the others wait for it, and do not ask the fallback.
+// While one replica makes an attempt, the others wait and do not ask the fallback.
 func TestFallbackWaitsForOthers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -426,7 +424,7 @@ func TestFallbackWaitsForOthers(t *testing.T) {
 	})
 }
 
-// A CA that failed months ago has hours again at the next renewal before the fallback is asked.
+// Failures of the last renewal do not count at the next one: the CA again has hours before the fallback is asked.
 func TestFallbackIsNotForEver(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -435,7 +433,7 @@ func TestFallbackIsNotForEver(t *testing.T) {
 		s := schedule(t, t.TempDir(),
 			&fakeCA{answer: func(*attempt) (*tls.Certificate, error) {
 				first = append(first, time.Since(start))
-				if time.Since(start) < 4*time.Hour || len(first) == 5 { // once more at the renewal
+				if time.Since(start) < 4*time.Hour || len(first) == 5 { // one failure at the renewal
 					return nil, &failure{step: "newOrder", reason: "down"}
 				}
 				return testPair(t, 90*day), nil
@@ -451,7 +449,7 @@ func TestFallbackIsNotForEver(t *testing.T) {
 	})
 }
 
-// What a replica sees of an attempt that another is making is no failure.
+// An attempt that another replica is making is not shown as a failure.
 func TestAttemptUnderWay(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -470,7 +468,7 @@ func TestAttemptUnderWay(t *testing.T) {
 	})
 }
 
-// A replica that never lets go of the lock is told of.
+// A replica that never releases the lock is reported.
 func TestLockIsHeld(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -513,7 +511,7 @@ func (st *brokenStore) Write(name string, data []byte) error {
 	return st.Store.Write(name, data)
 }
 
-// A certificate that could be stored at last does not replace the newer one of another replica.
+// A certificate that is stored late does not replace a newer one of another replica.
 func TestSaveAgainIsLate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -543,8 +541,8 @@ func TestSaveAgainIsLate(t *testing.T) {
 	})
 }
 
-// A replica whose clock is a little behind adopts what the others have obtained, and asks for renewal
-// information no oftener than anybody.
+// A replica whose clock is a little behind adopts the certificates of others, and fetches renewal information no
+// more often than they do.
 func TestSlowReplica(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -576,7 +574,7 @@ func TestSlowReplica(t *testing.T) {
 	})
 }
 
-// The long waits are for what a CA counts: one that cannot even consider an order is asked every ten minutes.
+// A CA that cannot process orders counts nothing, so attempts follow every ten minutes.
 func TestOutageIsFree(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]pebbletest.Fault{"500": pebbletest.Problem(500, "serverInternal", "down", ""), "no answer": pebbletest.Drop} {
@@ -592,7 +590,7 @@ func TestOutageIsFree(t *testing.T) {
 	}
 }
 
-// "Retry-After: 0" is no invitation to come back each second.
+// After "Retry-After: 0" the next attempt waits a minute.
 func TestRetryAfterZero(t *testing.T) {
 	t.Parallel()
 	for value, want := range map[string]time.Duration{"0": time.Minute, "Mon, 01 Jan 2001 00:00:00 GMT": time.Minute} {

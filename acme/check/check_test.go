@@ -39,28 +39,28 @@ import (
 
 const (
 	checked  = "www.example.org" // the domain that is checked
-	publicV4 = "1.1.1.10"        // reached through world.routes alone, as are all others
+	publicV4 = "1.1.1.10"        // all addresses are reached only through world.routes
 	publicV6 = "2606:4700::10"
 	proxy80  = "1.1.1.20:80"
 )
 
-// A world is what a Check sees: a CA, a DNS, and addresses that lead to listeners of this test. Nothing
-// else is reached, so that no traffic leaves loopback. At first all is well.
+// A world is the network that a check sees: a CA, a DNS, and addresses that lead to listeners of this test. Other
+// addresses fail, so no traffic leaves loopback. In a new world every check is OK.
 type world struct {
 	t   *testing.T
 	ca  *pebbletest.CA
 	cfg Config
 
 	mu sync.Mutex
-	// Guarded by mu while a check runs, and after one.
+	// Guarded by mu during a check.
 	routes map[string]string // address -> real address, or one of the outcomes below
 	zone   []string          // records
 	rcodes map[string]int    // "name type" -> response code
-	remote string            // what the CA's address looks like; empty is as it is
+	remote string            // the CA's address as the check sees it; empty is the real one
 	dialed []string
 }
 
-// Where an address may lead to in place of a listener.
+// What an address may lead to in place of a listener.
 const (
 	routeRefused = "refused"
 	routeSilent  = "silent"
@@ -102,7 +102,7 @@ func (w *world) write(file, text string) {
 	}
 }
 
-// A relabelled connection claims to go somewhere else.
+// A relabelled connection has another remote address.
 type relabelled struct {
 	net.Conn
 	remote net.Addr
@@ -209,7 +209,7 @@ func (w *world) serveDNS(rw dns.ResponseWriter, q *dns.Msg) {
 	rw.WriteMsg(m)
 }
 
-// check runs Check and returns its findings, "level domain subject: text" each.
+// check calls Run and returns the findings, each as "level domain subject: text".
 func (w *world) check() []string {
 	w.t.Helper()
 	orders := w.ca.Orders()
@@ -239,7 +239,7 @@ func (w *world) check() []string {
 }
 
 // want compares findings with patterns: "level subject: part of the text". Each pattern must be
-// found, and each warning and problem be wanted.
+// found, and each warning and problem must match a pattern.
 func (w *world) want(lines []string, patterns ...string) {
 	w.t.Helper()
 	wanted := make(map[string]bool)
@@ -267,7 +267,7 @@ func (w *world) want(lines []string, patterns ...string) {
 	}
 }
 
-// web starts a plain HTTP server that is somebody else's, and returns its address.
+// web starts an HTTP server of another program, and returns its address.
 func (w *world) web(handler http.HandlerFunc) string {
 	ln := acmetest.Listen(w.t)
 	s := &http.Server{Handler: handler}
@@ -294,14 +294,14 @@ func (w *world) peer(f func(net.Conn)) string {
 	return ln.Addr().String()
 }
 
-// tlsPeer starts a TLS server that is somebody else's.
+// tlsPeer starts a TLS server of another program.
 func (w *world) tlsPeer(cert tls.Certificate, protos ...string) string {
 	return w.peer(func(conn net.Conn) {
 		tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: protos}).Handshake()
 	})
 }
 
-// otherServers has other servers answer on both ports.
+// otherServers makes servers of another program answer on both ports.
 func (w *world) otherServers() {
 	w.routes[publicV4+":80"] = w.web(func(rw http.ResponseWriter, r *http.Request) {
 		rw.Header().Set("Server", "nginx/1.27")
@@ -310,7 +310,7 @@ func (w *world) otherServers() {
 	w.routes[publicV4+":443"] = w.tlsPeer(acmetest.SelfSigned(w.t, "old.example.org", time.Now(), time.Now().Add(day)))
 }
 
-// editDirectory has the CA's directory changed by f.
+// editDirectory serves the CA's directory after f has changed it.
 func (w *world) editDirectory(f func(h http.Header, directory, meta map[string]any)) {
 	roots := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.ca.DirectoryRoots}}}
 	defer roots.CloseIdleConnections()
@@ -329,7 +329,7 @@ func (w *world) editDirectory(f func(h http.Header, directory, meta map[string]a
 	})
 }
 
-// Each finding, and that all others are "ok" then.
+// Each fault gives its finding, and all other findings are "ok".
 func TestRun(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -564,7 +564,7 @@ func TestRun(t *testing.T) {
 		},
 			[]string{"problem CAA: the account https://pebble/acct/1 alone, and the server would make another"}},
 		{"CAA, fallback CA", func(w *world) {
-			w.cfg.FallbackURL = w.cfg.DirectoryURL + "?" // another CA, as far as we know
+			w.cfg.FallbackURL = w.cfg.DirectoryURL + "?" // another URL, so another CA
 			w.zone = append(w.zone, checked+`. CAA 0 issue "pebble"`)
 		}, []string{"ok CAA: allows this CA", "ok CAA: for the fallback CA: allows this CA"}},
 	}
@@ -578,7 +578,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// What root would leave behind in a folder of another user, the server could not open.
+// Files that root makes in a folder of another user would be unreadable for the server.
 func TestAsRoot(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, pebbletest.Config{})
@@ -631,7 +631,7 @@ func TestLeavesNothing(t *testing.T) {
 	}
 }
 
-// A server that runs on the same data folder answers in the check's place, and is not disturbed.
+// A server on the same data folder answers the check's probes, and keeps working.
 func TestBesideServer(t *testing.T) {
 	t.Parallel()
 	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
@@ -647,7 +647,7 @@ func TestBesideServer(t *testing.T) {
 	w.routes[publicV4+":80"], w.routes[publicV4+":443"] = plainLn.Addr().String(), tlsLn.Addr().String()
 	w.routes["127.0.0.1:80"], w.routes["127.0.0.1:443"] = plainLn.Addr().String(), tlsLn.Addr().String()
 	w.cfg.HTTP, w.cfg.TLS = Port{Running: "127.0.0.1:80"}, Port{Running: "127.0.0.1:443"}
-	acmetest.WaitFor(t, "end of the order", func() bool { // ready is said before the certificate is stored
+	acmetest.WaitFor(t, "end of the order", func() bool { // Ready returns nil before the certificate is stored
 		release, err := store.NewFolder(filepath.Join(w.cfg.Dir, "acme", "locks"), time.Now, nil).Lock(checked)
 		if err != nil {
 			return false
@@ -749,7 +749,7 @@ func TestBesideServer(t *testing.T) {
 	})
 }
 
-// in returns a world like w for a test within a test.
+// in returns a copy of w for a subtest.
 func (w *world) in(t *testing.T) *world {
 	c := &world{t: t, ca: w.ca, cfg: w.cfg, rcodes: w.rcodes, remote: w.remote, routes: make(map[string]string)}
 	for k, v := range w.routes {
@@ -761,7 +761,7 @@ func (w *world) in(t *testing.T) *world {
 	return c
 }
 
-// Check's own probes are answered by it alone: afterwards the answer is gone.
+// A check removes its answers from the data folder.
 func TestTakesAnswersAway(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, pebbletest.Config{})
@@ -775,7 +775,7 @@ func TestTakesAnswersAway(t *testing.T) {
 	}
 }
 
-// Many domains are told in order, each in one piece.
+// The findings of many domains come in order, domain by domain.
 func TestManyDomains(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, pebbletest.Config{})
@@ -810,7 +810,7 @@ func domainNamesOf(domains []acme.Domain) []string {
 	return all
 }
 
-// An interrupted check returns at once, and does not tell what was cut off as if it had failed.
+// An interrupted check returns at once, and does not report steps that were cut off as failures.
 func TestInterrupted(t *testing.T) {
 	t.Parallel()
 	for _, hangs := range []string{publicV4 + ":80", "1.1.1.53:53", "ca"} {
@@ -849,7 +849,7 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// A configuration that New refuses is an error.
+// Run returns the error of a configuration that acme.New refuses.
 func TestRefuses(t *testing.T) {
 	t.Parallel()
 	err := Run(t.Context(), Config{Config: acme.Config{Domains: []acme.Domain{{Name: "*.example.org"}}, Dir: t.TempDir()}}, func(Finding) {})
@@ -1018,7 +1018,7 @@ short line
 	}
 }
 
-// A check says whether what is shared can be used, and has a server on it answer in the check's place.
+// A check reports whether the shared store can be used. A server on that store answers its probes.
 func TestShared(t *testing.T) {
 	t.Parallel()
 	srv := redistest.Start(t)
@@ -1050,6 +1050,10 @@ func TestShared(t *testing.T) {
 	unknown := []string{"warning port 80: nothing can be put where", "warning port 443: nothing can be put where", "warning challenges: cannot be told"}
 	w.want(w.check(), append(unknown, "problem shared store: all replicas need the same key")...)
 	srv.Kill()
+	acmetest.WaitFor(t, "refused connection", func() bool { // the first request may meet the end of an old one
+		_, _, err := files.Get(t.Context(), "x")
+		return err != nil && strings.Contains(err.Error(), "refused")
+	})
 	w.want(w.check(), append(unknown, "problem shared store: refused")...)
 	if entries, err := os.ReadDir(w.cfg.Dir); err != nil || len(entries) != 1 { // the server's copies
 		t.Errorf("left behind: %v, %v", entries, err)

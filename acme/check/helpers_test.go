@@ -2,13 +2,11 @@ package check
 
 import (
 	"context"
-	"flag"
 	"io"
 	"log"
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -16,10 +14,6 @@ import (
 	"plusminus/acme"
 	"plusminus/acme/internal/acmetest"
 )
-
-// long selects the long forms of the trials. This package has none; the flag is there because CI sets it for
-// every package.
-var _ = flag.Bool("long", false, "run the long forms of the trials, as CI does")
 
 const day = 24 * time.Hour
 
@@ -63,5 +57,3 @@ func (s *server) waitReady(t testing.TB) {
 	t.Helper()
 	acmetest.WaitFor(t, "readiness", func() bool { return s.Ready() == nil })
 }
-
-func TestMain(m *testing.M) { os.Exit(acmetest.Main(m)) }

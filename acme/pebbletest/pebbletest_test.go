@@ -27,9 +27,9 @@ import (
 	"golang.org/x/crypto/acme"
 )
 
-const patience = 20 * time.Second // how long a test waits for what must happen
+const patience = 20 * time.Second // how long a test waits for something that must happen
 
-// TestMain fails if a goroutine outlives the CAs, all of which have stopped when the tests end.
+// TestMain fails if a goroutine is left when the tests have ended, and with them all CAs.
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if code == 0 {
@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// leaked returns the goroutines that do not end, but for this one and the one that no Pebble can end.
+// leaked returns the goroutines that do not end, except its own and Pebble's processTasks.
 func leaked() (left []string) {
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		buf := make([]byte, 4<<20)
@@ -59,7 +59,7 @@ func leaked() (left []string) {
 	return left
 }
 
-// A client is a client of one CA. It sends nothing twice but what had a bad nonce, and polls at once.
+// A client is a client of one CA. It repeats only requests that met a badNonce, and polls without waits.
 type client struct {
 	*acme.Client
 	t  testing.TB
@@ -179,7 +179,7 @@ func (c *client) issue(ctx context.Context, name, challenge string) ([]*x509.Cer
 	return x509.ParseCertificates(slices.Concat(der...))
 }
 
-// mustIssue is issue for a CA that asks no server.
+// mustIssue is issue for a CA with AlwaysValid.
 func (c *client) mustIssue(name string) *x509.Certificate {
 	c.t.Helper()
 	chain, err := c.issue(c.t.Context(), name, "http-01")
@@ -189,7 +189,7 @@ func (c *client) mustIssue(name string) *x509.Certificate {
 	return chain[0]
 }
 
-// get fetches path, and returns what it has of the body if that is cut.
+// get fetches path. If the body is cut, it returns the part that arrived.
 func (c *client) get(ctx context.Context, path string) (*http.Response, string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(c.ca.DirectoryURL, DirectoryPath)+path, nil)
 	if err != nil {
@@ -205,7 +205,7 @@ func (c *client) get(ctx context.Context, path string) (*http.Response, string, 
 	return res, string(body), err
 }
 
-// renewalInfo fetches that of cert, and fails if it is not an answer to the protocol.
+// renewalInfo fetches the renewal info of cert. It fails the test if the answer does not conform to RFC 9773.
 func (c *client) renewalInfo(ctx context.Context, cert *x509.Certificate) (start, end time.Time, explanation string, err error) {
 	id := base64.RawURLEncoding.EncodeToString(cert.AuthorityKeyId) + "." +
 		base64.RawURLEncoding.EncodeToString(cert.SerialNumber.Bytes()) // Pebble's are never negative in DER
@@ -241,7 +241,7 @@ func waitFor(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// A failures is a [testing.TB] of which a test wants to know whether it failed.
+// A failures is a [testing.TB] that records whether it failed.
 type failures struct {
 	testing.TB
 	n atomic.Int32
@@ -249,8 +249,8 @@ type failures struct {
 
 func (f *failures) Errorf(string, ...any) { f.n.Add(1) }
 
-// TestSteps cuts each step with each fault: the client must see it there, go no further, and succeed once
-// the fault is lifted. So the paths are right, too.
+// TestSteps injects each fault into each step. The client must fail in that step, send nothing further, and succeed
+// when the fault is lifted. This also shows that the path constants are right.
 func TestSteps(t *testing.T) {
 	t.Parallel()
 	faults := []struct {
@@ -289,7 +289,7 @@ func TestSteps(t *testing.T) {
 					if f.name == "hang" {
 						time.AfterFunc(30*time.Millisecond, cancel)
 					} else {
-						time.AfterFunc(300*time.Millisecond, cancel) // x/crypto polls on when it understands nothing
+						time.AfterFunc(300*time.Millisecond, cancel) // x/crypto polls again after an answer that it cannot parse
 					}
 					f.fault(w, r)
 				})
@@ -298,7 +298,7 @@ func TestSteps(t *testing.T) {
 					t.Errorf("%s: got a certificate, want an error", f.name)
 				}
 				all := ca.Requests()
-				if path != NewNoncePath { // which comes before any other
+				if path != NewNoncePath { // which is the first request
 					all = slices.DeleteFunc(all, func(r Request) bool { return r.Path == NewNoncePath })
 				}
 				if last := all[len(all)-1].Path; !match(path, last) || ca.Count(path) == before {
@@ -318,7 +318,7 @@ func TestSteps(t *testing.T) {
 	}
 }
 
-// TestDrop tells what Pebble has seen from what it has not.
+// TestDrop checks which dropped requests Pebble has seen.
 func TestDrop(t *testing.T) {
 	t.Parallel()
 	ca := Start(t, Config{})
@@ -389,7 +389,7 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// TestInject is about which request gets what.
+// TestInject checks which request gets which Fault.
 func TestInject(t *testing.T) {
 	t.Parallel()
 	ca := Start(t, Config{})
@@ -440,7 +440,7 @@ func TestInject(t *testing.T) {
 		t.Errorf("Count = %d, want 12", got)
 	}
 
-	// Of many at once, exactly n get it.
+	// Of many concurrent requests, exactly n get the Fault.
 	ca.Inject(DirectoryPath, 5, HTML(506))
 	var wg sync.WaitGroup
 	var hit atomic.Int32
@@ -503,7 +503,7 @@ func TestHang(t *testing.T) {
 	}
 }
 
-// TestEnvironment starts CAs with different Configs at once.
+// TestEnvironment starts CAs with different Configs at the same time.
 func TestEnvironment(t *testing.T) {
 	t.Parallel()
 	var wg sync.WaitGroup
@@ -524,7 +524,7 @@ func TestEnvironment(t *testing.T) {
 			}
 		})
 	}
-	// One CA is made too fast for another to come in between; here they cannot miss each other.
+	// Making a CA takes too little time for two to overlap by chance; this makes them overlap.
 	for i := range 10 {
 		wg.Go(func() {
 			withEnvironment(map[string]string{"PEBBLE_TEST": fmt.Sprint(i)}, func() {
@@ -569,7 +569,7 @@ func TestAuthorizationReuse(t *testing.T) {
 		c.mustIssue("a.example.com")
 		want, n := acme.StatusReady, 10
 		if reuse == 0 {
-			want, n = acme.StatusPending, 200 // Pebble by itself would have 2 of them be ready
+			want, n = acme.StatusPending, 200 // plain Pebble would answer 2 of them as ready
 		}
 		for range n {
 			order, err := c.AuthorizeOrder(t.Context(), acme.DomainIDs("a.example.com"))
@@ -626,16 +626,16 @@ func TestBlockedDomains(t *testing.T) {
 			t.Errorf("order for %s = %v, want %q", name, err, want)
 		}
 	}
-	// Pebble compares label by label, and does not look whether there is one.
+	// Pebble compares label by label and does not check that there is another label.
 	if _, err := c.AuthorizeOrder(t.Context(), acme.DomainIDs("blocked.test")); err == nil || kind(err) != "" {
 		t.Errorf("order for blocked.test = %v, want a cut connection", err)
 	}
 }
 
-// TestRetryAfter holds a validation to see it pending. It fails in the end, which is counted.
+// TestRetryAfter delays a validation to see it pending. The validation fails in the end and is counted.
 func TestRetryAfter(t *testing.T) {
 	t.Parallel()
-	ln, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and says nothing
+	ln, err := net.Listen("tcp", "127.0.0.1:0") // accepts connections and sends nothing
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -775,7 +775,7 @@ func TestRenewalInfo(t *testing.T) {
 		t.Errorf("after RevokeCert = %v, Revoked = %v", err, ca.Revoked(other))
 	}
 
-	// While it is asked for; for -race.
+	// Set and fetched at the same time, for -race.
 	var wg sync.WaitGroup
 	done := make(chan struct{})
 	wg.Go(func() {
@@ -814,7 +814,7 @@ func TestRequests(t *testing.T) {
 	}
 	ca.Inject(NewOrderPath, 1, Drop)
 	c.AuthorizeOrder(t.Context(), acme.IPIDs("127.0.0.1"))
-	// x/crypto cannot say "replaces", and what is not signed is noted, too.
+	// x/crypto does not support "replaces", so this request is not signed. It is recorded, too.
 	payload := base64.RawURLEncoding.EncodeToString([]byte(`{"replaces":"AKI.serial"}`))
 	for _, body := range []string{`{"payload":"` + payload + `"}`, "nonsense"} {
 		res, err := c.HTTPClient.Post(strings.TrimSuffix(ca.DirectoryURL, DirectoryPath)+NewOrderPath, "application/jose+json", strings.NewReader(body))
@@ -873,7 +873,7 @@ func TestShiftDate(t *testing.T) {
 	check(0)
 }
 
-// TestDNS validates for real, at an address where only the records lead.
+// TestDNS validates at an address that only the records name.
 func TestDNS(t *testing.T) {
 	t.Parallel()
 	ln, err := net.Listen("tcp", "127.0.0.2:0")
@@ -881,7 +881,7 @@ func TestDNS(t *testing.T) {
 		t.Skip(err) // not all systems have all of 127/8
 	}
 	ca := Start(t, Config{HTTPPort: ln.Addr().(*net.TCPAddr).Port, DNS: map[string]DNSRecords{
-		// Pebble ignores that nobody may issue.
+		// Pebble ignores a CAA record that permits no CA.
 		"set.example.com":  {A: []string{"127.0.0.2"}, CAA: []string{`0 issue ";"`}},
 		"none.example.com": {},
 	}})

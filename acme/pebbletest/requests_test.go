@@ -8,7 +8,7 @@ import (
 	"github.com/letsencrypt/pebble/v2/core"
 )
 
-// What Pebble forgot is remembered; what is not there is not made up.
+// remember adds an entry that Pebble lacks, and none for an unknown certificate.
 func TestRemember(t *testing.T) {
 	c := Start(t, Config{})
 	if err := c.store.AddOrderByIssuedSerial(&core.Order{ID: "one", AccountID: "me", CertificateObject: &core.Certificate{ID: "8a01"}}); err != nil {

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/crypto/acme/autocert"
 )
 
-// What one replica puts, another one finds, until it is taken away.
+// A token that one replica puts is found by another until it is deleted.
 func TestTokens(t *testing.T) {
 	t.Parallel()
 	ctx, dir := t.Context(), filepath.Join(t.TempDir(), "tokens")
@@ -46,7 +46,7 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-// The names come from strangers, and none of them leads to any other file.
+// Names come from strangers. None of them leads to another file.
 func TestTokenNames(t *testing.T) {
 	t.Parallel()
 	ctx, dir := t.Context(), t.TempDir()
@@ -76,7 +76,7 @@ func TestTokenNames(t *testing.T) {
 	}
 }
 
-// What a crash left behind is gone after a day.
+// A token that a crash left behind is deleted after a day.
 func TestOldTokens(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -100,7 +100,7 @@ func TestOldTokens(t *testing.T) {
 	}
 }
 
-// Another replica's token counts as soon as it is there.
+// A token of another replica is found at once.
 func TestTokenOfAnother(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

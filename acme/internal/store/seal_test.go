@@ -55,7 +55,7 @@ func TestSeal(t *testing.T) {
 		}
 	}
 
-	// A key is replaced in three steps, in each of which all can open what any has sealed.
+	// A key is replaced in three steps. After each step, every replica can open what any replica has sealed.
 	steps := [][2]*Sealer{
 		{newTestSealer(t, 1), newTestSealer(t, 1, 2)},
 		{newTestSealer(t, 1, 2), newTestSealer(t, 2, 1)},
@@ -65,7 +65,7 @@ func TestSeal(t *testing.T) {
 		for _, from := range step {
 			for _, to := range step {
 				if i == 2 && from == step[1] {
-					continue // the old key is dropped once nothing is sealed with it any more
+					continue // the old key is removed only when nothing is sealed with it
 				}
 				if _, err := to.Open("name", seal(from)); err != nil {
 					t.Errorf("step %d: %v", i, err)
@@ -97,7 +97,7 @@ func TestParseSealKeys(t *testing.T) {
 	}
 }
 
-// Whatever is in the shared store, open returns what was sealed or an error.
+// Open returns the sealed data or an error, whatever its input.
 func FuzzOpen(f *testing.F) {
 	s := newTestSealer(f, 1, 2)
 	sealed := s.Seal("name", []byte("data"))
