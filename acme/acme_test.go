@@ -95,7 +95,7 @@ func TestObtain(t *testing.T) {
 // checkModes checks that only the owner can read the files in dir.
 func checkModes(t *testing.T, dir string) {
 	t.Helper()
-	files := 0
+	count := 0
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -108,7 +108,7 @@ func checkModes(t *testing.T, dir string) {
 		if d.IsDir() {
 			want = 0o700
 		} else {
-			files++
+			count++
 		}
 		if path != dir && info.Mode().Perm() != want { // the test made dir itself
 			t.Errorf("%s has mode %v, want %v", path, info.Mode().Perm(), want)
@@ -118,8 +118,8 @@ func checkModes(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if files != 6 { // the account key and its copy, certificate, plan, two locks
-		t.Errorf("%d files in the data folder, want 6", files)
+	if count != 6 { // the account key and its copy, certificate, plan, two locks
+		t.Errorf("%d files in the data folder, want 6", count)
 	}
 }
 
@@ -538,9 +538,9 @@ func TestDamagedFiles(t *testing.T) {
 			if err := os.MkdirAll(dir, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			files := map[string][]byte{domain: good, store.AccountKey: goodKey, store.AccountKeyBackup: goodKey}
-			files[test.file] = test.data
-			for name, data := range files {
+			contents := map[string][]byte{domain: good, store.AccountKey: goodKey, store.AccountKeyBackup: goodKey}
+			contents[test.file] = test.data
+			for name, data := range contents {
 				if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
 					t.Fatal(err)
 				}
@@ -793,7 +793,7 @@ func TestProfile(t *testing.T) {
 			}
 			s := serve(t, cfg, tlsLn, plainLn)
 			s.waitReady(t)
-			e := s.log.one("certificate profile not to be had")
+			e := s.log.one("certificate profile not available")
 			if e.level != slog.LevelWarn || e.attrs["profile"] != cfg.Profile || e.attrs["offered"] != "default" {
 				t.Errorf("logged %v, want a warning with what is offered", e)
 			}

@@ -184,7 +184,7 @@ func (p *Provider) succeeded(s *site, a *authority, before *plan, t *attempt, ce
 	}
 	for _, other := range s.authorities {
 		if other != a && other.plan.Failures > 0 {
-			p.log.Warn("another CA than before", "domain", s.name, "ca", a.directory, "instead_of", other.directory,
+			p.log.Warn("certificate comes from another CA than before", "domain", s.name, "ca", a.directory, "instead_of", other.directory,
 				"failing_since", other.plan.FailingSince, "err", reasonOf(other.plan.LastError))
 			other.plan.elsewhere()
 			p.savePlan(s, other)

@@ -339,7 +339,7 @@ func TestUnsaved(t *testing.T) {
 			s.run()
 			s.waitReady(t)
 			first := s.leaf(t, domain, ca.IssuingRoots)
-			acmetest.WaitFor(t, "word of it", func() bool { return s.status(t, domain).CAs[0].Unsaved })
+			acmetest.WaitFor(t, "published result", func() bool { return s.status(t, domain).CAs[0].Unsaved })
 			if e := s.log.one("certificate not stored"); e.level.String() != "ERROR" || !strings.Contains(e.attrs["hint"], "free space") {
 				t.Errorf("logged %v, want an error with a hint", e)
 			}
@@ -358,7 +358,7 @@ func TestUnsaved(t *testing.T) {
 			if got, err := loadCertificate(s.issuers[0].store, domain); err != nil || !got.Leaf.Equal(first) {
 				t.Errorf("stored %v, %v, want %v", got.Leaf.SerialNumber, err, first.SerialNumber)
 			}
-			acmetest.WaitFor(t, "word of it", func() bool { return s.Ready() == nil && !s.status(t, domain).CAs[0].Unsaved })
+			acmetest.WaitFor(t, "published result", func() bool { return s.Ready() == nil && !s.status(t, domain).CAs[0].Unsaved })
 			if got := ca.Orders(); got != 1 {
 				t.Errorf("%d orders, want 1", got)
 			}
@@ -415,7 +415,7 @@ func TestFallback(t *testing.T) {
 	if st := s.status(t, domain); st.Directory != fallback.DirectoryURL || st.Problem != "" {
 		t.Errorf("Status = %+v, want the fallback's certificate", st)
 	}
-	acmetest.WaitFor(t, "word of it", func() bool { return len(s.log.logged("another CA than before")) == 1 })
+	acmetest.WaitFor(t, "published result", func() bool { return len(s.log.logged("another CA than before")) == 1 })
 	if e := s.log.one("another CA than before"); !strings.Contains(e.attrs["err"], "our HSM is on fire") {
 		t.Errorf("logged %v, want why it is not the CA's", e)
 	}

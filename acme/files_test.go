@@ -90,11 +90,11 @@ func serving(p *Provider, name string, cert tls.Certificate) bool {
 
 func TestFiles(t *testing.T) {
 	t.Parallel()
-	l, issuer := newLive(t), acmetest.NewIssuer(t)
-	old := issuer.Issue(t, 90*day, domain)
+	l, testCA := newLive(t), acmetest.NewIssuer(t)
+	old := testCA.Issue(t, 90*day, domain)
 	l.renew(old)
 	cfg, log := l.config(domain, "second.example.com")
-	cfg.systemRoots = issuer.Roots()
+	cfg.systemRoots = testCA.Roots()
 	p, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -116,7 +116,7 @@ func TestFiles(t *testing.T) {
 	}
 
 	// Both symlinks at once: adopted at the second look.
-	good := issuer.Issue(t, 90*day, domain, "second.example.com")
+	good := testCA.Issue(t, 90*day, domain, "second.example.com")
 	l.renew(good)
 	p.files.look()
 	if !serving(p, domain, old) {
@@ -134,7 +134,7 @@ func TestFiles(t *testing.T) {
 	}
 
 	// One symlink after the other, with a pause in which they do not match.
-	next := issuer.Issue(t, 90*day, domain, "second.example.com")
+	next := testCA.Issue(t, 90*day, domain, "second.example.com")
 	l.next(next)
 	l.point("privkey")
 	for range 5 {
@@ -160,7 +160,7 @@ func TestFiles(t *testing.T) {
 	}
 
 	// The same fault at the next renewal is logged again.
-	l.next(issuer.Issue(t, 90*day, domain))
+	l.next(testCA.Issue(t, 90*day, domain))
 	l.point("privkey")
 	p.files.look()
 	p.files.look()
@@ -172,15 +172,15 @@ func TestFiles(t *testing.T) {
 // A half-written file is never served. Each fault is logged once.
 func TestFilesHalfWritten(t *testing.T) {
 	t.Parallel()
-	l, issuer := newLive(t), acmetest.NewIssuer(t)
-	old := issuer.Issue(t, 90*day, domain)
+	l, testCA := newLive(t), acmetest.NewIssuer(t)
+	old := testCA.Issue(t, 90*day, domain)
 	l.renew(old)
 	cfg, log := l.config(domain)
 	p, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	next := issuer.Issue(t, 90*day, domain)
+	next := testCA.Issue(t, 90*day, domain)
 	l.renew(next)
 	chain, key := acmetest.PEM(t, next)
 	leafEnd := bytes.Index(chain, []byte("-----END CERTIFICATE-----\n")) + len("-----END CERTIFICATE-----\n")
@@ -237,7 +237,7 @@ func TestFilesHalfWritten(t *testing.T) {
 	}
 	// Files that change between two looks.
 	for range 4 {
-		l.renew(issuer.Issue(t, 90*day, domain))
+		l.renew(testCA.Issue(t, 90*day, domain))
 		p.files.look()
 		if !serving(p, domain, next) {
 			t.Errorf("adopted while still changing")
@@ -248,11 +248,11 @@ func TestFilesHalfWritten(t *testing.T) {
 // Visitors connect while certbot swaps the files. Each gets a certificate with its key.
 func TestFilesUnderLoad(t *testing.T) {
 	t.Parallel()
-	l, issuer := newLive(t), acmetest.NewIssuer(t)
-	l.renew(issuer.Issue(t, 90*day, domain))
+	l, testCA := newLive(t), acmetest.NewIssuer(t)
+	l.renew(testCA.Issue(t, 90*day, domain))
 	cfg, _ := l.config(domain)
 	s := serve(t, cfg, acmetest.Listen(t), acmetest.Listen(t))
-	roots := issuer.Roots()
+	roots := testCA.Roots()
 	ctx, cancel := context.WithCancel(t.Context())
 	var visitors sync.WaitGroup
 	for range 2 {
@@ -269,7 +269,7 @@ func TestFilesUnderLoad(t *testing.T) {
 	s.stop() // the test itself calls look, as often as it can
 	var last tls.Certificate
 	for i := range 30 {
-		last = issuer.Issue(t, 90*day, domain)
+		last = testCA.Issue(t, 90*day, domain)
 		l.next(last)
 		for _, name := range []string{"privkey", "fullchain"} {
 			l.point(name)
@@ -291,9 +291,9 @@ func TestFilesUnderLoad(t *testing.T) {
 // watch serves a change after two looks, and logs each stage of expiry once.
 func TestFilesWatch(t *testing.T) {
 	t.Parallel()
-	l, issuer := newLive(t), acmetest.NewIssuer(t)
+	l, testCA := newLive(t), acmetest.NewIssuer(t)
 	synctest.Test(t, func(t *testing.T) {
-		old := issuer.Issue(t, 90*day, domain)
+		old := testCA.Issue(t, 90*day, domain)
 		l.renew(old)
 		cfg, log := l.config(domain)
 		p, err := New(cfg)
@@ -304,7 +304,7 @@ func TestFilesWatch(t *testing.T) {
 		done := make(chan error)
 		go func() { done <- p.Run(ctx) }()
 		time.Sleep(pollInterval + pollInterval/2)
-		next := issuer.Issue(t, 6*time.Minute, domain)
+		next := testCA.Issue(t, 6*time.Minute, domain)
 		l.renew(next)
 		time.Sleep(pollInterval)
 		if !serving(p, domain, old) {
@@ -339,9 +339,9 @@ func TestFilesWatch(t *testing.T) {
 
 func TestFilesRefusedAtStart(t *testing.T) {
 	t.Parallel()
-	issuer := acmetest.NewIssuer(t)
-	chain, key := acmetest.PEM(t, issuer.Issue(t, 90*day, domain))
-	_, otherKey := acmetest.PEM(t, issuer.Issue(t, 90*day, domain))
+	testCA := acmetest.NewIssuer(t)
+	chain, key := acmetest.PEM(t, testCA.Issue(t, 90*day, domain))
+	_, otherKey := acmetest.PEM(t, testCA.Issue(t, 90*day, domain))
 	for _, test := range []struct {
 		name       string
 		chain, key []byte // nil is no file

@@ -139,7 +139,7 @@ func (is *issuer) pending(ctx context.Context, a *orderFlow) (*xacme.Order, *ecd
 	}
 	key, err := certs.ParseKey(a.plan.Order.Key)
 	if err == nil && a.plan.Order.hopeless(is.now(), a.impatient) {
-		is.log.Warn("order given up: the CA does not come to an end with it", "domain", a.name, "ca", is.directory,
+		is.log.Warn("order given up: the CA does not finish it", "domain", a.name, "ca", is.directory,
 			"order", a.plan.Order.URL, "placed", a.plan.Order.Since, "taken_up", a.plan.Order.Taken)
 		err = errNothingPending
 	}
@@ -240,7 +240,7 @@ func (is *issuer) withoutProfile(a *orderFlow, why string) {
 		offered = append(offered, string(name))
 	}
 	slices.Sort(offered)
-	is.log.Warn("certificate profile not to be had: ordering the CA's default", "domain", a.name,
+	is.log.Warn("certificate profile not available: ordering the CA's default", "domain", a.name,
 		"profile", is.profile, "reason", why, "offered", strings.Join(offered, ", "))
 }
 

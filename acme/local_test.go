@@ -184,11 +184,11 @@ func TestLocalYears(t *testing.T) {
 			t.Errorf("Run = %v, want nil", err)
 		}
 	})
-	files, err := filepath.Glob(filepath.Join(dir, "local-ca", "*"))
-	if err != nil || len(files) != 2 {
-		t.Errorf("local-ca holds %v, %v, want root and key", files, err)
+	paths, err := filepath.Glob(filepath.Join(dir, "local-ca", "*"))
+	if err != nil || len(paths) != 2 {
+		t.Errorf("local-ca holds %v, %v, want root and key", paths, err)
 	}
-	for _, f := range files {
+	for _, f := range paths {
 		if data, err := os.ReadFile(f); err != nil || !bytes.HasPrefix(data, []byte("-----BEGIN ")) {
 			t.Errorf("%s is no plain PEM file: %v", f, err)
 		}

@@ -180,7 +180,7 @@ func (pl *plan) begin(now time.Time, validations int, random float64) {
 
 // cutOff returns the error to show for an attempt that began and did not end.
 func (pl *plan) cutOff() *LastError {
-	return &LastError{When: pl.Saved, Reason: "the attempt was cut off: the process ended before it did"}
+	return &LastError{When: pl.Saved, Reason: "the attempt was cut off: the process ended during it"}
 }
 
 // elsewhere records that another CA gave a certificate. The counts against this CA's limits stay; its failures no

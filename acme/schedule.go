@@ -12,7 +12,7 @@ const day = 24 * time.Hour
 // https://letsencrypt.org/docs/integration-guide/#when-to-renew
 const shortLife = 10 * day
 
-// What Let's Encrypt allows for one name; we keep within it whatever the CA, and without being told.
+// Let's Encrypt's limits for one name. The plan keeps to them with every CA.
 // https://letsencrypt.org/docs/rate-limits/
 const (
 	maxFailed    = 5 // failed validations in failedWindow

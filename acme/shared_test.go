@@ -18,10 +18,10 @@ import (
 // shareThrough changes cfg to a replica that shares through srv and has an empty folder of its own.
 func shareThrough(t *testing.T, srv *redistest.Server, cfg *Config) {
 	t.Helper()
-	files := valkey.NewFiles(valkey.Config{Address: srv.Addr})
-	t.Cleanup(func() { files.Close() })
+	shared := valkey.NewFiles(valkey.Config{Address: srv.Addr})
+	t.Cleanup(func() { shared.Close() })
 	cfg.Dir = t.TempDir()
-	cfg.Shared, cfg.SealKeys = files, [][]byte{acmetest.SealKey(1)}
+	cfg.Shared, cfg.SealKeys = shared, [][]byte{acmetest.SealKey(1)}
 	cfg.lookInterval = 100 * time.Millisecond
 }
 

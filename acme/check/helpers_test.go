@@ -17,15 +17,15 @@ import (
 
 const day = 24 * time.Hour
 
-// A server is a plusminus: a Provider whose listeners accept.
-type server struct {
+// A testServer is a plusminus: a Provider whose listeners accept.
+type testServer struct {
 	*acme.Provider
 	stop func() // ends Run and waits for it; the listeners stay
 }
 
 // serve starts a server with the configuration cfg on the two listeners. If run is false, its Run is not
 // called, so it only answers.
-func serve(t testing.TB, cfg acme.Config, tlsLn, plainLn net.Listener, run bool) *server {
+func serve(t testing.TB, cfg acme.Config, tlsLn, plainLn net.Listener, run bool) *testServer {
 	t.Helper()
 	cfg.Logger = slog.New(slog.DiscardHandler)
 	p, err := acme.New(cfg)
@@ -42,7 +42,7 @@ func serve(t testing.TB, cfg acme.Config, tlsLn, plainLn net.Listener, run bool)
 	if run {
 		running.Go(func() { p.Run(ctx) })
 	}
-	s := &server{p, func() { cancel(); running.Wait() }}
+	s := &testServer{p, func() { cancel(); running.Wait() }}
 	t.Cleanup(func() {
 		s.stop()
 		secure.Close()
@@ -53,7 +53,7 @@ func serve(t testing.TB, cfg acme.Config, tlsLn, plainLn net.Listener, run bool)
 }
 
 // waitReady waits until every domain has its certificate.
-func (s *server) waitReady(t testing.TB) {
+func (s *testServer) waitReady(t testing.TB) {
 	t.Helper()
 	acmetest.WaitFor(t, "readiness", func() bool { return s.Ready() == nil })
 }

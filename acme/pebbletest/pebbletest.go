@@ -130,8 +130,7 @@ type CA struct {
 	management http.Handler
 	reuse      bool
 
-	// renewal is held to change a renewal info and, for reading, to answer with one: Pebble does the
-	// latter without a lock.
+	// renewal guards Pebble's renewal info, which Pebble reads without a lock.
 	renewal sync.RWMutex
 
 	orders sync.Mutex // held by remember
@@ -229,7 +228,7 @@ func (c *CA) ShiftDate(d time.Duration) {
 	c.dateShift = d
 }
 
-// serve answers all requests.
+// serve records each request and answers it.
 func (c *CA) serve(w http.ResponseWriter, r *http.Request) {
 	// net/http notices that the client has gone only after the body was read.
 	body, err := io.ReadAll(r.Body)

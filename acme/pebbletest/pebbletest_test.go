@@ -944,8 +944,8 @@ func TestDNSAddr(t *testing.T) {
 		{"unset.test.", dns.TypeAAAA, nil},
 	} {
 		for _, network := range []string{"udp", "tcp"} {
-			client := &dns.Client{Net: network}
-			res, _, err := client.Exchange(new(dns.Msg).SetQuestion(tt.name, tt.kind), ca.DNSAddr())
+			dnsClient := &dns.Client{Net: network}
+			res, _, err := dnsClient.Exchange(new(dns.Msg).SetQuestion(tt.name, tt.kind), ca.DNSAddr())
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -76,6 +76,7 @@ func payloadOf(body []byte) []byte {
 	return payload
 }
 
+// newOrder parses the payload of a newOrder request. Its fields are empty if payload is not JSON.
 func newOrder(payload []byte) (o NewOrder) {
 	json.Unmarshal(payload, &o)
 	return o

@@ -114,7 +114,7 @@ func (p *Problem) Hint() string {
 	case p.Kind == "rateLimited" && strings.Contains(p.Detail, "temporarily prevented"):
 		return "the CA has paused this account for this name: follow the link in its message"
 	case p.Kind == "rateLimited":
-		return "a limit of the CA: only waiting helps, and its staging directory is there for tries"
+		return "a limit of the CA: only waiting helps; use its staging directory for experiments"
 	case p.Kind == "dns":
 		return "the CA finds no address for the name: check its A and AAAA records"
 	case p.Kind == "caa":
@@ -136,7 +136,7 @@ func (p *Problem) Hint() string {
 	case p.Step == challenge.TLSALPN01 && strings.Contains(p.Detail, "refused"):
 		return "connection refused on port 443: is it published? is an AAAA record stale?"
 	case p.Step == challenge.TLSALPN01 && unreachable:
-		return "port 443 cannot be reached from outside, or not this server answers there"
+		return "port 443 cannot be reached from outside, or another server answers there"
 	case p.Step == challenge.TLSALPN01 && p.Kind == "unauthorized":
 		return "another server ends TLS on port 443 for this name: a proxy, or an old address in the DNS"
 	case p.Kind == "serverInternal" || strings.HasPrefix(p.Detail, "HTTP 5"):
@@ -155,7 +155,7 @@ func Hint(err error) string {
 	case errors.As(err, new(*StoreError)):
 		return "check the data folder's owner, mode and free space"
 	case errors.As(err, new(*ClockError)):
-		return "set the clock, and have it kept right (NTP)"
+		return "set the clock, and keep it synchronised (NTP)"
 	case errors.As(err, &unknown):
 		return "the CA's own TLS certificate is not trusted here: does it need a root of its own, or is a proxy in between?"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
