@@ -11,10 +11,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	xacme "golang.org/x/crypto/acme"
+
 	"plusminus/acme/internal/cahttp"
 	"plusminus/acme/internal/challenge"
-
-	xacme "golang.org/x/crypto/acme"
 )
 
 // A script has the answers for each URL, in order.
