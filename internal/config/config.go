@@ -127,11 +127,6 @@ func (c *Config) declare(f *flagGroups) {
 	f.string(&c.FallbackEABKeyFile, "acme-fallback-eab-key-file", "", "`file` with the HMAC key of -acme-fallback-eab-kid, in base64url")
 	f.bool(&c.ReuseKey, "reuse-key", false, "keep the key when a certificate is renewed, for clients that pin it; otherwise each\ncertificate has a new key")
 
-	f.group("Shared store")
-	f.string(&c.StorePasswordFile, "store-password-file", "", "`file` with the password for -store redis://; read again at each connection")
-	f.string(&c.StoreCARoot, "store-ca-root", "", "PEM `file`: trust this root alone for -store rediss://")
-	f.string(&c.StoreKeyFile, "store-key-file", "", "`file` with a key (openssl rand -base64 32): replicas share certificates through\n-store redis://, encrypted with it; without it certificates stay in -data")
-
 	f.group("Limits")
 	f.value((*origins)(&c.Origins), "origin", "let pages of this `origin` connect, too: https://host, https://host:port, https://host:*\n"+
 		"(any port), https://*.host (every name below it) or * (any page); repeatable\n(default the domains)")
@@ -148,6 +143,11 @@ func (c *Config) declare(f *flagGroups) {
 		"(version 1 or 2) with the client's address; from any other address a header is refused.\nRepeatable, or several with commas between")
 	f.value((*networks)(&c.TrustedProxies), "trusted-proxies", "`networks` of proxies, such as 127.0.0.1 or 10.0.0.0/8, whose X-Forwarded-For is trusted: the\n"+
 		"last address in it that is not a trusted proxy's is the client's. Repeatable, or several\nwith commas between")
+
+	f.group("Shared store")
+	f.string(&c.StorePasswordFile, "store-password-file", "", "`file` with the password for -store redis://; read again at each connection")
+	f.string(&c.StoreCARoot, "store-ca-root", "", "PEM `file`: trust this root alone for -store rediss://")
+	f.string(&c.StoreKeyFile, "store-key-file", "", "`file` with a key (openssl rand -base64 32): replicas share certificates through\n-store redis://, encrypted with it; without it certificates stay in -data")
 
 	f.group("Logs")
 	f.value((*level)(&c.LogLevel), "log-level", "`least` level to log: debug, info, warn or error (default info)")
