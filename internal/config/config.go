@@ -42,21 +42,23 @@ type Config struct {
 
 	CertFile, KeyFile string // -cert, -key; both or neither
 
-	ACMEDirectory      string         // -acme-directory; "" is Let's Encrypt
-	ACMECARoot         string         // -acme-ca-root, a file; "" is the system's roots
-	ACMEEmail          string         // -acme-email
-	ACMEProfile        string         // -acme-profile
-	EABKeyID           string         // -acme-eab-kid
-	EABKeyFile         string         // -acme-eab-key-file
-	Fallback           string         // -acme-fallback; "" is none
-	FallbackEABKeyID   string         // -acme-fallback-eab-kid
-	FallbackEABKeyFile string         // -acme-fallback-eab-key-file
-	ReuseKey           bool           // -reuse-key
-	StorePasswordFile  string         // -store-password-file
-	StoreCARoot        string         // -store-ca-root
-	StoreKeyFile       string         // -store-key-file
-	LoadBalancers      []netip.Prefix // -proxy-protocol
-	TrustedProxies     []netip.Prefix // -trusted-proxies
+	ACMEDirectory      string // -acme-directory; "" is Let's Encrypt
+	ACMECARoot         string // -acme-ca-root, a file; "" is the system's roots
+	ACMEEmail          string // -acme-email
+	ACMEProfile        string // -acme-profile
+	EABKeyID           string // -acme-eab-kid
+	EABKeyFile         string // -acme-eab-key-file
+	Fallback           string // -acme-fallback; "" is none
+	FallbackEABKeyID   string // -acme-fallback-eab-kid
+	FallbackEABKeyFile string // -acme-fallback-eab-key-file
+	ReuseKey           bool   // -reuse-key
+
+	StorePasswordFile string // -store-password-file
+	StoreCARoot       string // -store-ca-root
+	StoreKeyFile      string // -store-key-file
+
+	LoadBalancers  []netip.Prefix // -proxy-protocol
+	TrustedProxies []netip.Prefix // -trusted-proxies
 
 	// Origins are those of -origin, and before them those of our own pages.
 	Origins []hub.Origin // -origin
