@@ -1,39 +1,45 @@
-// Package journal is a [hub.Store] in a file. A value that it has returned survives a
-// crash of the process and of the machine. A file that was damaged is read right or
-// refused: it never gives another value, and never 0.
+// Package journal keeps a counter in a file: it is a [hub.Store] without a database.
+//
+// A value that [Journal.Apply] has returned survives a crash of the process and of the
+// machine. A damaged file is read correctly or refused. It never yields another value, and
+// never 0.
+//
+// The package owns two files in the data folder: the journal itself and a lock file. It
+// starts no goroutines.
 //
 // # The file
 //
-// It holds one line of text, in two copies, each at the start of a page of 4096 bytes:
+// The journal holds one line of text, in two copies, each at the start of a page of 4096
+// bytes:
 //
 //	plusminus counter, format 1: version 12, value -3, crc32c 9d2a1c44
 //
-// A change overwrites both in place, with one write and one fsync, and is done when that
-// has returned. So the file is as large as it will ever be from the first day, and takes
-// no more room when the disk is full.
+// A change overwrites both copies in place with one write and one fsync. The change is done
+// when the fsync has returned. So the file never grows, and a change needs no free space on
+// the disk.
 //
-// A crash in between leaves each copy as it was or as it was to be, for a disk writes a
-// sector of 512 bytes whole or not at all; the newer one counts, which is the last change
-// that was done, or the one that was on its way. [Open] makes both alike again before
-// anybody is told. From then on a copy that is damaged differs from one that is old, since
-// there are no old ones: the other copy has the value. If both are damaged, Open refuses.
+// A disk writes a sector of 512 bytes as a whole or not at all. So a crash during a change
+// leaves each copy with the old line or with the new one. The copy with the newer version
+// counts: it holds the last change that was done, or the one in flight. [Open] makes both
+// copies equal before it returns the value. From then on a copy that differs is damaged,
+// never old, and the other copy has the value. If both are damaged, Open refuses the file.
 //
-// What the kernel has after an fsync that failed need not be what the disk has, and asking
-// again does not tell. But each write is of all there is, so that the next fsync that
-// succeeds vouches for the whole file, and nothing rests on those before.
+// After a failed fsync the kernel's cache may differ from the disk, and reading the file
+// does not show that. But each write covers the whole file. The next fsync that succeeds
+// therefore vouches for all of it, and nothing depends on earlier ones.
 //
 // # Why not a database
 //
-// The value was in go.etcd.io/bbolt before. For a record of 70 bytes that is two fsyncs a
-// change in place of one. bbolt's pages have no checksums: with one byte of a small file
-// inverted it gave the value before the last one (64 of the bytes), gave 0 (at least 11),
-// or ended the process with a fault that cannot be caught (5). After an fsync that failed it
-// goes on from pages that may not be on disk. And its writes cannot be made to fail in a
-// test. Here every call can, and faults_test.go tries all of them, and all that a crash
-// may leave at each.
+// The value was in go.etcd.io/bbolt before. For a record of 70 bytes, bbolt needs two fsyncs
+// per change in place of one. Its pages have no checksums. With one byte of a small file
+// inverted it returned the value before the last one (64 of the bytes), returned 0 (at least
+// 11), or ended the process with a fault that cannot be caught (5). After a failed fsync it
+// continues from pages that may not be on disk. A test cannot make its writes fail. Here
+// every system call can fail in a test: faults_test.go fails each one, and checks every
+// state that a crash may leave there.
 //
-// An append-only file would need to be cut short from time to time, could meet a full disk
-// at each change, and could not tell a last record that is torn from one that is damaged.
+// An append-only file would have to be shortened from time to time, and each change could
+// meet a full disk. Its reader could not tell a torn last record from a damaged one.
 package journal
 
 import (
@@ -44,7 +50,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
 
 	"plusminus/hub"
 )
@@ -52,33 +57,24 @@ import (
 // FileName is the name of the journal in its folder.
 const FileName = "counter.db"
 
-// lockName is the file whose lock keeps a second process out. It stays, and is empty until
-// a journal has been made: so it tells a folder that has lost its journal from a new one.
-const lockName = "counter.lock"
-
-// lockText is what it holds from then on.
-const lockText = "There is a plusminus counter in " + FileName + " beside this file. Without it plusminus does not start at 0.\n"
-
-// lockTimeout is how long [Open] waits for another process to let go of the folder. A
-// process that is being replaced needs a moment to end.
-const lockTimeout = 2 * time.Second
-
 var (
-	// ErrInUse is for a folder that another process has.
+	// ErrInUse is returned for a folder that another process has open.
 	ErrInUse = errors.New("in use by another process")
 
-	// ErrNone is what [Value] returns for a folder without a journal that never had one.
+	// ErrNone is what [Value] returns for a folder that never had a journal.
 	ErrNone = errors.New("there is no counter yet")
 
-	// ErrDamaged is for a journal that holds no value that can be trusted, or that is gone.
-	// [Set] begins a new one.
+	// ErrDamaged is returned for a journal without a trustworthy value, or for one that was
+	// removed. [Set] makes a new one.
 	ErrDamaged = errors.New("cannot be read")
 
-	// ErrNewer is for a journal that a later version of plusminus has written.
+	// ErrNewer is returned for a journal that a later version of plusminus has written.
 	ErrNewer = errors.New("was written by a newer version of plusminus")
 )
 
-// Journal is a counter in a file. Its methods are not safe for concurrent use.
+// Journal is a counter in a file. It has no goroutine, and its methods are not safe for
+// concurrent use: the goroutine that called [Open], or the hub's loop after it, is the only
+// caller.
 type Journal struct {
 	// Immutable after newJournal.
 	sys  system
@@ -86,91 +82,28 @@ type Journal struct {
 	path string
 	lock lockFile
 
-	file    file
-	info    fs.FileInfo  // of file
-	now     hub.Snapshot // the last that is safe
-	unsure  bool         // the file may hold another, since writing it failed
-	unnamed bool         // its name may not be on disk
+	// Owned by the caller's goroutine.
+	disk    diskFile     // the open journal; nil after Close
+	info    fs.FileInfo  // of disk
+	now     hub.Snapshot // the newest that is on disk
+	unsure  bool         // a write has failed: the file may hold another snapshot than now
+	unnamed bool         // the folder entry of the file may not be on disk yet
 }
 
-// Open opens the journal in folder dir, which must exist, and makes it if there never was
-// one: then the counter starts at 0. Until [Journal.Close] no other process can open it;
-// if one has it, Open waits up to 2 seconds and returns [ErrInUse]. Where there is no
-// value to be trusted it returns [ErrDamaged] or [ErrNewer], and changes nothing.
+// Open opens the journal in folder dir, which must exist. If the folder never had a journal,
+// Open makes one with the counter at 0. Until [Journal.Close], no other process can open
+// the folder.
+//
+// If another process has it, Open waits up to 2 seconds and returns [ErrInUse]. If there is
+// no trustworthy value, Open returns [ErrDamaged] or [ErrNewer] and changes nothing.
 func Open(dir string) (*Journal, error) { return open(osSystem{}, dir, &hub.Snapshot{}) }
 
-// Value returns the value in the journal in folder dir. It returns [ErrNone] if there is
-// none, and makes none. Its other errors are those of [Open].
-func Value(dir string) (hub.Value, error) { return value(osSystem{}, dir) }
-
-func value(sys system, dir string) (v hub.Value, err error) {
-	j, err := open(sys, dir, nil)
-	if err != nil {
-		return v, err
-	}
-	return j.now.Value, j.Close()
-}
-
-// Change is what [Set] has done.
-type Change struct {
-	Was   hub.Value // the value before, if there was one
-	Had   bool      // there was one
-	Aside string    // where a journal that could not be read has been moved; "" if there was none
-}
-
-// Set makes the value in the journal in folder dir what it is told, which is in
-// its range, or else it returns [hub.ErrRange]. It makes a journal if there is none or
-// it is gone, and in place of one that is damaged, which it keeps under another name. It
-// returns [ErrInUse] if a process has the folder, and [ErrNewer] as [Open] does.
-func Set(dir string, value hub.Value) (Change, error) { return set(osSystem{}, dir, value) }
-
-func set(sys system, dir string, value hub.Value) (c Change, err error) {
-	if _, err := hub.ParseValue(string(hub.AppendValue(nil, value))); err != nil {
-		return c, err
-	}
-	lock, err := lockFolder(sys, dir)
-	if err != nil {
-		return c, err
-	}
-	j := newJournal(sys, dir, lock)
-	defer func() { err = errors.Join(err, j.Close()) }()
-	switch err := j.open(nil); {
-	case err == nil:
-		c.Was, c.Had = j.now.Value, true
-		return c, j.store(hub.Snapshot{Version: j.now.Version + 1, Value: value})
-	case errors.Is(err, ErrDamaged):
-		if c.Aside, err = j.moveAside(); err != nil {
-			return c, err
-		}
-	case !errors.Is(err, ErrNone):
-		return c, err
-	}
-	if err := j.create(hub.Snapshot{Version: 1, Value: value}); err != nil {
-		return c, err
-	}
-	return c, j.settle()
-}
-
-// moveAside gives what cannot be read another name, and returns that, or "" if nothing is
-// there.
-func (j *Journal) moveAside() (string, error) {
-	name := j.path + time.Now().UTC().Format(".damaged-20060102T150405Z")
-	err := j.sys.Rename(j.path, name)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return "", nil
-	case err != nil:
-		return "", fmt.Errorf("moving the counter away: %w", err)
-	}
-	return name, nil
-}
-
-// open opens the journal in dir. Where there never was one it makes one that holds first,
-// or returns ErrNone if first is nil.
+// open opens the journal in dir. If the folder never had one, open makes one that holds
+// first, or returns ErrNone if first is nil.
 func open(sys system, dir string, first *hub.Snapshot) (*Journal, error) {
 	path := filepath.Join(dir, FileName)
 	if first == nil && missing(sys, path) && missing(sys, filepath.Join(dir, lockName)) {
-		return nil, fmt.Errorf("%s: %w", path, ErrNone) // and leave no lock behind
+		return nil, fmt.Errorf("%s: %w", path, ErrNone) // without making a lock file
 	}
 	lock, err := lockFolder(sys, dir)
 	if err != nil {
@@ -192,7 +125,7 @@ func missing(sys system, path string) bool {
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// open is open, for a folder that is locked.
+// open does what the function open does, in a folder that is locked already.
 func (j *Journal) open(first *hub.Snapshot) error {
 	had, err := j.lock.marked()
 	if err != nil {
@@ -209,7 +142,7 @@ func (j *Journal) open(first *hub.Snapshot) error {
 	case err != nil:
 		err = fmt.Errorf("opening the counter: %w", err)
 	case !info.Mode().IsRegular():
-		err = fmt.Errorf("%s %w: it is no file", j.path, ErrDamaged) // reading a pipe would not end
+		err = fmt.Errorf("%s %w: it is not a regular file", j.path, ErrDamaged) // a read from a pipe would not end
 	default:
 		err = j.load()
 	}
@@ -219,30 +152,18 @@ func (j *Journal) open(first *hub.Snapshot) error {
 	return j.settle()
 }
 
-// settle makes sure that the next process finds the file, or misses it.
-func (j *Journal) settle() error {
-	// The names first: a lock that tells of a file that a crash has undone would keep us out.
-	if err := j.syncName(); err != nil {
-		return err
-	}
-	if err := j.lock.mark(); err != nil {
-		return fmt.Errorf("writing %s: %w", lockName, err)
-	}
-	return nil
-}
-
 // load opens the file and reads it.
 func (j *Journal) load() error {
 	var content []byte
 	err := func() (err error) {
-		if j.file, err = j.sys.OpenFile(j.path, os.O_RDWR); err != nil {
+		if j.disk, err = j.sys.OpenFile(j.path, os.O_RDWR); err != nil {
 			return err
 		}
-		if j.info, err = j.file.Stat(); err != nil {
+		if j.info, err = j.disk.Stat(); err != nil {
 			return err
 		}
 		content = make([]byte, fileSize)
-		n, err := j.file.ReadAt(content, 0)
+		n, err := j.disk.ReadAt(content, 0)
 		content = content[:n]
 		if err == io.EOF {
 			err = nil
@@ -255,12 +176,12 @@ func (j *Journal) load() error {
 	if j.now, err = parse(content); err != nil {
 		return fmt.Errorf("%s %w", j.path, err)
 	}
-	j.unnamed = true // by us
-	// The copies may differ after a crash, and what was read may not have been on disk.
+	j.unnamed = true // this process has not synced the folder yet
+	// After a crash the copies may differ, and the kernel may return a line that was not on disk.
 	return j.put(j.now)
 }
 
-// create makes the file, which holds s: it is there whole or not at all.
+// create makes the file with s in it. After a crash the file is there as a whole or not at all.
 func (j *Journal) create(s hub.Snapshot) error {
 	var info fs.FileInfo
 	f, err := j.sys.OpenFile(j.path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC)
@@ -276,13 +197,27 @@ func (j *Journal) create(s hub.Snapshot) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("making %s: %w", j.path, err), f.Close())
 	}
-	j.closeFile() // which is no longer there
-	j.file, j.info, j.now, j.unsure, j.unnamed = f, info, s, false, true
+	j.closeFile() // the old file no longer has a name
+	j.disk, j.info, j.now, j.unsure, j.unnamed = f, info, s, false, true
 	return nil
 }
 
-// syncName makes sure that the file is found again: one whose name is not on disk would be
-// lost with all that is in it.
+// settle puts the folder entries and the lock file's text on disk. The next process then
+// finds the journal, or notices that it is missing.
+func (j *Journal) settle() error {
+	// The folder goes first: a lock file that reports a journal which a crash has undone
+	// would make every later Open fail.
+	if err := j.syncName(); err != nil {
+		return err
+	}
+	if err := j.lock.mark(); err != nil {
+		return fmt.Errorf("writing %s: %w", lockName, err)
+	}
+	return nil
+}
+
+// syncName puts the file's folder entry on disk, if that is not certain yet. Without the
+// entry a crash would lose the file and all that is in it.
 func (j *Journal) syncName() error {
 	if !j.unnamed {
 		return nil
@@ -294,28 +229,30 @@ func (j *Journal) syncName() error {
 	return nil
 }
 
-// Close lets go of the folder.
+// Close closes the file and unlocks the folder.
 func (j *Journal) Close() error {
 	return errors.Join(j.closeFile(), j.lock.Close())
 }
 
 func (j *Journal) closeFile() error {
-	if j.file == nil {
+	if j.disk == nil {
 		return nil
 	}
-	f := j.file
-	j.file = nil
+	f := j.disk
+	j.disk = nil
 	return f.Close()
 }
 
 // Load returns the present value. It does not fail.
 func (j *Journal) Load(context.Context) (hub.Snapshot, error) { return j.now, nil }
 
-// Apply adds delta and returns once the result is on disk. It returns [hub.ErrRange],
-// and changes nothing, if the value would leave its range. It writes even if delta
-// is 0, which shows that it can. After another error the old value is put back at once; if
-// that fails too, it is put back before anything else is written, and a crash before then
-// may leave the value with delta.
+// Apply adds delta and returns once the result is on disk. If the value would leave its
+// range, Apply returns [hub.ErrRange] and changes nothing. A delta of 0 is written, too:
+// that shows whether the disk accepts writes.
+//
+// After any other error Apply writes the old value back at once. If that fails, too, the
+// next call writes it back before anything else. A crash before then may leave the value
+// with delta added.
 func (j *Journal) Apply(_ context.Context, delta hub.Delta) (hub.Snapshot, error) {
 	next, err := j.now.Add(delta)
 	if err != nil {
@@ -333,7 +270,7 @@ func (j *Journal) store(next hub.Snapshot) error {
 		return err
 	}
 	if j.unsure {
-		// Two different changes of the same version must never stand beside each other.
+		// Otherwise the two copies could hold different values with the same version.
 		if err := j.put(j.now); err != nil {
 			return err
 		}
@@ -347,17 +284,17 @@ func (j *Journal) store(next hub.Snapshot) error {
 	return nil
 }
 
-// inPlace makes sure that the file is the one of its name: what is written to a file that
-// was removed would be lost with the process.
+// inPlace checks that the path still leads to the open file. If the file was removed,
+// inPlace makes it again: writes to a file without a name are lost when the process ends.
 func (j *Journal) inPlace() error {
 	info, err := j.sys.Stat(j.path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		err = j.create(j.now)
 	case err != nil:
-		err = fmt.Errorf("looking at the counter: %w", err)
+		err = fmt.Errorf("checking the counter: %w", err)
 	case !j.sys.SameFile(info, j.info):
-		err = fmt.Errorf("%s was replaced while in use: only the next start takes what it holds", j.path)
+		err = fmt.Errorf("%s was replaced while in use: the new file counts from the next start", j.path)
 	}
 	if err != nil {
 		return err
@@ -366,14 +303,14 @@ func (j *Journal) inPlace() error {
 }
 
 func (j *Journal) put(s hub.Snapshot) error {
-	if err := put(j.file, s); err != nil {
+	if err := put(j.disk, s); err != nil {
 		return fmt.Errorf("writing %s: %w", j.path, err)
 	}
 	return nil
 }
 
-// put writes s to f, and returns when it is on disk.
-func put(f file, s hub.Snapshot) error {
+// put writes s to f and returns when it is on disk.
+func put(f diskFile, s hub.Snapshot) error {
 	content := make([]byte, fileSize)
 	line := encode(s)
 	for i := range copies {
@@ -384,7 +321,7 @@ func put(f file, s hub.Snapshot) error {
 		err = f.Sync()
 	}
 	if e := (*fs.PathError)(nil); errors.As(err, &e) {
-		return e.Err // the path may be the one that it had when it was made
+		return e.Err // its path may be the one before the rename; the caller adds the present one
 	}
 	return err
 }

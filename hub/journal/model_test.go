@@ -14,31 +14,48 @@ import (
 	"time"
 )
 
-// model is a folder on a disk that can fail at each call, and of which can be told what any
-// crash would leave. What is written is in memory, sector for sector, until Sync has put it
-// on disk; names that were made or changed get there in their order, at the latest by
-// SyncDir. A Sync that fails forgets what it was to write, as Linux does: the next one says
-// that all is well.
+// model is a folder on a disk. Each of its calls can be made to fail, and it computes every
+// state that a crash may leave.
+//
+// Written data stays in memory, sector by sector, until Sync has put it on disk. New and
+// changed folder entries reach the disk in their order, at the latest in SyncDir. A failed
+// Sync forgets the data that it had to write, as Linux does: the next Sync reports success.
 type model struct {
-	names   map[string]*inode // as processes see them
-	onDisk  map[string]*inode // as they are after a power loss
-	pending []func(map[string]*inode)
+	names   map[string]*inode         // the folder's entries as processes see them
+	onDisk  map[string]*inode         // the entries after a power loss
+	pending []func(map[string]*inode) // the changes of names that onDisk does not have yet
 
-	calls int                   // of those that can fail, so far
-	fail  func(call int) *fault // nil is none
-	look  func()                // called where a crash may come
+	calls int                   // the calls so far that could fail
+	fail  func(call int) *fault // how a call fails; nil if none does
+	look  func()                // called wherever a crash may come
 }
 
-// inode is a file's content.
+// inode is the content of a file.
 type inode struct {
-	cache, disk []byte
-	dirty       map[int]bool // sectors of cache that may not be on disk
+	cache  []byte // as processes see it
+	disk   []byte // as it is after a power loss; replaced as a whole, never changed in place
+	shared bool   // cache may be the same memory as another slice: copy it before a change
+
+	dirty map[int]bool // sectors of cache that may not be on disk
+}
+
+// own makes cache safe to change in place.
+func (ino *inode) own() {
+	if ino.shared {
+		ino.cache, ino.shared = slices.Clone(ino.cache), false
+	}
+}
+
+// flip damages the byte at off.
+func (ino *inode) flip(off int) {
+	ino.own()
+	ino.cache[off] ^= 1
 }
 
 // fault is how a call fails.
 type fault struct {
-	short   int  // of a write, how many bytes are written all the same; more than all is all
-	flushed bool // of a Sync, all gets to the disk none the less
+	short   int  // a failed write still writes this many bytes, or all if there are fewer
+	flushed bool // a failed Sync still puts all data on disk
 }
 
 const sector = 512
@@ -49,7 +66,7 @@ func newModel() *model {
 	return &model{names: map[string]*inode{}, onDisk: map[string]*inode{}}
 }
 
-// call counts a call, and returns how it is to fail.
+// call counts a call, and returns how it fails, or nil.
 func (m *model) call() *fault {
 	m.calls++
 	if m.fail == nil {
@@ -58,7 +75,7 @@ func (m *model) call() *fault {
 	return m.fail(m.calls - 1)
 }
 
-// mayCrash is called before anything is changed.
+// mayCrash is called before each change.
 func (m *model) mayCrash() {
 	if m.look != nil {
 		m.look()
@@ -70,7 +87,7 @@ func (m *model) rename(change func(map[string]*inode)) {
 	m.pending = append(m.pending, change)
 }
 
-func (m *model) OpenFile(path string, flag int) (file, error) {
+func (m *model) OpenFile(path string, flag int) (diskFile, error) {
 	m.mayCrash()
 	if m.call() != nil {
 		return nil, errDisk
@@ -80,8 +97,8 @@ func (m *model) OpenFile(path string, flag int) (file, error) {
 	case ino == nil && flag&os.O_CREATE == 0:
 		return nil, fs.ErrNotExist
 	case ino == nil || flag&os.O_TRUNC != 0:
-		// A file that is cut to nothing may still be whole after a crash; that nobody reads
-		// it makes a new one the same.
+		// After a crash a truncated file may still have its old content. A new inode stands for
+		// both, since no process reads the old content.
 		ino = &inode{dirty: map[int]bool{}}
 		m.rename(func(names map[string]*inode) { names[path] = ino })
 	}
@@ -125,7 +142,7 @@ func (m *model) SyncDir(string) error {
 	return nil
 }
 
-// remove is what a person does.
+// remove removes a file, as a person might.
 func (m *model) remove(path string) {
 	m.rename(func(names map[string]*inode) { delete(names, path) })
 }
@@ -151,13 +168,14 @@ func (f *modelFile) ReadAt(p []byte, off int64) (int, error) {
 
 func (f *modelFile) WriteAt(p []byte, off int64) (int, error) {
 	f.m.mayCrash()
-	fault := f.m.call()
+	failure := f.m.call()
 	n := len(p)
-	if fault != nil {
-		n = min(fault.short, n)
+	if failure != nil {
+		n = min(failure.short, n)
 	}
-	// In pieces: a process may be killed between any two pages.
+	// The write goes page by page: a process may be killed between any two pages.
 	for piece := range slices.Chunk(p[:n], pageSize) {
+		f.ino.own()
 		end := off + int64(len(piece))
 		if grow := end - int64(len(f.ino.cache)); grow > 0 {
 			f.ino.cache = append(f.ino.cache, make([]byte, grow)...)
@@ -169,7 +187,7 @@ func (f *modelFile) WriteAt(p []byte, off int64) (int, error) {
 		off = end
 		f.m.mayCrash()
 	}
-	if fault != nil {
+	if failure != nil {
 		return n, errDisk
 	}
 	return n, nil
@@ -177,12 +195,12 @@ func (f *modelFile) WriteAt(p []byte, off int64) (int, error) {
 
 func (f *modelFile) Sync() error {
 	f.m.mayCrash()
-	fault := f.m.call()
-	if fault == nil || fault.flushed {
-		f.ino.disk = slices.Clone(f.ino.image(func(int) bool { return true }))
+	failure := f.m.call()
+	if failure == nil || failure.flushed {
+		f.ino.disk = f.ino.image(func(int) bool { return true })
 	}
 	clear(f.ino.dirty)
-	if fault != nil {
+	if failure != nil {
 		return errDisk
 	}
 	return nil
@@ -198,13 +216,16 @@ func (f *modelFile) Stat() (fs.FileInfo, error) {
 func (f *modelFile) Close() error   { return nil }
 func (f *modelFile) TryLock() error { return nil }
 
-// image returns what is on disk once those sectors that are not there yet and that written
-// picks have been written.
+// image returns the disk's content after the dirty sectors that written picks have reached
+// it. The caller must not change the result.
 func (ino *inode) image(written func(i int) bool) []byte {
-	img := slices.Clone(ino.disk)
+	img, copied := ino.disk, false
 	for i, s := range slices.Sorted(maps.Keys(ino.dirty)) {
 		if !written(i) || s*sector >= len(ino.cache) {
 			continue
+		}
+		if !copied {
+			img, copied = slices.Clone(img), true
 		}
 		from, to := s*sector, min((s+1)*sector, len(ino.cache))
 		if len(img) < to {
@@ -215,17 +236,18 @@ func (ino *inode) image(written func(i int) bool) []byte {
 	return img
 }
 
-// killed returns what is there after the process was killed.
+// killed returns the folder after the process was killed.
 func (m *model) killed() *model {
 	after := newModel()
 	for name, ino := range m.names {
+		ino.shared = true
 		after.add(name, ino.cache)
 	}
 	return after
 }
 
-// crashed calls f with each thing that may be there after a power loss: any of the names'
-// changes that are not on disk, up to one of them, and any set of sectors of the journal.
+// crashed calls f with each state that a power loss may leave: the pending changes of the
+// entries up to any one of them, and any set of dirty sectors.
 func (m *model) crashed(f func(*model)) {
 	for n := range len(m.pending) + 1 {
 		names := maps.Clone(m.onDisk)
@@ -242,8 +264,8 @@ func (m *model) crashed(f func(*model)) {
 	}
 }
 
-// sectorSets returns sets of dirty sectors. Of each page only the first sector holds
-// anything, so that all is tried with four sets, beside those up to a sector.
+// sectorSets returns sets of dirty sectors. Only the first sector of a page holds text, so
+// these sets try every combination of texts. written's argument counts the dirty sectors.
 func (m *model) sectorSets() []func(int) bool {
 	perPage := pageSize / sector
 	return []func(int) bool{
@@ -257,12 +279,13 @@ func (m *model) sectorSets() []func(int) bool {
 	}
 }
 
+// add adds a file whose content is on disk.
 func (m *model) add(name string, content []byte) {
-	ino := &inode{cache: slices.Clone(content), disk: slices.Clone(content), dirty: map[int]bool{}}
+	ino := &inode{cache: content, disk: content, shared: true, dirty: map[int]bool{}}
 	m.names[name], m.onDisk[name] = ino, ino
 }
 
-// hash tells what processes see from anything else.
+// hash is a hash of all names and contents, as processes see them.
 func (m *model) hash() uint64 {
 	var h maphash.Hash
 	h.SetSeed(seed)
@@ -275,7 +298,7 @@ func (m *model) hash() uint64 {
 
 var seed = maphash.MakeSeed()
 
-// content is for messages.
+// content describes the files for failure texts.
 func (m *model) content() string {
 	var b bytes.Buffer
 	for _, name := range slices.Sorted(maps.Keys(m.names)) {

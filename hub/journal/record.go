@@ -10,8 +10,8 @@ import (
 	"plusminus/hub"
 )
 
-// The layout of the file. The copies are as far apart as the largest sectors of disks, so
-// that one sector that cannot be read does not take both.
+// The layout of the file. Disks have sectors of at most 4096 bytes, so one unreadable sector
+// damages one copy only.
 const (
 	copies   = 2
 	pageSize = 4096
@@ -22,7 +22,7 @@ const (
 	format = 1
 	intro  = "plusminus counter, format "
 
-	// maxLine bounds a line; it fits one sector of the smallest size.
+	// maxLine bounds a line: it fits in the smallest sector, 512 bytes.
 	maxLine = 512
 )
 
@@ -35,18 +35,19 @@ func encode(s hub.Snapshot) []byte {
 	return fmt.Appendf(line, "%08x\n", crc32.Checksum(line, castagnoli))
 }
 
-// decode returns what a line holds that page begins with.
+// decode returns the snapshot in the line at the start of page.
 func decode(page []byte) (hub.Snapshot, error) {
 	var s hub.Snapshot
 	line, _, ok := bytes.Cut(page[:min(len(page), maxLine)], []byte("\n"))
 	if !ok || !strings.HasPrefix(string(line), intro) {
-		return s, errors.New("it is no counter")
+		return s, errors.New("it is not a counter")
 	}
 	var f int
 	if _, err := fmt.Sscanf(string(line), intro+"%d:", &f); err == nil && f > format {
 		return s, fmt.Errorf("%w, in format %d", ErrNewer, f)
 	}
-	// Scanning is lenient; what was meant is told by writing it again.
+	// Sscanf is lenient, for example about spaces. So the check at the end encodes the result
+	// again and compares all bytes, the checksum included.
 	fmt.Sscanf(string(line), intro+"1: version %d", &s.Version)
 	_, value, _ := strings.Cut(string(line), ", value ")
 	value, _, _ = strings.Cut(value, ", crc32c ")
@@ -60,8 +61,8 @@ func decode(page []byte) (hub.Snapshot, error) {
 	return s, nil
 }
 
-// parse returns what the file holds: the newer of its copies, or the one that is whole.
-// Its errors are [ErrDamaged] and [ErrNewer], with the reason.
+// parse returns the snapshot in a file: the newer of its two copies, or the undamaged one.
+// Its errors wrap [ErrDamaged] or [ErrNewer] and give the reason.
 func parse(content []byte) (hub.Snapshot, error) {
 	if len(content) == 0 {
 		return hub.Snapshot{}, fmt.Errorf("%w: it is empty", ErrDamaged)
