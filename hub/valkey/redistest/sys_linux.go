@@ -2,5 +2,5 @@ package redistest
 
 import "syscall"
 
-// A test that is killed leaves no server behind.
+// dieWithParent makes the kernel kill the server when the test is killed.
 var dieWithParent = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

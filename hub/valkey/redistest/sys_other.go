@@ -4,4 +4,5 @@ package redistest
 
 import "syscall"
 
+// dieWithParent is for Linux only: elsewhere a killed test leaves its server running.
 var dieWithParent *syscall.SysProcAttr
