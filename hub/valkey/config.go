@@ -14,42 +14,43 @@ import (
 	"strings"
 )
 
-// DefaultPrefix begins the names of all keys unless the URL says otherwise.
+// DefaultPrefix is the prefix of all key names unless the URL gives another.
 const DefaultPrefix = "plusminus"
 
-// Config says where the server is. [ParseURL] makes one.
+// Config says where the server is and how to log in. [ParseURL] makes one.
 type Config struct {
-	// Address is host:port of the primary. It is resolved anew for each connection, so that
-	// a name may move to another server; after an error reply the connection is made anew.
+	// Address is host:port of the primary. The name is resolved for each connection, and an
+	// error reply ends a connection. So the name may move to another server.
 	Address string
 
-	// TLS is how to talk TLS, or nil for plain TCP. A ServerName is wanted.
+	// TLS configures TLS, and needs a ServerName. nil means plain TCP.
 	TLS *tls.Config
 
-	// Username and Password are of the server's ACL; without a username, Password is that
-	// of the user "default". PasswordFile is read at each connection in place of Password,
-	// without the line's end, so that a password can be changed while we run.
+	// Username and Password are those of the server's ACL. Without a Username, Password is that
+	// of the user "default". PasswordFile, if set, replaces Password. It is read for each
+	// connection, without the newline at its end, so a password can change while the program runs.
 	Username, Password, PasswordFile string
 
 	// DB is the number of the database.
 	DB int
 
-	// Prefix begins the names of all keys, in braces, which makes them one hash slot of a
-	// cluster. "" is [DefaultPrefix]. Who has the same server, DB and Prefix has the same counter.
+	// Prefix begins the names of all keys. It stands in braces, so that all keys are in one hash
+	// slot of a cluster. "" means [DefaultPrefix]. Replicas with the same server, DB and Prefix
+	// share one counter.
 	Prefix string
 
-	// Logger gets a line when the store turns out to be another one. nil discards it. It is
-	// never given a password.
+	// Logger gets an error line when the server has lost changes, and when the outcome of a batch
+	// stays unknown. nil discards them. No line holds a password.
 	Logger *slog.Logger
 }
 
-// errURL is all that is said of a URL that cannot be parsed: it may hold a password, and
-// so may what net/url says of it.
+// errURL is the error for a URL that cannot be parsed. It quotes neither the URL nor the error
+// of net/url, since both may hold a password.
 var errURL = errors.New("write redis://user:password@host:port/db?prefix=name (rediss:// for TLS); in a password, characters other than letters and digits are written like %2F")
 
-// ParseURL understands redis://[user:password@]host[:port][/db][?prefix=name], and the same
-// with rediss for TLS, or with valkey and valkeys. The port is 6379 and db 0 unless they
-// are given. No error of its holds a password.
+// ParseURL parses redis://[user:password@]host[:port][/db][?prefix=name]. The scheme rediss
+// means TLS; valkey and valkeys mean the same as redis and rediss. The default port is 6379
+// and the default db 0. No error holds a password.
 func ParseURL(s string) (Config, error) {
 	u, err := url.Parse(s)
 	if err != nil || u.Opaque != "" || u.Fragment != "" {
@@ -81,7 +82,7 @@ func ParseURL(s string) (Config, error) {
 	if db := strings.Trim(u.Path, "/"); db != "" {
 		n, err := strconv.ParseUint(db, 10, 16)
 		if err != nil {
-			return Config{}, fmt.Errorf("%q is no number of a database: %w", db, errURL)
+			return Config{}, fmt.Errorf("%q is not a database number: %w", db, errURL)
 		}
 		c.DB = int(n)
 	}
@@ -103,7 +104,7 @@ func ParseURL(s string) (Config, error) {
 
 var prefixes = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,64}$`)
 
-// TrustRoots has TLS trust the PEM certificates in a file, and no others.
+// TrustRoots makes TLS trust the PEM certificates in file, and no others.
 func (c *Config) TrustRoots(file string) error {
 	if c.TLS == nil {
 		return errors.New("roots are for TLS: use rediss://")
@@ -120,7 +121,7 @@ func (c *Config) TrustRoots(file string) error {
 	return nil
 }
 
-// password returns the password to log in with now.
+// password returns the password for the next login.
 func (c *Config) password() (string, error) {
 	if c.PasswordFile == "" {
 		return c.Password, nil
@@ -132,7 +133,7 @@ func (c *Config) password() (string, error) {
 	return strings.TrimRight(string(b), "\r\n"), nil
 }
 
-// String returns where the server is, without a password.
+// String returns the URL of the server without user and password.
 func (c Config) String() string {
 	scheme := "redis"
 	if c.TLS != nil {

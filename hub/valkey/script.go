@@ -13,15 +13,15 @@ import (
 
 // The keys, all with the prefix in braces:
 //
-//	counter  hash    epoch, version, value, users (of all hubs), usersseq (how often that
+//	counter  hash    epoch, version, value, users (of all hubs), usersseq (how often users
 //	                 has changed), told (server time of the last message, ms)
 //	batches  hash    hub -> "seq version value" of its last batch, or "seq range"
-//	seen     zset    hub -> server time of its last beat, ms: when its batch may be forgotten
-//	clients  hash    hub -> how many clients it has
-//	alive    zset    hub -> server time of its last beat, ms: when it counts as gone
+//	seen     zset    hub -> server time of its last beat, ms; decides when its batch is deleted
+//	clients  hash    hub -> its number of clients
+//	alive    zset    hub -> server time of its last beat, ms; decides when it counts as gone
 //
-// and a channel named news.<db> (channels know no databases) for messages
-// "epoch version value users usersseq hub".
+// The channel news.<db> carries messages "epoch version value users usersseq hub". Its name
+// has the database's number, since all databases share the channels.
 const (
 	keyCounter = "counter"
 	keyBatches = "batches"
@@ -30,17 +30,22 @@ const (
 	keyAlive   = "alive"
 )
 
-// prelude begins both scripts. Its arguments are 1 the epoch that the hub knows, 2 the
-// version that it has seen in it, 3 a new random epoch in case one is needed, 4 the
-// channel, 5 the hub, 6 how long there is no second message, in ms.
+// prelude begins both scripts. Its arguments (ARGV) are:
 //
-// A missing epoch means that the server is empty: new, flushed, or another one. A version
-// below what a hub has seen means that the server has lost changes, by a restart or a
-// failover. In both cases a new epoch begins, so that nobody takes the versions that
-// follow for old ones.
+//	1  the epoch that the hub knows
+//	2  the newest version in it that the hub has seen
+//	3  a random id for a new epoch
+//	4  the channel
+//	5  the hub's id
+//	6  the least time between two messages, in ms
 //
-// Numbers are exact: Lua's are doubles, and all of ours stay in ±2^53. They are never
-// turned into text by tostring, which keeps 14 digits.
+// A missing epoch means that the server is empty: new, flushed, or replaced. A version below
+// the one that a hub has seen means that the server has lost changes, by a restart or a
+// failover. In both cases a new epoch begins. Otherwise hubs would drop the versions that
+// follow as old.
+//
+// Numbers are exact: Lua's are doubles, and all numbers here stay in ±2^53. The scripts format
+// them with %.0f, since tostring keeps 14 digits only.
 const prelude = `
 local c = redis.call('HMGET', KEYS[1], 'epoch', 'version', 'value', 'users', 'usersseq', 'told')
 local epoch, version, value, users, usersseq, told = c[1], tonumber(c[2] or 0), tonumber(c[3] or 0), tonumber(c[4] or 0), tonumber(c[5] or 0), tonumber(c[6] or 0)
@@ -60,15 +65,16 @@ end
 local quiet = now >= told and now < told + tonumber(ARGV[6])
 `
 
-// applyScript adds a batch: 7 its seq, 8 its delta. It does so once for each hub and seq,
-// whatever comes in between, and only in the epoch that the hub knows: a batch that was
-// held up in the network meets neither a later one nor a later epoch.
+// applyScript adds a batch. Its further arguments are 7 the batch's sequence number and 8 its
+// delta. A batch counts once for each hub and sequence number, and only in the epoch that the
+// hub knows. So a copy that was delayed in the network cannot count after a later batch or in
+// a later epoch.
 //
-// A batch that is refused for the range is remembered, too, or a copy of it that comes
-// late might count after all.
+// A batch that is out of range is recorded, too. Otherwise a delayed copy of it could count
+// once the value has changed.
 //
-// Where several hubs act at once, not each change is worth a message to all: whoever
-// makes one less than ARGV[6] after the last is told so, and sees to the rest.
+// Not each change is worth a message to all hubs. If the last message is less than ARGV[6] old,
+// the script sends none and returns untold = 1. Then the hub sees to it that a message follows.
 var applyScript = valkey.NewLuaScript(prelude + `
 if epoch ~= ARGV[1] then
 	return {'epoch', epoch, version, value, users, usersseq, 0}
@@ -103,18 +109,24 @@ end
 return {'ok', epoch, version, value, users, usersseq, untold}
 `)
 
-// deltaArgument returns a delta as applyScript takes it, or [hub.ErrRange] for one that Lua's
-// doubles would round.
+// deltaArgument returns delta as an argument of applyScript, or [hub.ErrRange] if Lua's doubles
+// would round it.
 func deltaArgument(delta hub.Delta) (string, error) {
 	s := string(hub.AppendValue(nil, delta))
 	_, err := hub.ParseValue(s)
 	return s, err
 }
 
-// beatScript tells that a hub lives: 7 how many clients it has, or -1 if it stops, 8
-// whether there is something to publish (1), 9 after how many ms of silence a hub counts as gone,
-// 10 after how many its last batch is forgotten. It costs the same for any number of
-// hubs, but for the first beat of each, which adds up all anew.
+// beatScript records a beat of a hub, removes hubs that are gone, and returns the value and the
+// sum of all clients. Its further arguments are:
+//
+//	7   the hub's number of clients, or -1 if the hub stops
+//	8   1 if a message is to be sent
+//	9   after how many ms without a beat a hub counts as gone
+//	10  after how many ms without a beat its last batch is deleted
+//
+// Its cost does not depend on the number of hubs, except for the first beat of each hub, which
+// adds up all clients again.
 var beatScript = valkey.NewLuaScript(prelude + `
 local clients, ttl, keep = tonumber(ARGV[7]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local total = users
@@ -160,19 +172,24 @@ end
 return {'ok', epoch, version, value, users, usersseq, untold, redis.call('ZCARD', KEYS[5])}
 `)
 
-// reply is what a script returns, or a message carries.
+// reply is the result of a script, or the content of a message.
 type reply struct {
-	status   string // ok, range (nothing done), epoch (nothing done, this is the present one), old (never)
-	epoch    string
-	version  uint64
-	value    hub.Value
-	users    int    // clients of all hubs
-	usersSeq uint64 // how often users has changed in this epoch
-	untold   bool   // the others have not been told of all this yet
-	hubs     int    // beatScript alone
-	from     string // messages alone
+	// status is "ok", or says why nothing was changed: "range"; "epoch", if the hub knows
+	// another epoch than the present one, which the reply has; or "old", if the hub has sent a
+	// later batch before.
+	status string
+
+	epoch       string
+	version     uint64
+	value       hub.Value
+	users       int    // the clients of all hubs
+	usersSeq    uint64 // how often users has changed in this epoch
+	unpublished bool   // there was no message about all of this yet
+	hubs        int    // of beatScript only
+	from        string // of messages only: the hub that has sent it
 }
 
+// parseReply returns the result of a script.
 func parseReply(res valkey.ValkeyResult) (reply, error) {
 	list, err := res.ToArray()
 	if err != nil {
@@ -196,11 +213,11 @@ func parseReply(res valkey.ValkeyResult) (reply, error) {
 		}
 	}
 	r.version, r.users, r.usersSeq = uint64(n[0]), int(n[2]), uint64(n[3])
-	r.untold, r.hubs = n[4] == 1, int(n[5])
+	r.unpublished, r.hubs = n[4] == 1, int(n[5])
 	return r, errors.Join(errs[:]...)
 }
 
-// parseValue returns the value that a script has returned, as a number or as text.
+// parseValue parses a value in the result of a script: a number or text.
 func parseValue(m valkey.ValkeyMessage) (v hub.Value, err error) {
 	var s string
 	if m.IsInt64() {
@@ -216,7 +233,7 @@ func parseValue(m valkey.ValkeyMessage) (v hub.Value, err error) {
 	return hub.ParseValue(s)
 }
 
-// parseMessage reports whether s is a message.
+// parseMessage returns the content of a message, and reports whether s is one.
 func parseMessage(s string) (reply, bool) {
 	f := strings.Split(s, " ")
 	if len(f) != 6 {
