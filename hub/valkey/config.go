@@ -2,7 +2,6 @@ package valkey
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -103,23 +102,6 @@ func ParseURL(s string) (Config, error) {
 }
 
 var prefixes = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,64}$`)
-
-// TrustRoots makes TLS trust the PEM certificates in file, and no others.
-func (c *Config) TrustRoots(file string) error {
-	if c.TLS == nil {
-		return errors.New("roots are for TLS: use rediss://")
-	}
-	pem, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(pem) {
-		return fmt.Errorf("%s holds no PEM certificate", file)
-	}
-	c.TLS.RootCAs = roots
-	return nil
-}
 
 // password returns the password for the next login.
 func (c *Config) password() (string, error) {

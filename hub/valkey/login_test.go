@@ -36,9 +36,12 @@ func TestLogin(t *testing.T) {
 		t.Errorf("Load with the system's roots = %v, want an error about the certificate", err)
 	}
 	stranger.Close()
-	if err := cfg.TrustRoots(cert); err != nil {
+	pem, err := os.ReadFile(cert)
+	if err != nil {
 		t.Fatal(err)
 	}
+	cfg.TLS.RootCAs = x509.NewCertPool()
+	cfg.TLS.RootCAs.AppendCertsFromPEM(pem)
 	file := filepath.Join(t.TempDir(), "password")
 	cfg.PasswordFile = file
 	os.WriteFile(file, []byte("wr0ng\n"), 0o600)
