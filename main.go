@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"plusminus/internal/cli"
 	"plusminus/internal/config"
@@ -36,12 +37,25 @@ func main() {
 	case err == nil, errors.Is(err, flag.ErrHelp):
 		os.Exit(0)
 	case errors.As(err, new(config.UsageError)):
-		fmt.Fprintf(os.Stderr, "plusminus: %v\nplusminus -h lists the flags\n", err)
+		say("plusminus: %v\nplusminus -h lists the flags\n", err)
 		os.Exit(2)
 	case errors.Is(err, cli.ErrProblems):
 		os.Exit(1) // they are printed already
 	default:
-		fmt.Fprintf(os.Stderr, "plusminus: %v\n", err)
+		say("plusminus: %v\n", err)
 		os.Exit(1)
+	}
+}
+
+// say prints to stderr. It waits for at most a second: stderr may be a pipe that nobody reads.
+func say(format string, args ...any) {
+	printed := make(chan struct{})
+	go func() {
+		fmt.Fprintf(os.Stderr, format, args...)
+		close(printed)
+	}()
+	select {
+	case <-printed:
+	case <-time.After(time.Second):
 	}
 }

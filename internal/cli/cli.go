@@ -88,7 +88,11 @@ func serve(ctx context.Context, args []string, env Environment) error {
 	if err != nil {
 		return err
 	}
-	log := logging.New(logging.Config{Level: cfg.LogLevel, Format: cfg.LogFormat, Addresses: cfg.LogAddresses}, env.Stderr)
+	// If the reader of the log ends, the server serves on. (By default SIGPIPE would end the process, as it
+	// does for the other commands: plusminus check | head.)
+	signal.Ignore(syscall.SIGPIPE)
+	log, queue := logging.New(logging.Config{Level: cfg.LogLevel, Format: cfg.LogFormat, Addresses: cfg.LogAddresses}, env.Stderr)
+	defer queue.Close()
 	logging.TakeStandardLog(log)
 	srv, err := server.New(ctx, cfg, env.version(), log)
 	if err != nil {

@@ -47,7 +47,7 @@ func TestAnonymous(t *testing.T) {
 // An address is removed wherever it stands in a line, and all else stays as it is.
 func TestAnonymousHandler(t *testing.T) {
 	var out bytes.Buffer
-	logger := New(Config{Format: "text"}, &out)
+	logger, queue := New(Config{Format: "text"}, &out)
 	const address = "192.0.2.7"
 	ip := netip.MustParseAddr(address)
 	logger.With("peer", ip).WithGroup("g").Info("from "+address,
@@ -61,6 +61,7 @@ func TestAnonymousHandler(t *testing.T) {
 		"lazy", lazy(address),
 		"n", 7, "took", time.Second, "plain", errors.New("as it is"), "https", []string{address + ":443"},
 	)
+	queue.Close()
 	got := out.String()
 	if _, after, ok := strings.Cut(got, "level=INFO "); !ok || after != `msg="from (address)" peer=(address) g.addr=(address) g.prefix=(address) g.net=(address)`+
 		` g.err="reading: read tcp (address): i/o timeout" g.list="[a (address)]" g.inner.deep=(address) g.lazy=(address)`+
@@ -78,8 +79,10 @@ func TestTakeStandardLog(t *testing.T) {
 	defer log.SetFlags(log.Flags())
 	defer log.SetOutput(log.Writer())
 	var out bytes.Buffer
-	TakeStandardLog(New(Config{Format: "json"}, &out))
+	logger, queue := New(Config{Format: "json"}, &out)
+	TakeStandardLog(logger)
 	log.Printf("Unsolicited response from %s", "192.0.2.7:80")
+	queue.Close()
 	if got := out.String(); !strings.HasSuffix(got, `"level":"WARN","msg":"Unsolicited response from (address)"}`+"\n") {
 		t.Errorf("logged %s", got)
 	}

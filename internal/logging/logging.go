@@ -1,4 +1,5 @@
-// Package logging sets up the program's logger. It starts no goroutine.
+// Package logging sets up the program's logger: its format, its queue, so that a log that is not read
+// stops nobody, and the removal of addresses. Each queue has one goroutine.
 package logging
 
 import (
@@ -15,17 +16,23 @@ type Config struct {
 	Addresses bool   // keep the IP addresses of peers in the log
 }
 
-// New returns a logger on w.
-func New(cfg Config, w io.Writer) *slog.Logger {
+// New returns a logger whose lines go through a queue to w, and the queue, which the caller closes. To
+// log never waits for w.
+func New(cfg Config, w io.Writer) (*slog.Logger, *Queue) {
 	opts := &slog.HandlerOptions{Level: cfg.Level}
-	var h slog.Handler = slog.NewJSONHandler(w, opts)
-	if cfg.Format == "text" || cfg.Format == "auto" && isTerminal(w) {
-		h = slog.NewTextHandler(w, opts)
+	text := cfg.Format == "text" || cfg.Format == "auto" && isTerminal(w)
+	handler := func(w io.Writer) slog.Handler {
+		if text {
+			return slog.NewTextHandler(w, opts)
+		}
+		return slog.NewJSONHandler(w, opts)
 	}
+	q := newQueue(w, handler)
+	h := newQueueHandler(q, handler)
 	if !cfg.Addresses {
 		h = anonymousHandler{h}
 	}
-	return slog.New(h)
+	return slog.New(h), q
 }
 
 func isTerminal(w io.Writer) bool {
