@@ -1,0 +1,56 @@
+package hub
+
+import "testing"
+
+func TestOrigins(t *testing.T) {
+	for _, tt := range []struct {
+		allowed, origin string
+		want            bool
+	}{
+		{"https://a.example", "https://a.example", true},
+		{"https://a.example", "https://A.example", true},
+		{"https://a.example", "https://a.example:443", true},
+		{"https://a.example:443", "https://a.example", true},
+		{"https://a.example/", "https://a.example", true},
+		{"https://a.example", "http://a.example", false},
+		{"https://a.example", "https://a.example:8443", false},
+		{"https://a.example:*", "https://a.example:8443", true},
+		{"https://a.example:*", "http://a.example:8443", false},
+		{"https://a.example", "https://b.a.example", false},
+		{"https://a.example", "https://a.example.evil.example", false},
+		{"https://[::1]:*", "https://[::1]:8443", true},
+		{"https://a.example", "https://a.example.", true}, // what browsers send if that was typed
+		{"https://a.example.", "https://a.example", true},
+		{"https://[0:0::1]", "https://[::1]", true},
+		{"https://b\u00fccher.example", "https://xn--bcher-kva.example", true},
+		{"https://*.a.example", "https://b.a.example", true},
+		{"https://*.a.example", "https://c.b.a.example", true},
+		{"https://*.a.example", "https://a.example", false},
+		{"https://*.a.example", "https://ba.example", false},
+		{"https://*.a.example", "http://b.a.example", false},
+		{"https://*.a.example", "https://b.a.example:8443", false},
+		{"https://*.a.example:*", "https://b.a.example:8443", true},
+		{"https://a.example", "https://a.example/", false}, // no browser sends these
+		{"https://a.example", "https://u@a.example", false},
+		{"https://a.example", "https://a.example#x", false},
+		{"https://a.example", "https://a.example https://evil.example", false},
+		{"https://a.example", "null", false},
+		{"https://a.example", "://", false},
+		{"*", "null", true},
+	} {
+		o, err := ParseOrigin(tt.allowed)
+		if err != nil {
+			t.Errorf("ParseOrigin(%q): %v", tt.allowed, err)
+			continue
+		}
+		h := &Hub{cfg: Config{Origins: []Origin{o}}}
+		if got := h.allows(tt.origin); got != tt.want {
+			t.Errorf("with %q, allows(%q) = %v, want %v", tt.allowed, tt.origin, got, tt.want)
+		}
+	}
+	for _, s := range []string{"", "a.example", "ftp://a.example", "https://", "https://a.example/x", "https://u@a.example", "https://a.example:1:*", "https://a.example?q", "https://*", "https://a.*.example", "https://a*.example", "https://a b.example"} {
+		if o, err := ParseOrigin(s); err == nil {
+			t.Errorf("ParseOrigin(%q) = %+v, want an error", s, o)
+		}
+	}
+}
