@@ -20,16 +20,16 @@ import (
 type client struct {
 	// Immutable after join.
 	hub      *Hub
-	shard    *shard
+	owner    *shard
 	ws       *websocket.Conn // nil for a stream
 	remote   netip.Prefix    // what the cap per address counts it under
-	encoding encoding
-	wire     wire // safe from any goroutine
+	encoding messageEncoding
+	wire     clientWire // safe from any goroutine
 
-	owes atomic.Bool // the client is owed refusals; set under owing, read from anywhere
+	refusalsPending atomic.Bool // the client is owed refusals; set under pendingMu, read from anywhere
 
-	owing sync.Mutex
-	owed  [len(refusals)]uint32 // how many of each. Guarded by owing.
+	pendingMu sync.Mutex
+	pending   [len(refusals)]uint32 // how many of each. Guarded by pendingMu.
 
 	ended atomic.Bool // why the connection ends has been noted
 
@@ -46,10 +46,10 @@ type client struct {
 	stalledAt time.Time // when a blocked client last made progress
 
 	// Owned by serve.
-	left    bool
-	limiter *rate.Limiter // nil until the first action
-	rubbish int           // messages in a row that were no actions
-	ignored int           // bytes behind the request for a stream
+	left       bool
+	limiter    *rate.Limiter // nil until the first action
+	notActions int           // messages in a row that were no actions
+	ignored    int           // bytes behind the request for a stream
 }
 
 // serve runs the client from its joining to the end of its connection.
@@ -57,7 +57,7 @@ func (c *client) serve() {
 	h := c.hub
 	defer h.release(c)
 	h.arrive()
-	sendTo(h, c.shard.members, membership{c, false})
+	sendTo(h, c.owner.members, membership{c, false})
 	var err error
 	if c.encoding == inStream {
 		err = c.readStream()
@@ -76,7 +76,7 @@ func (c *client) leave() {
 		return
 	}
 	c.left = true
-	sendTo(c.hub, c.shard.members, membership{c, true})
+	sendTo(c.hub, c.owner.members, membership{c, true})
 	c.hub.leave()
 }
 
@@ -126,8 +126,8 @@ func (c *client) readLoop() (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			c.hub.events.Panicked(p, "remote", c.remote)
-			err = closeError{ReasonPanic, reasonPanic}
-			c.wire.frames.breakOff(err) // the library's state is anyone's guess
+			err = closeError{ReasonPanic, textPanic}
+			c.wire.frames.fail(err) // the library's state is anyone's guess
 		}
 	}()
 	// No context with a deadline: the library would start a timer for each read. What a
@@ -145,35 +145,35 @@ func (c *client) readLoop() (err error) {
 		if err != nil {
 			return err
 		}
-		c.shard.counts.received.Add(1)
+		c.owner.counts.received.Add(1)
 		switch {
 		case refused != nil:
-			if err := c.refuseOften(refused); err != nil {
+			if err := c.refuseAndCount(refused); err != nil {
 				return err
 			}
-			if !refused.rubbish() {
+			if !refused.notAnAction() {
 				break
 			}
-			if c.rubbish++; c.rubbish == maxRubbish {
-				return closeError{ReasonRubbish, reasonRubbish}
+			if c.notActions++; c.notActions == maxNotActions {
+				return closeError{ReasonRubbish, textNotActions}
 			}
 		case !c.allowed():
-			if err := c.refuseOften(refusedRate); err != nil {
+			if err := c.refuseAndCount(refusedRate); err != nil {
 				return err
 			}
 		default:
-			c.act(run{c, a, 1})
+			c.act(actionRun{c, a, 1})
 		}
 	}
 }
 
 // act passes a run of actions on to the hub, or refuses it if the store does not answer.
-func (c *client) act(r run) {
+func (c *client) act(r actionRun) {
 	if r.count == 0 {
 		return
 	}
-	c.rubbish = 0
-	if c.hub.away.Load() {
+	c.notActions = 0
+	if c.hub.storeOverdue.Load() {
 		for range r.count {
 			c.refuse(refusedStore)
 		}
@@ -217,15 +217,15 @@ func readAction(typ websocket.MessageType, r io.Reader) (action, *refusal, error
 	// stream is not, in fact, a valid UTF-8 stream, that endpoint MUST _Fail the
 	// WebSocket Connection_." https://www.rfc-editor.org/rfc/rfc6455#section-8.1
 	if typ == websocket.MessageText && !utf8.Valid(buf[:n]) {
-		return 0, nil, closeError{ReasonNotUTF8, reasonNotUTF8}
+		return 0, nil, closeError{ReasonNotUTF8, textNotUTF8}
 	}
 	a, refused := decode(typ, buf[:n])
 	return a, refused, nil
 }
 
-// refuseOften refuses a message by the client's own fault. The error is that this happens too
+// refuseAndCount refuses a message by the client's own fault. The error is that this happens too
 // often.
-func (c *client) refuseOften(r *refusal) error {
+func (c *client) refuseAndCount(r *refusal) error {
 	c.refuse(r)
 	return c.wire.frames.excess.add(time.Now())
 }
@@ -233,67 +233,67 @@ func (c *client) refuseOften(r *refusal) error {
 // refuse tells the client why its message changed nothing; one that is blocked is told
 // when it is blocked no more. Safe from any goroutine, but the shard's.
 func (c *client) refuse(r *refusal) {
-	c.shard.counts.refuse(r)
-	if c.owe(r) {
+	c.owner.counts.refuse(r)
+	if c.deferRefusal(r) {
 		return
 	}
 	if _, err := c.wire.send(r.frame, false); err != nil {
 		c.writeFailed(err)
 	} else {
-		c.shard.counts.errors.Add(1)
+		c.owner.counts.errors.Add(1)
 	}
 	if c.wire.sock.blocked() {
 		c.noteBlocked()
 	}
 }
 
-// owe has the shard tell r if it cannot be told at once, and reports whether it is so: the
+// deferRefusal has the shard tell r if it cannot be told at once, and reports whether it is so: the
 // client is blocked, or is owed others, which come first. A client that reads can be blocked
 // for a moment, by the refusals of all that it sent while the store did not answer. They are
 // counted, so that one that does not read costs no memory.
-func (c *client) owe(r *refusal) bool {
-	c.owing.Lock()
-	first := !c.owes.Load()
+func (c *client) deferRefusal(r *refusal) bool {
+	c.pendingMu.Lock()
+	first := !c.refusalsPending.Load()
 	if first && !c.wire.sock.blocked() {
-		c.owing.Unlock()
+		c.pendingMu.Unlock()
 		return false
 	}
-	c.owed[r.index]++
-	c.owes.Store(true)
-	c.owing.Unlock()
+	c.pending[r.index]++
+	c.refusalsPending.Store(true)
+	c.pendingMu.Unlock()
 	if first {
 		c.noteBlocked()
 	}
 	return true
 }
 
-// appendOwed appends frames of refusals that the client is owed, one write's worth, and
-// takes them off. When there is none left it says so in owes. For the shard.
-func (c *client) appendOwed(dst []byte) []byte {
-	c.owing.Lock()
-	defer c.owing.Unlock()
+// appendPending appends frames of refusals that the client is owed, one write's worth, and
+// takes them off. When there is none left it says so in refusalsPending. For the shard.
+func (c *client) appendPending(dst []byte) []byte {
+	c.pendingMu.Lock()
+	defer c.pendingMu.Unlock()
 	for i, r := range refusals {
-		for c.owed[i] > 0 {
-			if len(dst)+len(r.frame) > owedAtOnce {
+		for c.pending[i] > 0 {
+			if len(dst)+len(r.frame) > maxPendingWrite {
 				return dst
 			}
 			dst = append(dst, r.frame...)
-			c.owed[i]--
-			c.shard.counts.errors.Add(1)
+			c.pending[i]--
+			c.owner.counts.errors.Add(1)
 		}
 	}
 	if len(dst) == 0 {
-		c.owes.Store(false)
+		c.refusalsPending.Store(false)
 	}
 	return dst
 }
 
-// owedAtOnce bounds one write of refusals that are owed, in bytes: about what a sweep writes.
-const owedAtOnce = 1 << 10
+// maxPendingWrite bounds one write of refusals that are owed, in bytes: about what a sweep writes.
+const maxPendingWrite = 1 << 10
 
 // noteBlocked tells the shard that the client has become blocked by a write that was
 // not the shard's. Not to be called by the shard itself.
-func (c *client) noteBlocked() { sendTo(c.hub, c.shard.stuck, c) }
+func (c *client) noteBlocked() { sendTo(c.hub, c.owner.nowBlocked, c) }
 
 // close ends the connection after readLoop has returned err.
 func (c *client) close(err error) {
@@ -305,7 +305,7 @@ func (c *client) close(err error) {
 	}()
 	var ce closeError
 	if c.ws != nil && errors.As(err, &ce) {
-		c.sayGoodbye(ce)
+		c.closingHandshake(ce)
 	}
 	if c.ws == nil {
 		_ = c.wire.Close()
@@ -314,7 +314,7 @@ func (c *client) close(err error) {
 	}
 }
 
-// sayGoodbye sends a close frame and waits for the peer's, or for the end of the connection.
+// closingHandshake sends a close frame and waits for the peer's, or for the end of the connection.
 // To close at once would reset the connection while the peer is still sending, and with it the
 // close frame would be lost. So what comes is read, for a while.
 //
@@ -322,10 +322,10 @@ func (c *client) close(err error) {
 // endpoint MUST NOT continue to attempt to process data (including a responding Close frame)
 // from the remote endpoint after being instructed to _Fail the WebSocket Connection_."
 // https://www.rfc-editor.org/rfc/rfc6455#section-7.1.7
-func (c *client) sayGoodbye(ce closeError) {
+func (c *client) closingHandshake(ce closeError) {
 	w := &c.wire
 	end := time.Now().Add(closeTimeout)
-	if w.frames.broken() != nil {
+	if w.frames.failed() != nil {
 		end = time.Now().Add(failTimeout)
 	}
 	_, err := w.send(appendClose(nil, closeCodes[ce.reason], ce.text), true)
@@ -343,7 +343,7 @@ func (c *client) sayGoodbye(ce closeError) {
 		_ = w.SetReadDeadline(until) // fails on a closed connection, as does Read
 		var n int
 		n, err = w.Conn.Read(buf[:])
-		_, _ = w.frames.take(buf[:n]) // to see a close frame; all else has been said
+		_, _ = w.frames.check(buf[:n]) // to see a close frame; all else has been said
 		if errors.Is(err, os.ErrDeadlineExceeded) && time.Now().Before(end) {
 			err = nil
 		}

@@ -14,12 +14,12 @@ const (
 	// to do, should reconnect using a randomized delay of 5 - 30s."
 	// https://www.ietf.org/mail-archive/web/hybi/current/msg09649.html
 	// To go for good looks the same from outside: who comes back finds another replica or nobody.
-	codeStopping   = websocket.StatusServiceRestart
-	reasonStopping = "the server is stopping"
+	codeStopping = websocket.StatusServiceRestart
+	textStopping = "the server is stopping"
 
-	reasonNotUTF8 = "a text message was not UTF-8"
-	reasonRubbish = "too many messages that are no actions"
-	reasonPanic   = "a bug of the server"
+	textNotUTF8    = "a text message was not UTF-8"
+	textNotActions = "too many messages that are no actions"
+	textPanic      = "a bug of the server"
 )
 
 // closeCodes are the status codes that connections end with. Those that end without a close
@@ -64,9 +64,9 @@ var closeCodes = map[Reason]websocket.StatusCode{
 func (r Reason) StatusCode() int { return int(closeCodes[r]) }
 
 const (
-	// maxRubbish is how many messages in a row may be rubbish. A person who writes a
+	// maxNotActions is how many messages in a row may be rubbish. A person who writes a
 	// client makes a few mistakes; a scanner makes nothing else.
-	maxRubbish = 16
+	maxNotActions = 16
 
 	// closeTimeout bounds the closing handshake, so that a peer that does not answer
 	// our close frame is disconnected all the same.

@@ -11,8 +11,8 @@ import (
 // and hands them over once a turn. What the clients' goroutines count, once a message at most, are
 // atomics of their shard.
 
-// tally is what a shard's goroutine counts.
-type tally struct {
+// shardCounts is what a shard's goroutine counts.
+type shardCounts struct {
 	clients int    // how many there are
 	behind  int    // of these, those that the last sweep could not bring up to its state
 	swept   uint64 // stateSeq of the last sweep
@@ -22,14 +22,14 @@ type tally struct {
 	sweeps        Durations
 }
 
-// atomicTally is what the goroutines of a shard's clients count.
-type atomicTally struct {
+// clientCounts is what the goroutines of a shard's clients count.
+type clientCounts struct {
 	received atomic.Uint64 // messages
 	errors   atomic.Uint64 // messages sent
 	refused  [len(refusals)]atomic.Uint64
 }
 
-func (t *atomicTally) refuse(r *refusal) { t.refused[r.index].Add(1) }
+func (t *clientCounts) refuse(r *refusal) { t.refused[r.index].Add(1) }
 
 // Counts is what has happened in a hub since its start.
 type Counts struct {
@@ -71,7 +71,7 @@ func (h *Hub) Counts() Counts {
 	c.Applies, c.ApplyErrors, c.Outages = h.applies, h.applyErrors, h.outages
 	h.mu.Unlock()
 	for _, s := range h.shards {
-		t := s.told()
+		t := s.lastTally()
 		c.SentUsers += t.users
 		c.SentStates += t.states
 		c.Merged += t.merged
@@ -85,7 +85,7 @@ func (h *Hub) Counts() Counts {
 				continue
 			}
 			c.Refused[r.code] += n
-			if !r.rubbish() {
+			if !r.notAnAction() {
 				c.Actions[r.code] += n
 			}
 		}
@@ -109,7 +109,7 @@ func (h *Hub) refused() (n uint64) {
 // clients of a shard count until its sweep is over.
 func (h *Hub) behind(stateSeq uint64) (n int) {
 	for _, s := range h.shards {
-		if t := s.told(); t.swept < stateSeq {
+		if t := s.lastTally(); t.swept < stateSeq {
 			n += t.clients
 		} else {
 			n += t.behind
@@ -120,11 +120,11 @@ func (h *Hub) behind(stateSeq uint64) (n int) {
 
 // DurationBounds are the upper bounds of what [Durations] sorts durations into: from a sweep over
 // a handful of clients, or a fast disk's fsync, to a store that has long been given up on.
-// storePatience is one of them.
+// storeTimeout is one of them.
 var DurationBounds = [...]time.Duration{
 	25 * time.Microsecond, 50 * time.Microsecond, 100 * time.Microsecond, 250 * time.Microsecond, 500 * time.Microsecond,
 	time.Millisecond, 2500 * time.Microsecond, 5 * time.Millisecond, 10 * time.Millisecond, 25 * time.Millisecond, 50 * time.Millisecond,
-	100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond, time.Second, storePatience, 2500 * time.Millisecond, 10 * time.Second,
+	100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond, time.Second, storeTimeout, 2500 * time.Millisecond, 10 * time.Second,
 }
 
 // Durations says how long something has taken, each time that it was done.

@@ -135,7 +135,7 @@ func TestCountsOfStore(t *testing.T) {
 		}
 		store.stuck = make(chan error)
 		a.send(plus)
-		time.Sleep(storePatience)
+		time.Sleep(storeTimeout)
 		a.send(minus)
 		c = h.Counts()
 		if c.Actions["counted"] != 1 || c.Undecided != 1 || c.Outages != 1 || c.ApplyErrors != 0 || c.Refused["store_unavailable"] != 1 {
@@ -144,7 +144,7 @@ func TestCountsOfStore(t *testing.T) {
 		store.stuck <- errors.New("disk full")
 		synctest.Wait()
 		c = h.Counts()
-		if c.Actions["counted"] != 1 || c.ApplyErrors != 1 || c.Outages != 1 || c.Refused["store_unavailable"] != 2 || c.Applies.Sum != storePatience {
+		if c.Actions["counted"] != 1 || c.ApplyErrors != 1 || c.Outages != 1 || c.Refused["store_unavailable"] != 2 || c.Applies.Sum != storeTimeout {
 			t.Errorf("after it has failed: %+v", c)
 		}
 		close(store.stuck)

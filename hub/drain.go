@@ -18,8 +18,8 @@ const (
 	drainSlice = 50 * time.Millisecond
 )
 
-// A drain is how the clients of a hub that is shut down are closed.
-type drain struct {
+// A drainPlan is how the clients of a hub that is shut down are closed.
+type drainPlan struct {
 	spread time.Duration // from the first close frame to the last; 0 is all at once
 	answer time.Duration // what each client has for its answer
 }
@@ -27,8 +27,8 @@ type drain struct {
 // planDrain returns how to close a number of clients before ctx ends: seven tenths of the
 // time are for the close frames, if the pace needs as much, and two tenths for the answer to
 // the last of them. What is left is for the store.
-func planDrain(ctx context.Context, clients int) drain {
-	d := drain{spread: time.Duration(clients) * drainPace, answer: closeTimeout}
+func planDrain(ctx context.Context, clients int) drainPlan {
+	d := drainPlan{spread: time.Duration(clients) * drainPace, answer: closeTimeout}
 	if deadline, ok := ctx.Deadline(); ok {
 		left := max(time.Until(deadline), 0)
 		d.spread = min(d.spread, left*7/10)

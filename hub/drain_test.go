@@ -18,17 +18,17 @@ func TestPlanDrain(t *testing.T) {
 		for _, tt := range []struct {
 			clients int
 			left    time.Duration // until ctx ends; 0 is that it does not
-			want    drain
+			want    drainPlan
 		}{
-			{0, 10 * time.Second, drain{0, 2 * time.Second}},
-			{25, 10 * time.Second, drain{0, 2 * time.Second}}, // fit one slice
-			{26, 10 * time.Second, drain{52 * time.Millisecond, 2 * time.Second}},
-			{1000, 10 * time.Second, drain{2 * time.Second, 2 * time.Second}},
-			{100_000, 10 * time.Second, drain{7 * time.Second, 2 * time.Second}},
-			{100_000, time.Minute, drain{42 * time.Second, closeTimeout}},
-			{100_000, time.Millisecond, drain{0, 200 * time.Microsecond}},
-			{100_000, -time.Second, drain{0, 0}},
-			{1000, 0, drain{2 * time.Second, closeTimeout}},
+			{0, 10 * time.Second, drainPlan{0, 2 * time.Second}},
+			{25, 10 * time.Second, drainPlan{0, 2 * time.Second}}, // fit one slice
+			{26, 10 * time.Second, drainPlan{52 * time.Millisecond, 2 * time.Second}},
+			{1000, 10 * time.Second, drainPlan{2 * time.Second, 2 * time.Second}},
+			{100_000, 10 * time.Second, drainPlan{7 * time.Second, 2 * time.Second}},
+			{100_000, time.Minute, drainPlan{42 * time.Second, closeTimeout}},
+			{100_000, time.Millisecond, drainPlan{0, 200 * time.Microsecond}},
+			{100_000, -time.Second, drainPlan{0, 0}},
+			{1000, 0, drainPlan{2 * time.Second, closeTimeout}},
 		} {
 			ctx, cancel := context.WithCancel(t.Context())
 			if tt.left != 0 {
@@ -136,11 +136,11 @@ func TestJoinWhileDraining(t *testing.T) {
 		synctest.Wait()
 		first.take()
 		_, server := fakePipe(1 << 10)
-		late := &client{hub: h.Hub, shard: s, index: -1, wire: wire{Conn: server, sock: server}}
+		late := &client{hub: h.Hub, owner: s, index: -1, wire: clientWire{Conn: server, sock: server}}
 		server.neverWait()
 		s.members <- membership{late, false}
 		synctest.Wait()
-		if got := string(server.out.data); got != string(appendClose(nil, codeStopping, reasonStopping)) {
+		if got := string(server.out.data); got != string(appendClose(nil, codeStopping, textStopping)) {
 			t.Errorf("the late client was sent %q, want the close frame alone", got)
 		}
 		s.members <- membership{late, true}

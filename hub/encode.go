@@ -6,18 +6,18 @@ import (
 	"github.com/coder/websocket"
 )
 
-// An encoding is how messages travel to a client. A shard encodes each message once for all of
+// A messageEncoding is how messages travel to a client. A shard encodes each message once for all of
 // its clients that have the same encoding.
-type encoding uint8
+type messageEncoding uint8
 
 const (
-	inFrames  encoding = iota // a text frame each, over a WebSocket
-	inStream                  // an event each, in an event stream
-	encodings                 // how many there are
+	inFrames  messageEncoding = iota // a text frame each, over a WebSocket
+	inStream                         // an event each, in an event stream
+	encodings                        // how many there are
 )
 
 // append appends a message of at most 65,535 bytes, and does not allocate if dst has room.
-func (e encoding) append(dst, message []byte) []byte {
+func (e messageEncoding) append(dst, message []byte) []byte {
 	if e == inStream {
 		return appendEvent(dst, message)
 	}
@@ -64,15 +64,15 @@ func appendClose(dst []byte, code websocket.StatusCode, reason string) []byte {
 	return appendFrame(dst, opClose, append(payload, reason...))
 }
 
-// encoded is one state in one encoding.
-type encoded struct {
+// encodedState is one state in one encoding.
+type encodedState struct {
 	users   []byte // the number of clients
 	states  []byte // the recent values, oldest first
 	offsets [recentValues]int
 }
 
 // encode makes of p what clients are sent. scratch is kept for the next call.
-func (b *encoded) encode(e encoding, p *published, scratch *[]byte) {
+func (b *encodedState) encode(e messageEncoding, p *publishedState, scratch *[]byte) {
 	*scratch = appendUsers((*scratch)[:0], p.announced)
 	b.users = e.append(b.users[:0], *scratch)
 	b.states = b.states[:0]

@@ -154,7 +154,7 @@ type EventLog[K ~string] struct {
 // event counts the events of one kind.
 type event struct {
 	n       atomic.Uint64
-	sampler sampler
+	sampler logSampler
 }
 
 // NewEventLog returns an EventLog for the given kinds. A nil logger discards the lines.
@@ -199,8 +199,8 @@ func (l *EventLog[K]) Counts() map[K]uint64 {
 	return counts
 }
 
-// A sampler says which events of a series get a line in the log.
-type sampler struct {
+// A logSampler says which events of a series get a line in the log.
+type logSampler struct {
 	mu sync.Mutex
 	// Guarded by mu.
 	next       time.Time     // the earliest time of the next line
@@ -215,7 +215,7 @@ const (
 
 // take reports whether an event that happens now gets a line, and how many events have had none
 // since the last line.
-func (s *sampler) take(now time.Time) (suppressed uint64, ok bool) {
+func (s *logSampler) take(now time.Time) (suppressed uint64, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if now.Before(s.next) {

@@ -10,26 +10,26 @@ import (
 	"github.com/coder/websocket"
 )
 
-// frames looks at what a client sends, frame by frame, before the WebSocket library does. It
+// frameChecker looks at what a client sends, frame by frame, before the WebSocket library does. It
 // finds what RFC 6455 forbids, of which the library lets some pass (lengths that are not in
 // their shortest form, close reasons that are not UTF-8) and answers some without a status
 // code; and it counts what nobody else does: frames in a message, and control frames. The
 // library is left with frames that are right, to unmask, assemble and answer them.
-type frames struct {
+type frameChecker struct {
 	head   [maxFrameHead]byte // of the frame that begins
 	have   uint8              // bytes in head; 0 between frames, and while a payload passes
 	open   bool               // a message has begun, and its last frame has not come
 	done   bool               // a close frame has come: the library ends, and looks at nothing more
 	count  uint8              // frames of the message
 	size   uint16             // bytes of the message
-	excess excess
+	excess excessCounter
 	rest   uint32  // bytes of the payload that are to come
 	last   *ending // nil until the connection ends: most clients are far from that
 }
 
 // ending is what there is to know when a connection ends.
 type ending struct {
-	broken error // why nothing that comes can be understood any more
+	failure error // why nothing that comes can be understood any more
 
 	// The payload of a close frame: its size, and what has come of it.
 	size, have int
@@ -51,36 +51,36 @@ const (
 	rsvBits        = 0x70
 )
 
-// take looks at p, which comes next. It returns how many bytes of it may pass, and why the
+// check looks at p, which comes next. It returns how many bytes of it may pass, and why the
 // connection has to end, if it has to. If not all of p may pass, what follows cannot be
-// understood, and broken says so from there on.
-func (f *frames) take(p []byte) (n int, err error) {
-	if err := f.broken(); err != nil {
+// understood, and failed says so from there on.
+func (f *frameChecker) check(p []byte) (n int, err error) {
+	if err := f.failed(); err != nil {
 		return 0, err
 	}
 	if n, err = f.pass(p); n < len(p) {
-		f.breakOff(err)
+		f.fail(err)
 	}
 	return n, err
 }
 
-// broken returns why nothing that comes can be understood any more, or nil.
-func (f *frames) broken() error {
+// failed returns why nothing that comes can be understood any more, or nil.
+func (f *frameChecker) failed() error {
 	if f.last == nil {
 		return nil
 	}
-	return f.last.broken
+	return f.last.failure
 }
 
-// breakOff makes err what broken returns.
-func (f *frames) breakOff(err error) {
+// fail makes err what failed returns.
+func (f *frameChecker) fail(err error) {
 	if f.last == nil {
 		f.last = new(ending)
 	}
-	f.last.broken = err
+	f.last.failure = err
 }
 
-func (f *frames) pass(p []byte) (n int, err error) {
+func (f *frameChecker) pass(p []byte) (n int, err error) {
 	for n < len(p) && !f.done {
 		if f.rest > 0 {
 			m := min(len(p)-n, int(f.rest))
@@ -121,7 +121,7 @@ func (f *frames) pass(p []byte) (n int, err error) {
 // headSize returns the size of the frame header of which f.head[:f.have] is the beginning, as
 // far as that can be told, or what is wrong with it.
 // https://www.rfc-editor.org/rfc/rfc6455#section-5.2
-func (f *frames) headSize() (int, error) {
+func (f *frameChecker) headSize() (int, error) {
 	opcode, control := f.head[0]&0xf, f.head[0]&controlBit != 0
 	switch {
 	case f.head[0]&rsvBits != 0:
@@ -171,7 +171,7 @@ func (f *frames) headSize() (int, error) {
 
 // begin begins the frame whose header is f.head[:size]. It returns what the frame has too much
 // of, and what is forbidden in it.
-func (f *frames) begin(size int) (excessive, forbidden error) {
+func (f *frameChecker) begin(size int) (excessive, forbidden error) {
 	opcode, control := f.head[0]&0xf, f.head[0]&controlBit != 0
 	// "Note that in all cases, the minimal number of bytes MUST be used to encode the length"
 	length := uint64(f.head[1] &^ maskBit)
@@ -216,7 +216,7 @@ func (f *frames) begin(size int) (excessive, forbidden error) {
 
 // checkClose checks the payload of a close frame, of which f.head begins with the mask.
 // https://www.rfc-editor.org/rfc/rfc6455#section-7.4
-func (f *frames) checkClose() error {
+func (f *frameChecker) checkClose() error {
 	p := f.last.payload[:f.last.size]
 	for i := range p {
 		p[i] ^= f.head[i%maskSize]
@@ -248,9 +248,9 @@ var errTooBig = closeError{ReasonTooBig, fmt.Sprintf("a message is longer than %
 
 func protocolError(text string) error { return closeError{ReasonProtocol, text} }
 
-// excess counts what a client may send, and should send seldom: control frames, and messages
+// excessCounter counts what a client may send, and should send seldom: control frames, and messages
 // that are refused. Its zero value has counted nothing.
-type excess struct {
+type excessCounter struct {
 	since uint32 // seconds since 1970
 	count uint16
 }
@@ -264,9 +264,9 @@ const (
 )
 
 // add counts one more, and returns an error if that is too many.
-func (e *excess) add(now time.Time) error {
+func (e *excessCounter) add(now time.Time) error {
 	if t := uint32(now.Unix()); t-e.since >= uint32(excessTime/time.Second) {
-		*e = excess{since: t}
+		*e = excessCounter{since: t}
 	}
 	if e.count++; e.count > maxExcess {
 		e.count = maxExcess // and no overflow

@@ -25,27 +25,27 @@ func FuzzFrames(f *testing.F) {
 	f.Fuzz(func(t *testing.T, p []byte, a, b uint16) {
 		i := min(int(a), len(p))
 		j := min(max(i, int(b)), len(p))
-		var whole, pieces frames
-		passed, err := whole.take(p)
+		var whole, pieces frameChecker
+		passed, err := whole.check(p)
 		if err == nil && passed != len(p) {
 			t.Errorf("take(%x) = %d, and nothing is wrong", p, passed)
 		}
 		n := 0
 		for _, piece := range [][]byte{p[:i], p[i:j], p[j:]} {
-			m, _ := pieces.take(piece)
+			m, _ := pieces.check(piece)
 			n += m
 		}
-		if n != passed || pieces.broken() != whole.broken() {
-			t.Errorf("%x: %d bytes pass, then %v; in pieces %d, then %v", p, passed, whole.broken(), n, pieces.broken())
+		if n != passed || pieces.failed() != whole.failed() {
+			t.Errorf("%x: %d bytes pass, then %v; in pieces %d, then %v", p, passed, whole.failed(), n, pieces.failed())
 		}
-		if m, err := whole.take([]byte{0}); whole.broken() != nil && (m != 0 || err == nil) {
+		if m, err := whole.check([]byte{0}); whole.failed() != nil && (m != 0 || err == nil) {
 			t.Errorf("%x: after an error take = %d, %v", p, m, err)
 		}
 	})
 }
 
 func TestExcess(t *testing.T) {
-	var e excess
+	var e excessCounter
 	now := time.Unix(1<<31, 0)
 	for range maxExcess {
 		if err := e.add(now); err != nil {

@@ -40,7 +40,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			h.release(c)
 		}
 	}()
-	c.wire.client = c
+	c.wire.owner = c
 	ws, err := websocket.Accept(&upgrade{w, &c.wire}, r, &websocket.AcceptOptions{
 		InsecureSkipVerify: true, // the Origin was checked above, scheme and port included
 		CompressionMode:    websocket.CompressionDisabled,
@@ -75,7 +75,7 @@ func (h *Hub) newClient(w http.ResponseWriter, r *http.Request) *client {
 		h.refuse(w, r, reason, status, text)
 		return nil
 	}
-	c.shard = h.shards[int(h.nextShard.Add(1))%len(h.shards)]
+	c.owner = h.shards[int(h.nextShard.Add(1))%len(h.shards)]
 	return c
 }
 
@@ -91,7 +91,7 @@ func (h *Hub) admit(c *client) (Reason, string) {
 	defer h.mu.Unlock()
 	switch {
 	case h.stopping:
-		return ReasonStopping, reasonStopping
+		return ReasonStopping, textStopping
 	case h.unknown:
 		return ReasonNoValue, "the counter's store has not been reached yet"
 	case h.cfg.MaxClients > 0 && h.admitted.total >= h.cfg.MaxClients:

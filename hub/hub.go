@@ -55,28 +55,28 @@ type Hub struct {
 	events *Events
 	shards []*shard
 
-	actions   chan run      // readLoops -> loop; 1024, so that a burst costs no handover; never closed
-	presence  chan struct{} // serve -> loop: the number of clients changed; 1, a token is enough
-	commits   chan *batch   // loop -> commitLoop; one batch is on its way at most; closed by loop
-	committed chan result   // commitLoop -> loop; 1, so that commitLoop can end after loop; never closed
-	draining  chan struct{} // closed by Shutdown, when drain is set: clients are being closed
-	aborting  chan struct{} // closed by Shutdown: clients are disconnected
-	done      chan struct{} // closed by Shutdown when no client is left
+	actions   chan actionRun // readLoops -> loop; 1024, so that a burst costs no handover; never closed
+	presence  chan struct{}  // serve -> loop: the number of clients changed; 1, a token is enough
+	commits   chan *batch    // loop -> commitLoop; one batch is on its way at most; closed by loop
+	committed chan result    // commitLoop -> loop; 1, so that commitLoop can end after loop; never closed
+	draining  chan struct{}  // closed by Shutdown, when drain is set: clients are being closed
+	aborting  chan struct{}  // closed by Shutdown: clients are disconnected
+	done      chan struct{}  // closed by Shutdown when no client is left
 
 	clients sync.WaitGroup // the clients' goroutines
 	running sync.WaitGroup // all others
 
-	drain drain // immutable once draining is closed, and not to be read before
+	drain drainPlan // immutable once draining is closed, and not to be read before
 
-	giveUp context.CancelCauseFunc // ends the context of the store's calls
+	cancelStore context.CancelCauseFunc // ends the context of the store's calls
 
-	nextShard atomic.Uint32
-	away      atomic.Bool  // the store does not answer: actions are refused
-	blocked   atomic.Int64 // clients that are blocked
+	nextShard    atomic.Uint32
+	storeOverdue atomic.Bool  // the store does not answer: actions are refused
+	blocked      atomic.Int64 // clients that are blocked
 
 	mu sync.Mutex
 	// Guarded by mu.
-	published published
+	published publishedState
 	stopping  bool
 	storeErr  error         // why the last commit failed; nil after one that succeeded
 	newsErr   error         // why a shared store cannot be used, as it says itself
@@ -117,7 +117,7 @@ func New(ctx context.Context, cfg Config) (*Hub, error) {
 		unknown:   err != nil,
 		log:       cfg.Logger,
 		events:    cfg.Events,
-		actions:   make(chan run, 1024),
+		actions:   make(chan actionRun, 1024),
 		presence:  make(chan struct{}, 1),
 		commits:   make(chan *batch),
 		committed: make(chan result, 1),
@@ -131,7 +131,7 @@ func New(ctx context.Context, cfg Config) (*Hub, error) {
 		h.published.push(snap, nil)
 	}
 	var commits context.Context
-	commits, h.giveUp = context.WithCancelCause(context.Background())
+	commits, h.cancelStore = context.WithCancelCause(context.Background())
 	for range cfg.Shards {
 		h.shards = append(h.shards, newShard(h))
 	}
@@ -187,9 +187,9 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 		<-gone
 	}
 	close(h.done)
-	impatient := time.AfterFunc(storePatience, func() { h.giveUp(errors.New("the hub is shutting down")) })
+	giveUpTimer := time.AfterFunc(storeTimeout, func() { h.cancelStore(errors.New("the hub is shutting down")) })
 	h.running.Wait()
-	impatient.Stop()
-	h.giveUp(nil)
+	giveUpTimer.Stop()
+	h.cancelStore(nil)
 	return err
 }

@@ -279,14 +279,14 @@ func TestRubbishIsClosed(t *testing.T) {
 		h := newFakeHub(t, Config{})
 		defer h.stop()
 		a := h.join()
-		for range maxRubbish - 1 {
+		for range maxNotActions - 1 {
 			a.send("x")
 		}
 		a.send(plus) // it can do better: the count starts again
-		for range maxRubbish - 1 {
+		for range maxNotActions - 1 {
 			a.send("x")
 		}
-		if got := a.take(); len(got) != 2+2*(maxRubbish-1)+1 {
+		if got := a.take(); len(got) != 2+2*(maxNotActions-1)+1 {
 			t.Errorf("received %d messages, want users, state, an error for each rubbish, and the state", len(got))
 		}
 		a.send("x")
@@ -563,7 +563,7 @@ func TestStoreDoesNotAnswer(t *testing.T) {
 				b.take()
 				a.send(plus) // the store gets this one
 				b.send(plus) // and this one waits
-				time.Sleep(storePatience - time.Millisecond)
+				time.Sleep(storeTimeout - time.Millisecond)
 				a.want()
 				b.want()
 				if err := h.Ready(); err != nil {
@@ -616,7 +616,7 @@ func TestRefusalsOfABlockedClient(t *testing.T) {
 		for range 1 + waiting { // the first is given to the store
 			p.send(plus)
 		}
-		time.Sleep(storePatience) // the others are refused at once
+		time.Sleep(storeTimeout) // the others are refused at once
 		for range later {
 			p.send(plus) // refused on arrival
 		}
@@ -654,8 +654,8 @@ func TestShutdownWithoutStore(t *testing.T) {
 		if err := h.Shutdown(t.Context()); err != nil {
 			t.Errorf("Shutdown = %v", err)
 		}
-		if took := time.Since(began); took > storePatience {
-			t.Errorf("Shutdown took %v, want %v at most", took, storePatience)
+		if took := time.Since(began); took > storeTimeout {
+			t.Errorf("Shutdown took %v, want %v at most", took, storeTimeout)
 		}
 	})
 }

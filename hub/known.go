@@ -10,8 +10,8 @@ const (
 	maskSize = 4
 
 	// The sizes of the frames of known actions.
-	leastKnownAction = 2 + maskSize + leastKnown
-	mostKnownAction  = 2 + maskSize + mostKnown
+	shortestKnownFrame = 2 + maskSize + shortestKnown
+	longestKnownFrame  = 2 + maskSize + longestKnown
 
 	// emptyPongSize is the size of what a client answers to pingFrame: "A Pong frame sent in
 	// response to a Ping frame must have identical "Application data" as found in the message
@@ -28,7 +28,7 @@ func knownFrame(p []byte) (size int, a action) {
 		return 2, 0
 	}
 	size = 2 + maskSize + int(p[1]&^maskBit)
-	isAction := p[0] == finBit|opText && leastKnownAction <= size && size <= mostKnownAction
+	isAction := p[0] == finBit|opText && shortestKnownFrame <= size && size <= longestKnownFrame
 	isPong := p[0] == finBit|opPong && size == emptyPongSize
 	if p[1]&maskBit == 0 || !isAction && !isPong {
 		return 0, 0
@@ -39,7 +39,7 @@ func knownFrame(p []byte) (size int, a action) {
 	// "Octet i of the transformed data ("transformed-octet-i") is the XOR of octet i of the
 	// original data ("original-octet-i") with octet at index i modulo 4 of the masking key"
 	// https://www.rfc-editor.org/rfc/rfc6455#section-5.3
-	var text [mostKnownAction]byte
+	var text [longestKnownFrame]byte
 	mask, masked := p[2:2+maskSize], p[2+maskSize:size]
 	for i, b := range masked {
 		text[i] = b ^ mask[i%maskSize]
@@ -78,13 +78,13 @@ func (c *client) readKnown() error {
 // go on: 0 if what comes then is for the library. The error is that the client is refused too
 // often.
 func (c *client) takeKnown(p []byte) (n, need int, err error) {
-	same := run{from: c}
+	same := actionRun{from: c}
 	actions := uint64(0)
 	for {
 		size, a := knownFrame(p[n:])
 		if size == 0 || n+size > len(p) {
 			if actions > 0 {
-				c.shard.counts.received.Add(actions)
+				c.owner.counts.received.Add(actions)
 			}
 			c.act(same)
 			return n, size, nil
@@ -97,15 +97,15 @@ func (c *client) takeKnown(p []byte) (n, need int, err error) {
 		case a == 0:
 			// A pong. That it came is all that it says, and Read has noted and counted that.
 		case !c.allowed():
-			if err := c.refuseOften(refusedRate); err != nil {
+			if err := c.refuseAndCount(refusedRate); err != nil {
 				c.act(same)
 				return n, 0, err
 			}
-		case a == same.action:
+		case a == same.kind:
 			same.count++
 		default:
 			c.act(same)
-			same.action, same.count = a, 1
+			same.kind, same.count = a, 1
 		}
 	}
 }

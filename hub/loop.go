@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// run is an action from a client, or several of the same in a row.
-type run struct {
-	from   *client
-	action action
-	count  int
+// actionRun is an action from a client, or several of the same in a row.
+type actionRun struct {
+	from  *client
+	kind  action
+	count int
 }
 
 // maxBatch bounds how many actions one commit carries. When that many are waiting for
@@ -22,10 +22,10 @@ const maxBatch = 4096
 
 // batch is a series of actions that the store gets as one change.
 type batch struct {
-	delta      Delta    // what the actions come to
-	actions    []action // those that count, in order
-	runs       []run    // the same
-	outOfRange []run    // those that would leave the range
+	delta      Delta       // what the actions come to
+	actions    []action    // those that count, in order
+	runs       []actionRun // the same
+	outOfRange []actionRun // those that would leave the range
 
 	// Who sets it tells the senders what became of the batch: commitLoop when the store
 	// answers, or loop when it does not for too long.
@@ -42,17 +42,17 @@ func (b *batch) reset() {
 
 // result is what became of a batch.
 type result struct {
-	batch *batch
+	given *batch
 	snap  Snapshot
 	err   error
 }
 
-// storePatience is how long the store may work on a commit before actions are refused. A
+// storeTimeout is how long the store may work on a commit before actions are refused. A
 // slow disk under load takes a fraction of it, and a person does not wait much longer.
-const storePatience = 1500 * time.Millisecond
+const storeTimeout = 1500 * time.Millisecond
 
-// errNoAnswer is why the hub is not ready while a commit takes longer than storePatience.
-var errNoAnswer = fmt.Errorf("no answer for more than %v", storePatience)
+// errNoAnswer is why the hub is not ready while a commit takes longer than storeTimeout.
+var errNoAnswer = fmt.Errorf("no answer for more than %v", storeTimeout)
 
 // loop owns the value: it alone turns actions into batches and publishes what the
 // store made of them. snap is what the store holds.
@@ -70,7 +70,7 @@ func (h *Hub) loop(snap Snapshot) {
 		announceAt time.Time // when users may be announced next
 		announce   = newStoppedTimer()
 		retry      = newStoppedTimer()
-		patience   = newStoppedTimer() // runs while a batch is in flight
+		timeout    = newStoppedTimer() // runs while a batch is in flight
 		pace       = newStoppedTimer() // runs until commitAt, if that is waited for
 	)
 	if h.shared != nil {
@@ -78,7 +78,7 @@ func (h *Hub) loop(snap Snapshot) {
 	}
 	commit := func(b *batch) {
 		inFlight = b
-		patience.Reset(storePatience)
+		timeout.Reset(storeTimeout)
 		if h.shared != nil {
 			commitAt = time.Now().Add(h.shared.Pace())
 		}
@@ -103,31 +103,31 @@ func (h *Hub) loop(snap Snapshot) {
 		case r := <-actions:
 			waiting.add(r, snap.Value, inFlight)
 			h.takeActions(waiting, maxBatch, snap.Value, inFlight)
-			if h.away.Load() { // they were on their way when it turned out
+			if h.storeOverdue.Load() { // they were on their way when it turned out
 				waiting.refuse()
 			}
 
 		case r := <-h.committed:
-			patience.Stop()
-			if h.away.Swap(false) {
-				r.batch.tell(r.err)
+			timeout.Stop()
+			if h.storeOverdue.Swap(false) {
+				r.given.tell(r.err)
 			}
 			switch {
 			case r.err != nil:
 				retry.Reset(storeRetry)
 			case h.shared == nil || r.snap.newerThan(snap):
 				snap = r.snap
-				h.publish(snap, r.batch.actions)
+				h.publish(snap, r.given.actions)
 				announceAt = h.nextAnnouncement()
 			}
-			inFlight, spare = nil, r.batch
+			inFlight, spare = nil, r.given
 			spare.reset()
 
-		case <-patience.C:
+		case <-timeout.C:
 			// What waits has not been given to the store, and so does not count. The store may
 			// have done what it was given, or do it yet.
 			if inFlight.claimed.CompareAndSwap(false, true) {
-				h.away.Store(true)
+				h.storeOverdue.Store(true)
 				h.noteNoAnswer()
 				tellAll(inFlight.runs, undecided)
 				waiting.refuse()
@@ -207,12 +207,12 @@ func (h *Hub) takeActions(b *batch, limit int, value Value, inFlight *batch) {
 const storeRetry = time.Second
 
 // add puts r behind the actions that are waiting, on top of value and inFlight.
-func (b *batch) add(r run, value Value, inFlight *batch) {
+func (b *batch) add(r actionRun, value Value, inFlight *batch) {
 	if inFlight != nil {
 		value = sum(value, inFlight.delta)
 	}
 	refused := r
-	r.count = room(sum(value, b.delta), r.action, r.count)
+	r.count = room(sum(value, b.delta), r.kind, r.count)
 	if refused.count -= r.count; refused.count > 0 {
 		b.outOfRange = append(b.outOfRange, refused)
 	}
@@ -220,9 +220,9 @@ func (b *batch) add(r run, value Value, inFlight *batch) {
 		return
 	}
 	b.runs = append(b.runs, r)
-	b.delta = after(b.delta, r.action, r.count)
+	b.delta = after(b.delta, r.kind, r.count)
 	for range r.count {
-		b.actions = append(b.actions, r.action)
+		b.actions = append(b.actions, r.kind)
 	}
 }
 
@@ -260,7 +260,7 @@ func (b *batch) refuse() {
 }
 
 // tellAll tells the senders of actions why, once for each action.
-func tellAll(runs []run, why *refusal) {
+func tellAll(runs []actionRun, why *refusal) {
 	for _, r := range runs {
 		for range r.count {
 			r.from.refuse(why)

@@ -106,9 +106,9 @@ var (
 	undecided = newRefusal("store_undecided", "The counter's store does not answer: this action counts when it does, or another error follows.")
 )
 
-// rubbish reports whether the message was none that a client should ever send, so
+// notAnAction reports whether the message was none that a client should ever send, so
 // that one who goes on sending such is closed.
-func (r *refusal) rubbish() bool {
+func (r *refusal) notAnAction() bool {
 	return r == refusedJSON || r == refusedAction || r == refusedBinary
 }
 
@@ -126,8 +126,8 @@ func decode(typ websocket.MessageType, p []byte) (action, *refusal) {
 
 // The sizes of what knownAction knows.
 const (
-	leastKnown = len(`{"action":"plus"}`)
-	mostKnown  = len(`{"action": "minus"}`)
+	shortestKnown = len(`{"action":"plus"}`)
+	longestKnown  = len(`{"action": "minus"}`)
 )
 
 // knownAction returns the action that p is in the very bytes that JSON.stringify or

@@ -10,9 +10,9 @@ import (
 // one that is further behind is sent the newest alone. All of them fit one packet.
 const recentValues = 16
 
-// published is the state that clients are sent. The two Seq fields only grow, and tell
+// publishedState is the state that clients are sent. The two Seq fields only grow, and tell
 // whether a client has been sent a thing.
-type published struct {
+type publishedState struct {
 	recent   [recentValues]Value // the newest values, oldest first
 	stateSeq uint64              // how many values there have been
 	epoch    uint64              // the store's epoch and version of the newest one
@@ -28,7 +28,7 @@ type published struct {
 	announcedSeq uint64
 }
 
-func (p *published) value() Value { return p.recent[recentValues-1] }
+func (p *publishedState) value() Value { return p.recent[recentValues-1] }
 
 // The least time between two announcements of the number of clients is usersEvery, or
 // usersPace for each client if that is more. An announcement costs about 15 µs a client,
@@ -41,7 +41,7 @@ const (
 
 // push appends the values that actions lead to, the last of which is snap's, which the
 // store has just made of them.
-func (p *published) push(snap Snapshot, actions []action) {
+func (p *publishedState) push(snap Snapshot, actions []action) {
 	p.epoch, p.version = snap.Epoch, snap.Version
 	p.stateSeq += uint64(max(len(actions), 1))
 	// Only the last few are kept. Count back from the end, then forward.
@@ -92,7 +92,7 @@ func (h *Hub) nextAnnouncement() time.Time {
 }
 
 // clients returns how many clients this hub has.
-func (p *published) clients() int { return p.users - p.others }
+func (p *publishedState) clients() int { return p.users - p.others }
 
 // countOthers takes over what is known of other hubs.
 func (h *Hub) countOthers(n News) {
@@ -125,7 +125,7 @@ func wake(ch chan<- struct{}) {
 	}
 }
 
-func (h *Hub) snapshot() published {
+func (h *Hub) snapshot() publishedState {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.published

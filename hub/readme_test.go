@@ -25,7 +25,7 @@ func TestReadme(t *testing.T) {
 	for _, want := range []string{
 		fmt.Sprintf("a message over %d bytes", MaxMessage),
 		fmt.Sprintf("more than %d values behind", recentValues),
-		fmt.Sprintf("does not answer for %v seconds, actions are refused", storePatience.Seconds()),
+		fmt.Sprintf("does not answer for %v seconds, actions are refused", storeTimeout.Seconds()),
 		fmt.Sprintf("takes nothing for %.0f seconds", stallTimeout.Seconds()),
 		fmt.Sprintf("%d bytes; %d fragments | 1009; 1008", MaxMessage, maxFragments),
 		fmt.Sprintf("control frames and refused messages of a client | %d,%03d in %.0f seconds", maxExcess/1000, maxExcess%1000, excessTime.Seconds()),
@@ -43,12 +43,12 @@ func TestReadme(t *testing.T) {
 	}
 	for file, facts := range map[string][]string{
 		"../deploy/prometheus/rules.yml": {
-			fmt.Sprintf("at %v s actions are refused", storePatience.Seconds()),
-			fmt.Sprintf("takes more than %v seconds counts", storePatience.Seconds()),
+			fmt.Sprintf("at %v s actions are refused", storeTimeout.Seconds()),
+			fmt.Sprintf("takes more than %v seconds counts", storeTimeout.Seconds()),
 			fmt.Sprintf("took nothing for %v seconds", stallTimeout.Seconds()),
 		},
 		"../deploy/grafana/dashboard.json": {
-			fmt.Sprintf("From %v s on actions are refused", storePatience.Seconds()),
+			fmt.Sprintf("From %v s on actions are refused", storeTimeout.Seconds()),
 			fmt.Sprintf("took nothing for %v seconds", stallTimeout.Seconds()),
 		},
 		"../deploy/haproxy.cfg": {fmt.Sprintf("pings a silent client after %d s at most, and disconnects it %d s later", pingEvery+pingJitter, pongTimeout)},

@@ -390,7 +390,7 @@ func TestClosesAreCounted(t *testing.T) {
 		{ReasonPeer, closing(4321, "")},
 		{ReasonProtocol, sent(finBit|0xf, "")},
 		{ReasonNotUTF8, sent(finBit|opText, "\xff")},
-		{ReasonRubbish, bytes.Repeat(sent(finBit|opText, "x"), maxRubbish)},
+		{ReasonRubbish, bytes.Repeat(sent(finBit|opText, "x"), maxNotActions)},
 		{ReasonFlood, bytes.Repeat(sent(finBit|opPing, ""), maxExcess+1)},
 		{ReasonFlood, bytes.Repeat(sent(finBit|opPong, ""), maxExcess+1)},
 		{ReasonFlood, bytes.Repeat(sent(finBit|opText, plus), 1+maxExcess+1)}, // over the rate
@@ -523,7 +523,7 @@ func TestPanicEndsOneClient(t *testing.T) {
 		if counts.Panics != 2 || counts.Closes[ReasonPanic] != 2 {
 			t.Errorf("%d panics and %d closes are counted, want 2", counts.Panics, counts.Closes[ReasonPanic])
 		}
-		if got := lines.String(); strings.Count(got, "a bug: a panic") != 1 || !strings.Contains(got, "refuseOften") {
+		if got := lines.String(); strings.Count(got, "a bug: a panic") != 1 || !strings.Contains(got, "refuseAndCount") {
 			t.Errorf("the log has\n%s\nwant one line with the stack", got)
 		}
 	})

@@ -10,37 +10,37 @@ import (
 // Its goroutine is run. Nothing that it does waits for a client.
 type shard struct {
 	// Immutable after newShard.
-	hub     *Hub
-	wake    chan struct{}   // loop -> run: there is a newer state; 1, a token is enough
-	members chan membership // serve -> run: each client's join, and then its leave; 128, since a sweep may be on; never closed
-	stuck   chan *client    // serve and commitLoop -> run: a write that was not the shard's blocked the client; likewise
+	hub        *Hub
+	wake       chan struct{}   // loop -> run: there is a newer state; 1, a token is enough
+	members    chan membership // serve -> run: each client's join, and then its leave; 128, since a sweep may be on; never closed
+	nowBlocked chan *client    // serve and commitLoop -> run: a write that was not the shard's blocked the client; likewise
 
 	// Owned by run.
 	clients  []*client
 	blocked  []*client
-	now      published          // what encoded says
-	encoded  [encodings]encoded // of those that there are clients of
-	using    [encodings]int     // how many of clients have the encoding
-	message  []byte             // one message, before it is encoded
-	scratch  []byte             // what one client is written
+	now      publishedState          // what encoded says
+	encoded  [encodings]encodedState // of those that there are clients of
+	using    [encodings]int          // how many of clients have the encoding
+	message  []byte                  // one message, before it is encoded
+	scratch  []byte                  // what one client is written
 	wheel    [wheelSlots][]*client
 	slot     int
 	draining bool
 	aborting bool
 	drain    shardDrain
-	tally    tally
+	tally    shardCounts
 
-	mu     sync.Mutex
-	handed tally // tally as of the last turn. Guarded by mu.
+	mu         sync.Mutex
+	handedOver shardCounts // tally as of the last turn. Guarded by mu.
 
-	_      [64]byte    // so that what clients count is in no cache line that run uses
-	counts atomicTally // safe from any goroutine
+	_      [64]byte     // so that what clients count is in no cache line that run uses
+	counts clientCounts // safe from any goroutine
 }
 
 // membership is a client's join or leave. Both go through one channel, so that they
 // keep their order.
 type membership struct {
-	client *client
+	member *client
 	leaves bool
 }
 
@@ -68,10 +68,10 @@ const (
 
 func newShard(h *Hub) *shard {
 	s := &shard{
-		hub:     h,
-		wake:    make(chan struct{}, 1),
-		members: make(chan membership, 128),
-		stuck:   make(chan *client, 128),
+		hub:        h,
+		wake:       make(chan struct{}, 1),
+		members:    make(chan membership, 128),
+		nowBlocked: make(chan *client, 128),
 	}
 	s.tally.swept = h.published.stateSeq // nobody is behind
 	s.handOver()
@@ -82,15 +82,15 @@ func newShard(h *Hub) *shard {
 func (s *shard) handOver() {
 	s.tally.clients = len(s.clients)
 	s.mu.Lock()
-	s.handed = s.tally
+	s.handedOver = s.tally
 	s.mu.Unlock()
 }
 
-// told returns what was counted up to the last turn of run. Safe from any goroutine.
-func (s *shard) told() tally {
+// lastTally returns what was counted up to the last turn of run. Safe from any goroutine.
+func (s *shard) lastTally() shardCounts {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.handed
+	return s.handedOver
 }
 
 func (s *shard) run() {
@@ -130,11 +130,11 @@ func (s *shard) run() {
 			wake = s.wake
 		case m := <-s.members:
 			if m.leaves {
-				s.leave(m.client)
+				s.leave(m.member)
 			} else {
-				s.join(m.client)
+				s.join(m.member)
 			}
-		case c := <-s.stuck:
+		case c := <-s.nowBlocked:
 			s.noteBlocked(c)
 		case <-second.C:
 			s.turnWheel()
@@ -221,7 +221,7 @@ func (s *shard) countBehind() {
 }
 
 // encode makes what a sweep sends, once for all clients of an encoding.
-func (s *shard) encode(now published) {
+func (s *shard) encode(now publishedState) {
 	s.now = now
 	for e := range encodings {
 		if s.using[e] > 0 {
@@ -237,7 +237,7 @@ func (s *shard) deliver(c *client) {
 	if !usersDue && !stateDue || c.closing {
 		return
 	}
-	if c.blocked || c.wire.sock.blocked() || c.owes.Load() {
+	if c.blocked || c.wire.sock.blocked() || c.refusalsPending.Load() {
 		s.noteBlocked(c)
 		return // flushBlocked delivers
 	}
@@ -302,7 +302,7 @@ func (s *shard) flushBlocked() {
 		case !c.wire.sock.blocked():
 			if c.closing {
 				c.finishStream()
-			} else if s.tellOwed(c) {
+			} else if s.sendPending(c) {
 				s.deliver(c)
 			}
 		case n == 0 && time.Since(c.stalledAt) >= stallTimeout:
@@ -320,10 +320,10 @@ func (s *shard) flushBlocked() {
 	s.countBehind()
 }
 
-// tellOwed sends the refusals that c is owed, and reports false if it is blocked by that.
-func (s *shard) tellOwed(c *client) bool {
-	for c.owes.Load() {
-		if s.scratch = c.appendOwed(s.scratch[:0]); len(s.scratch) > 0 {
+// sendPending sends the refusals that c is owed, and reports false if it is blocked by that.
+func (s *shard) sendPending(c *client) bool {
+	for c.refusalsPending.Load() {
+		if s.scratch = c.appendPending(s.scratch[:0]); len(s.scratch) > 0 {
 			s.write(c, s.scratch)
 		}
 		if c.blocked {
@@ -396,7 +396,7 @@ func (s *shard) closeClient(c *client) {
 	if c.encoding == inStream {
 		c.endStream()
 	} else {
-		_, _ = c.wire.send(appendClose(nil, codeStopping, reasonStopping), true)
+		_, _ = c.wire.send(appendClose(nil, codeStopping, textStopping), true)
 	}
 	if c.wire.sock.blocked() {
 		s.noteBlocked(c)

@@ -34,7 +34,7 @@ func newSinkShard(tb testing.TB, n int) (*shard, *sinkConn) {
 	s := newShard(h)
 	sink := new(sinkConn)
 	for range n {
-		s.join(&client{hub: h, shard: s, wire: wire{Conn: sink, sock: sink}})
+		s.join(&client{hub: h, owner: s, wire: clientWire{Conn: sink, sock: sink}})
 	}
 	return s, sink
 }
@@ -82,7 +82,7 @@ func TestSweepDoesNotAllocate(t *testing.T) {
 }
 
 func TestPush(t *testing.T) {
-	var p published
+	var p publishedState
 	p.push(Snapshot{Version: 7, Value: 3}, nil)
 	if p.value() != 3 || p.stateSeq != 1 {
 		t.Errorf("after the first value: %+v", p)

@@ -58,10 +58,10 @@ func (h *Hub) ServeStream(w http.ResponseWriter, r *http.Request) {
 		}
 	}()
 	c.encoding = inStream
-	c.wire.client = c
+	c.wire.owner = c
 	nc, brw, err := http.NewResponseController(w).Hijack()
 	if err == nil {
-		err = c.wire.take(nc)
+		err = c.wire.attach(nc)
 	}
 	if err != nil {
 		h.log.Error("cannot serve any stream", "err", err)
@@ -155,7 +155,7 @@ func (c *client) readStream() (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			c.hub.events.Panicked(p, "remote", c.remote)
-			err = closeError{ReasonPanic, reasonPanic}
+			err = closeError{ReasonPanic, textPanic}
 		}
 	}()
 	// "A server that sends a "close" connection option MUST initiate closure of the connection

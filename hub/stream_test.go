@@ -291,7 +291,7 @@ func TestStreamVanishes(t *testing.T) {
 		conn := &vanishingConn{gone: make(chan struct{})}
 		h := newFakeHub(t, Config{Shards: 1})
 		defer h.stop()
-		c := &client{hub: h.Hub, shard: h.shards[0], index: -1, encoding: inStream, wire: wire{Conn: conn, sock: conn}}
+		c := &client{hub: h.Hub, owner: h.shards[0], index: -1, encoding: inStream, wire: clientWire{Conn: conn, sock: conn}}
 		if reason, _ := h.admit(c); reason != "" {
 			t.Fatal(reason)
 		}
@@ -541,7 +541,7 @@ func TestStreamsAndSweeps(t *testing.T) {
 	if s.encoded[inStream].states != nil {
 		t.Error("a shard without streams encodes events")
 	}
-	c := &client{hub: h, shard: s, encoding: inStream, wire: wire{Conn: sink, sock: sink}}
+	c := &client{hub: h, owner: s, encoding: inStream, wire: clientWire{Conn: sink, sock: sink}}
 	s.join(c)
 	s.sweep()
 	sink.writes = 0

@@ -11,21 +11,21 @@ import (
 	"sync/atomic"
 )
 
-// wire is the byte stream below one client. Below a WebSocket two writers meet: the
+// clientWire is the byte stream below one client. Below a WebSocket two writers meet: the
 // WebSocket library, which answers pings and closes, and the hub, which writes frames
 // that it has encoded once for many clients. Each Write carries one frame, or several
 // whole ones, so that they never mix. Write and send are safe from any goroutine.
-type wire struct {
-	// Immutable after take.
+type clientWire struct {
+	// Immutable after attach.
 	net.Conn         // TLS, or TCP behind a proxy that ends TLS
 	sock     socket  // below Conn
-	client   *client // whose wire it is
+	owner    *client // whose wire it is
 
 	heard atomic.Bool // the peer has sent something since the last look
 
 	// Owned by the client's serve.
 	in     *bufio.Reader // what the library reads from; filled from Read
-	frames frames
+	frames frameChecker
 
 	mu        sync.Mutex
 	closeSent bool // Guarded by mu.
@@ -36,7 +36,7 @@ type wire struct {
 // would look beneath it.
 type upgrade struct {
 	http.ResponseWriter
-	wire *wire
+	wire *clientWire
 }
 
 var errNotOurs = errors.New("hub: the connection is not a hub.Conn")
@@ -58,16 +58,16 @@ func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	w := u.wire
-	if err := w.take(nc); err != nil {
+	if err := w.attach(nc); err != nil {
 		return nil, nil, err
 	}
 
 	// What the client sent right behind its handshake has to lie in the new reader's
 	// buffer: the library looks nowhere else.
 	early, _ := brw.Reader.Peek(brw.Reader.Buffered())
-	n, err := w.frames.take(early)
+	n, err := w.frames.check(early)
 	if err != nil {
-		w.frames.breakOff(err) // Read says so
+		w.frames.fail(err) // Read says so
 	}
 	early = early[:n]
 	w.in = bufio.NewReaderSize(bytes.NewReader(early), max(readBuffer, len(early)))
@@ -78,7 +78,7 @@ func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 }
 
 // take makes a connection that net/http has let go of the wire's.
-func (w *wire) take(nc net.Conn) error {
+func (w *clientWire) attach(nc net.Conn) error {
 	if t := tlsOf(nc); t != nil {
 		nc = t
 	}
@@ -98,14 +98,14 @@ func (w *wire) take(nc net.Conn) error {
 }
 
 // Read implements net.Conn. It returns what is right, and a closeError when something is not.
-func (w *wire) Read(p []byte) (int, error) {
-	if err := w.frames.broken(); err != nil {
+func (w *clientWire) Read(p []byte) (int, error) {
+	if err := w.frames.failed(); err != nil {
 		return 0, err
 	}
 	n, err := w.Conn.Read(p)
 	if n > 0 {
 		w.heard.Store(true)
-		if passed, wrong := w.frames.take(p[:n]); wrong != nil {
+		if passed, wrong := w.frames.check(p[:n]); wrong != nil {
 			return passed, wrong
 		}
 	}
@@ -114,14 +114,14 @@ func (w *wire) Read(p []byte) (int, error) {
 
 // Write implements net.Conn for the library, which writes control frames only, from the
 // client's own goroutine.
-func (w *wire) Write(p []byte) (int, error) {
+func (w *clientWire) Write(p []byte) (int, error) {
 	isClose := p[0]&0xf == opClose
 	if isClose {
-		w.client.leave() // before the peer hears of it
+		w.owner.leave() // before the peer hears of it
 	}
 	n, err := w.send(p, isClose)
 	if w.sock.blocked() {
-		w.client.noteBlocked()
+		w.owner.noteBlocked()
 	}
 	return n, err
 }
@@ -130,7 +130,7 @@ func (w *wire) Write(p []byte) (int, error) {
 // close frame, or the end of a stream: nothing is written after one, not even the library's answer to the
 // peer's. "The application MUST NOT send any more data frames after sending a Close
 // frame." https://www.rfc-editor.org/rfc/rfc6455#section-5.5.1
-func (w *wire) send(p []byte, isClose bool) (int, error) {
+func (w *clientWire) send(p []byte, isClose bool) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closeSent {

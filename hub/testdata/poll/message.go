@@ -132,9 +132,9 @@ var (
 	undecided = newRefusal("store_undecided", "The store does not answer: this vote counts when it does, or another error follows.")
 )
 
-// rubbish reports whether the message was none that a client should ever send, so
+// notAnAction reports whether the message was none that a client should ever send, so
 // that one who goes on sending such is closed.
-func (r *refusal) rubbish() bool {
+func (r *refusal) notAnAction() bool {
 	return r == refusedJSON || r == refusedAction || r == refusedBinary
 }
 
@@ -152,8 +152,8 @@ func decode(typ websocket.MessageType, p []byte) (action, *refusal) {
 
 // The sizes of what knownAction knows.
 const (
-	leastKnown = len(`{"action":"vote","option":"tea"}`)
-	mostKnown  = len(`{"action": "vote", "option": "coffee"}`)
+	shortestKnown = len(`{"action":"vote","option":"tea"}`)
+	longestKnown  = len(`{"action": "vote", "option": "coffee"}`)
 )
 
 // knownAction returns the action that p is in the very bytes that JSON.stringify or
