@@ -1,74 +1,76 @@
-// Package hub is a broadcast hub: clients join it over WebSockets, act on one
-// shared counter, and each is sent every new state of it. Who only wants to listen
-// may do so over HTTP (stream.go).
+// Package hub is a broadcast hub. Clients join it over WebSockets and change one shared
+// counter. The hub sends every client each new state of the counter. A client that only
+// listens can join over plain HTTP instead (stream.go).
 //
 // # Goroutines, and what each owns
 //
-//	readLoop    one a client: reads messages, decodes actions, answers refusals
-//	loop        one: takes the actions that are waiting as one batch, publishes
-//	commitLoop  one: carries a batch to the store, so that loop never waits for a disk
-//	shard.run   one a processor: owns its clients and writes to them
+//	readLoop    one a client: reads messages, decodes actions, sends refusals
+//	loop        one: owns the value, makes batches of actions, publishes states
+//	commitLoop  one: gives batches to the store, so that loop never waits for a disk
+//	shard.run   one a processor: owns some of the clients, and sends them states
 //
-// An action travels
+// There is no writer goroutine and no queue for a client.
+//
+// # The way of an action
 //
 //	readLoop --actions--> loop --commits--> commitLoop --committed--> loop
 //
-// and loop publishes the new state only then, when the store has it safe. To
-// publish is to store the newest state under a mutex and to wake each shard
-// through a channel that holds one token. The shard copies the state out and
-// sweeps: one write to each client that is behind, with all that this client is
-// due in one piece (one TLS record, one packet). A state that is published while
-// a sweep runs is seen by the next sweep, so load merges values and never builds
-// a backlog; there is no queue for a client anywhere. The newest few values are
-// kept, so that a client that is only a little behind is sent each of them. Sweeps
-// that would follow each other at once pause in between, to leave time for reading.
+// loop takes all actions that are waiting as one batch. It publishes the new state only after
+// the store has the batch safe. To publish, loop stores the state under a mutex and wakes each
+// shard through a channel that holds one token.
 //
-// # What an idle client costs
+// A shard that wakes copies the state and sweeps its clients. Each client that is behind gets
+// one write with everything that it has to be sent: one TLS record, one packet. A state that is
+// published during a sweep is sent by the next sweep. So load merges values, and no backlog builds up.
 //
-// One goroutine with a stack of 4 KB, which waits for the next frame in its own
-// buffer (known.go says why there), the TLS connection, and the WebSocket library's
-// state: 12 to 14 KB in all. No goroutine, queue, timer or context of its own: pings come
-// from a timing wheel that each shard turns once a second.
+// The hub keeps the newest few values, so a client that is only a little behind is sent each of
+// them. Between two sweeps that follow each other at once a shard pauses, to leave processor
+// time for reading.
 //
-// # Nobody waits for anybody
+// # Nobody waits
 //
-// Writes to a client never wait (see [NewListener]). What the socket does not
-// take is kept beside it, at most a few kilobytes, and the client is blocked:
-// sweeps skip it until the rest has drained, and then it is sent the refusals
-// that it is owed, of which only the number is kept, and the newest state. One
-// that makes no progress for 10 seconds is disconnected.
+// A write to a client never waits (see [Conn]). The connection keeps the bytes that the kernel does
+// not take, at most a few kilobytes, and the client is then blocked. Sweeps skip a blocked client
+// until those bytes are written. Then the client is sent its pending refusals and the newest state.
+// Of pending refusals only the number is kept. A blocked client without progress for 10 seconds
+// is disconnected.
 //
-// Sends go one way: readLoops send to loop and to shards, loop sends to commitLoop,
-// commitLoop sends its results back into a channel with room for them and tells
-// shards of clients that an answer has blocked, and shards send to nobody. A send that
-// might have to wait gives up when the hub has ended.
+// Channel sends go one way, so there is no cycle that could deadlock. readLoops send to loop and
+// to shards. loop sends to commitLoop. commitLoop sends results to loop, through a channel that
+// has room for them, and tells shards about clients that a refusal has blocked. Shards send to no
+// goroutine. A send that may wait ends when the hub has ended.
 //
-// Nobody waits for the store either. When it has worked on a batch for 1.5 seconds, what it
-// has not been given is refused, the senders of the batch are told that its fate is open,
-// and each readLoop refuses what comes, until the store has answered.
+// No client waits for the store either. If the store has worked on a batch for 1.5 seconds, the
+// hub refuses all actions that it has not yet given to the store. It tells the senders of the
+// batch that the outcome is open. Until the store answers, each readLoop refuses new actions.
 //
-// # Strangers
+// # Limits
 //
-// What strangers may cost is bounded at each step: connections by a [Gate], requests of an
-// address by [Rates], clients by the caps of [Config], frames by frames.go, messages and
-// actions by readLoop. What is over a bound is refused or closed under one of the names in
-// events.go, which are counted and logged there. A panic in a client's goroutine ends that
-// client.
+// What a client can cost is bounded at each step: the number of clients by the caps of [Config],
+// frames by frames.go, messages and actions by readLoop. Limits on connections and requests
+// before they reach the hub are the caller's. A request or client over a limit is refused or
+// closed for a [Reason], which events.go counts and logs. A panic in a client's goroutine ends
+// only that client.
+//
+// An idle client costs 12 to 14 KB: a goroutine with a stack of 4 KB that waits for the next
+// frame, the TLS connection, and the state of the WebSocket library. known.go explains how the
+// stack stays that small. An idle client has no timer: each shard turns a timing wheel once a
+// second, which says which clients to ping.
 //
 // # The end
 //
-// [Hub.Shutdown] has the shards close their clients, streams too, in slices: each shard has one timer, and
-// no client has any. Those whose turn has not come are served meanwhile.
+// [Hub.Shutdown] makes the shards close their clients in slices, event streams included. Each
+// shard has one timer for this. Clients whose turn has not come are served until then.
 //
 // # Several hubs on one value
 //
-// A store may be shared ([Shared]): then its news come to loop beside the actions, and
-// what other hubs did is published like our own. Versions put all of it in the store's order:
-// what is older than what was published is dropped. Values that another hub published
-// together are merged.
+// Several hubs can share a store ([Shared]). The store then sends loop its news, and loop
+// publishes the changes of other hubs like its own. Versions give all changes the store's order:
+// loop drops a snapshot that is older than the published one. Values that another hub published
+// between two snapshots are merged.
 //
 // # Replacing the counter
 //
-// message.go holds the protocol: what clients share, what they may do to it, and the messages. The
-// rest moves values, deltas and actions and does not look into them. docs/extend.md walks through a change of it.
+// message.go defines the value, the actions on it, and the messages. All other files move values,
+// deltas and actions without looking into them. docs/extend.md describes how to replace message.go.
 package hub

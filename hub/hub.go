@@ -11,87 +11,89 @@ import (
 	"time"
 )
 
-// Config is what [New] needs to know. Only Store is required.
+// Config configures a [Hub]. Only Store is required.
 type Config struct {
-	// Store is where the value lives. The hub does not close it.
+	// Store keeps the value. The hub does not close it.
 	Store Store
 
-	// Logger gets a line for each thing that an operator should know, and debug lines
-	// for each client. nil discards them.
+	// Logger gets lines for operators, and debug lines for each client. nil discards them.
 	Logger *slog.Logger
 
-	// Events are told of clients that are refused or disconnected, and of panics. nil makes some
-	// that log to Logger.
+	// Events counts and logs refused clients, disconnected clients and panics. nil makes
+	// new Events that log to Logger.
 	Events *Events
 
-	// Origins lists the pages that may connect, as [ParseOrigin] understands them. A
-	// handshake without an Origin header, which no browser sends, is let in. Without
-	// any, no page may connect.
+	// Origins lists the origins whose pages may connect; [ParseOrigin] makes them. If it is
+	// empty, no page may connect. A handshake without an Origin header is always accepted:
+	// browsers never send one.
 	Origins []Origin
 
-	// MaxClients caps the clients in all: one more is refused with 503 and Retry-After.
-	// MaxClientsPerIP caps those of one IPv4 address or IPv6 /64: one more is refused with 429.
-	// 0 is no cap: then whoever opens enough connections takes all file descriptors.
+	// MaxClients caps the clients in total; the next one is refused with 503 and Retry-After.
+	// MaxClientsPerIP caps the clients of one IPv4 address or IPv6 /64; the next one is refused
+	// with 429. 0 means no cap: then one peer can use up all file descriptors.
 	MaxClients      int
 	MaxClientsPerIP int
 
-	// ActionRate is how many actions a client may send a second in the long run, and
-	// ActionBurst, at least 1, how many at once. One more is refused. A rate of 0 is no
-	// limit.
+	// ActionRate is how many actions a client may send per second in the long run.
+	// ActionBurst, at least 1, is how many it may send at once. Actions over the limit are
+	// refused. An ActionRate of 0 means no limit.
 	ActionRate  float64
 	ActionBurst int
 
-	// Shards is how many goroutines write to clients; 0 is one for each processor.
+	// Shards is the number of goroutines that write to clients; 0 means one for each processor.
 	Shards int
 }
 
-// Hub is a broadcast hub. Its methods are safe from any goroutine.
+// Hub is a broadcast hub. The package documentation lists its goroutines. The methods of Hub
+// are safe from any goroutine.
 type Hub struct {
 	// Immutable after New.
 	cfg    Config
 	store  Store
-	shared Shared // store, or nil if that is not shared
+	shared Shared // the store, or nil if it is not a Shared
 	log    *slog.Logger
 	events *Events
 	shards []*shard
 
-	actions   chan actionRun // readLoops -> loop; 1024, so that a burst costs no handover; never closed
-	presence  chan struct{}  // serve -> loop: the number of clients changed; 1, a token is enough
-	commits   chan *batch    // loop -> commitLoop; one batch is on its way at most; closed by loop
+	actions   chan actionRun // readLoops -> loop; 1024, so that a burst costs no goroutine switch; never closed
+	presence  chan struct{}  // serve and loop -> loop: the number of users changed; 1, since one token is enough; never closed
+	commits   chan *batch    // loop -> commitLoop; at most one batch is in flight; closed by loop
 	committed chan result    // commitLoop -> loop; 1, so that commitLoop can end after loop; never closed
-	draining  chan struct{}  // closed by Shutdown, when drain is set: clients are being closed
-	aborting  chan struct{}  // closed by Shutdown: clients are disconnected
-	done      chan struct{}  // closed by Shutdown when no client is left
+	draining  chan struct{}  // Shutdown -> shards: close your clients; closed by Shutdown, after it has set drain
+	aborting  chan struct{}  // Shutdown -> shards: disconnect your clients; closed by Shutdown
+	done      chan struct{}  // Shutdown -> all: no client is left; closed by Shutdown
 
-	clients sync.WaitGroup // the clients' goroutines
-	running sync.WaitGroup // all others
+	cancelStore context.CancelCauseFunc // cancels the context of the store's calls
 
-	drain drainPlan // immutable once draining is closed, and not to be read before
+	// Written by Shutdown before it closes draining; immutable and readable after that.
+	drain drainPlan
 
-	cancelStore context.CancelCauseFunc // ends the context of the store's calls
-
+	// Safe from any goroutine.
+	clients      sync.WaitGroup // goroutines that run client.serve
+	running      sync.WaitGroup // all other goroutines: loop, commitLoop, shard.run
 	nextShard    atomic.Uint32
-	storeOverdue atomic.Bool  // the store does not answer: actions are refused
-	blocked      atomic.Int64 // clients that are blocked
+	storeOverdue atomic.Bool  // a commit has taken longer than storeTimeout: actions are refused
+	blocked      atomic.Int64 // how many clients are blocked
 
 	mu sync.Mutex
 	// Guarded by mu.
 	published publishedState
 	stopping  bool
-	storeErr  error         // why the last commit failed; nil after one that succeeded
-	newsErr   error         // why a shared store cannot be used, as it says itself
-	unknown   bool          // no value has been known yet
-	admitted  addressCounts // clients, from before their opening handshake to the end of their goroutine
+	storeErr  error         // why the last commit failed; nil after a commit that succeeded
+	newsErr   error         // why a shared store cannot be used, from its last news
+	unknown   bool          // the value has not been loaded yet
+	admitted  addressCounts // clients, from before the opening handshake to the end of serve
 
-	// Guarded by mu. For Counts.
+	// Guarded by mu. Counted for Counts.
 	joined               uint64
 	counted              uint64
 	applies              Durations
 	applyErrors, outages uint64
 }
 
-// New starts a hub on the value that cfg.Store holds. ctx bounds the loading of it.
-// [Hub.Shutdown] ends the hub.
+// New loads the value from cfg.Store and starts a hub. ctx bounds the loading only. New returns
+// an error if cfg.Store is nil, or if the value cannot be loaded from a store that is not
+// [Shared]. [Hub.Shutdown] ends the hub.
 func New(ctx context.Context, cfg Config) (*Hub, error) {
 	if cfg.Store == nil {
 		return nil, errors.New("hub: Config.Store is missing")
@@ -144,10 +146,10 @@ func New(ctx context.Context, cfg Config) (*Hub, error) {
 	return h, nil
 }
 
-// sendTo sends v on ch, and reports false if the hub has ended instead.
+// sendTo sends v on ch. It reports false if the hub ended before v could be sent.
 func sendTo[T any](h *Hub, ch chan<- T, v T) bool {
 	select {
-	case ch <- v: // far cheaper than a choice, and there mostly is room
+	case ch <- v: // much cheaper than the select below, and there is usually room
 		return true
 	default:
 	}
@@ -159,13 +161,17 @@ func sendTo[T any](h *Hub, ch chan<- T, v T) bool {
 	}
 }
 
-// Shutdown ends the hub: new clients are refused with 503, and the others closed with status
-// code 1012, so that they go elsewhere or come back. A few are closed at once, more of them
-// one each 2 ms, or so much faster that seven tenths of what ctx leaves are enough; meanwhile
-// those that are left are served. Each has two tenths, or 5 seconds, for its answer. Then all
-// that the store has been given is done, or given up if it does not answer for another 1.5
-// seconds. When ctx ends before, those that have not answered are disconnected and Shutdown
-// returns ctx's error, with all goroutines ended none the less. It must be called once.
+// Shutdown ends the hub. It must be called once.
+//
+// Shutdown refuses new clients with 503 and closes the others with status code 1012, so that they
+// reconnect, here or elsewhere. Up to 25 clients are closed at once. More clients are closed at one
+// each 2 ms, or faster, so that all are closed within seven tenths of the time that ctx leaves.
+// A client is served until its turn, and then has two tenths of that time, at most 5 seconds, to
+// answer the close frame. Then Shutdown waits for the store to finish the actions that were
+// accepted, for at most another 1.5 seconds.
+//
+// If ctx ends before all clients have ended, Shutdown disconnects the remaining ones and returns
+// ctx's cause. In every case all goroutines of the hub have ended when Shutdown returns.
 func (h *Hub) Shutdown(ctx context.Context) error {
 	h.mu.Lock()
 	h.stopping = true

@@ -9,69 +9,71 @@ import (
 	"time"
 )
 
-// actionRun is an action from a client, or several of the same in a row.
+// actionRun is one or more equal actions in a row from one client.
 type actionRun struct {
 	from  *client
 	kind  action
 	count int
 }
 
-// maxBatch bounds how many actions one commit carries. When that many are waiting for
-// the store, those who send more have to wait, too.
+// maxBatch bounds the number of actions in one commit. While that many are waiting for the
+// store, loop takes no more, and clients that send more wait in sendTo.
 const maxBatch = 4096
 
-// batch is a series of actions that the store gets as one change.
+// batch is a series of actions that the store applies as one change. loop owns it, except while
+// commitLoop has it.
 type batch struct {
-	delta      Delta       // what the actions come to
-	actions    []action    // those that count, in order
-	runs       []actionRun // the same
-	outOfRange []actionRun // those that would leave the range
+	delta      Delta       // the sum of actions
+	actions    []action    // the actions that stay within the range, in order
+	runs       []actionRun // the same actions, with their senders
+	outOfRange []actionRun // actions that would leave the range
 
-	// Who sets it tells the senders what became of the batch: commitLoop when the store
-	// answers, or loop when it does not for too long.
+	// The goroutine that sets claimed tells the senders the outcome of the batch: commitLoop
+	// when the store answers, or loop when the answer takes longer than storeTimeout.
+	// Safe from any goroutine.
 	claimed atomic.Bool
 }
 
 func (b *batch) len() int { return len(b.actions) + len(b.outOfRange) }
 
 func (b *batch) reset() {
-	clear(b.runs) // or clients that left would be kept alive
+	clear(b.runs) // otherwise they would keep clients that left in memory
 	clear(b.outOfRange)
 	*b = batch{actions: b.actions[:0], runs: b.runs[:0], outOfRange: b.outOfRange[:0]}
 }
 
-// result is what became of a batch.
+// result is the store's answer to a batch.
 type result struct {
-	given *batch
+	given *batch // the batch that the store was given
 	snap  Snapshot
 	err   error
 }
 
-// storeTimeout is how long the store may work on a commit before actions are refused. A
-// slow disk under load takes a fraction of it, and a person does not wait much longer.
+// storeTimeout is how long a commit may take before actions are refused. A slow disk under load
+// takes a fraction of it, and a person does not wait much longer.
 const storeTimeout = 1500 * time.Millisecond
 
 // errNoAnswer is why the hub is not ready while a commit takes longer than storeTimeout.
 var errNoAnswer = fmt.Errorf("no answer for more than %v", storeTimeout)
 
-// loop owns the value: it alone turns actions into batches and publishes what the
-// store made of them. snap is what the store holds.
+// loop owns the value. No other goroutine makes batches of actions or publishes states. snap is
+// the snapshot that the store holds at the start.
 func (h *Hub) loop(snap Snapshot) {
 	defer h.running.Done()
 	defer close(h.commits)
 
 	var (
-		waiting  = new(batch) // what the next commit will carry
-		spare    = new(batch)
-		inFlight *batch    // what the store is working on
-		commitAt time.Time // when the next commit may begin; for shared stores alone
-		news     <-chan News
+		waiting  = new(batch) // the next batch
+		spare    = new(batch) // for reuse; nil while a batch is in flight
+		inFlight *batch       // the batch that the store is working on, or nil
+		commitAt time.Time    // when the next commit may begin; only for shared stores
+		news     <-chan News  // nil if the store is not shared
 
-		announceAt time.Time // when users may be announced next
-		announce   = newStoppedTimer()
-		retry      = newStoppedTimer()
+		announceAt time.Time           // when users may be announced next
+		announce   = newStoppedTimer() // runs until announceAt, if an announcement waits
+		retry      = newStoppedTimer() // runs after a failed commit
 		timeout    = newStoppedTimer() // runs while a batch is in flight
-		pace       = newStoppedTimer() // runs until commitAt, if that is waited for
+		pace       = newStoppedTimer() // runs until commitAt, if a commit waits
 	)
 	if h.shared != nil {
 		news = h.shared.News()
@@ -103,7 +105,7 @@ func (h *Hub) loop(snap Snapshot) {
 		case r := <-actions:
 			waiting.add(r, snap.Value, inFlight)
 			h.takeActions(waiting, maxBatch, snap.Value, inFlight)
-			if h.storeOverdue.Load() { // they were on their way when it turned out
+			if h.storeOverdue.Load() { // the actions were in the channel when it became overdue
 				waiting.refuse()
 			}
 
@@ -124,8 +126,8 @@ func (h *Hub) loop(snap Snapshot) {
 			spare.reset()
 
 		case <-timeout.C:
-			// What waits has not been given to the store, and so does not count. The store may
-			// have done what it was given, or do it yet.
+			// The store has not been given the waiting actions, so they can be refused. It may
+			// have applied the batch in flight, or may still do so.
 			if inFlight.claimed.CompareAndSwap(false, true) {
 				h.storeOverdue.Store(true)
 				h.noteNoAnswer()
@@ -145,7 +147,8 @@ func (h *Hub) loop(snap Snapshot) {
 			h.countOthers(n)
 
 		case <-retry.C:
-			// Nobody may be sending actions, since the store is away. See whether it is back.
+			// Try whether the store works again, with an empty batch if no action is waiting:
+			// clients may send none while their actions are refused.
 			if inFlight == nil {
 				b := spare
 				spare = nil
@@ -163,7 +166,7 @@ func (h *Hub) loop(snap Snapshot) {
 			announceAt = h.nextAnnouncement()
 
 		case <-h.done:
-			// The clients have gone. What they sent counts all the same.
+			// All clients have left. The actions that they sent still count.
 			h.takeActions(waiting, math.MaxInt, snap.Value, inFlight)
 			if inFlight != nil {
 				<-h.committed
@@ -177,13 +180,15 @@ func (h *Hub) loop(snap Snapshot) {
 	}
 }
 
+// newStoppedTimer returns a timer that does not run until Reset.
 func newStoppedTimer() *time.Timer {
 	t := time.NewTimer(0)
 	t.Stop()
 	return t
 }
 
-// untilCommit returns how long a commit has to wait that may begin at commitAt.
+// untilCommit returns how long a commit has to wait until commitAt. It is 0 or less if the commit
+// may begin now, which is always so for a store that is not shared.
 func (h *Hub) untilCommit(commitAt time.Time) time.Duration {
 	if h.shared == nil {
 		return 0
@@ -191,7 +196,8 @@ func (h *Hub) untilCommit(commitAt time.Time) time.Duration {
 	return time.Until(commitAt)
 }
 
-// takeActions puts those actions behind b that have arrived already, up to limit.
+// takeActions adds the actions that have already arrived to b, until b has limit actions. value and
+// inFlight are those of [batch.add].
 func (h *Hub) takeActions(b *batch, limit int, value Value, inFlight *batch) {
 	for b.len() < limit {
 		select {
@@ -203,10 +209,12 @@ func (h *Hub) takeActions(b *batch, limit int, value Value, inFlight *batch) {
 	}
 }
 
-// storeRetry is how long after a failed commit the store is tried again, actions or not.
+// storeRetry is how long after a failed commit loop tries the store again.
 const storeRetry = time.Second
 
-// add puts r behind the actions that are waiting, on top of value and inFlight.
+// add appends r to b. value is the published value, and inFlight the batch that the store is
+// working on, or nil. The actions of r that would leave the range go to outOfRange: b is
+// applied after inFlight, and inFlight to value.
 func (b *batch) add(r actionRun, value Value, inFlight *batch) {
 	if inFlight != nil {
 		value = sum(value, inFlight.delta)
@@ -226,8 +234,8 @@ func (b *batch) add(r actionRun, value Value, inFlight *batch) {
 	}
 }
 
-// commitLoop gives batches to the store, one at a time, and tells the senders of those
-// actions that did not count.
+// commitLoop gives batches to the store, one at a time, and refuses the actions that do not
+// count. It ends when loop closes commits.
 func (h *Hub) commitLoop(ctx context.Context) {
 	defer h.running.Done()
 	for b := range h.commits {
@@ -241,8 +249,7 @@ func (h *Hub) commitLoop(ctx context.Context) {
 	}
 }
 
-// tell tells the senders of those actions that did not count, when err is what the store
-// has made of b.
+// tell refuses the actions of b that do not count. err is the store's answer.
 func (b *batch) tell(err error) {
 	tellAll(b.outOfRange, refusedRange)
 	if errors.Is(err, ErrRange) {
@@ -252,14 +259,14 @@ func (b *batch) tell(err error) {
 	}
 }
 
-// refuse empties b of actions that the store was never given, and tells their senders.
+// refuse refuses all actions of b, which the store was not given, and empties b.
 func (b *batch) refuse() {
 	tellAll(b.outOfRange, refusedRange)
 	tellAll(b.runs, refusedStore)
 	b.reset()
 }
 
-// tellAll tells the senders of actions why, once for each action.
+// tellAll sends the refusal why to the senders of runs, once for each action.
 func tellAll(runs []actionRun, why *refusal) {
 	for _, r := range runs {
 		for range r.count {

@@ -5,46 +5,46 @@ import (
 	"time"
 )
 
-// recentValues is how many of the newest values are kept. A client that is at most so
-// far behind is sent each, so that nothing is skipped when actions come close together;
-// one that is further behind is sent the newest alone. All of them fit one packet.
+// recentValues is how many of the newest values the hub keeps. A client that is at most that many
+// values behind is sent each of them, so that no value is skipped when actions come close together.
+// A client that is further behind is sent only the newest. All recent values fit in one packet.
 const recentValues = 16
 
-// publishedState is the state that clients are sent. The two Seq fields only grow, and tell
-// whether a client has been sent a thing.
+// publishedState is what clients are sent: values and the number of users. Its Seq fields only
+// grow. A client remembers the Seq that it was sent last, so it is behind if its Seq is lower.
 type publishedState struct {
 	recent   [recentValues]Value // the newest values, oldest first
 	stateSeq uint64              // how many values there have been
-	epoch    uint64              // the store's epoch and version of the newest one
-	version  uint64
+	epoch    uint64              // the store's epoch at the newest value
+	version  uint64              // the store's version of the newest value
 
-	users    int    // clients right now
-	others   int    // of these, those of other hubs
-	hubs     int    // how many hubs use the store; 0 if it is not shared, or not known
+	users    int    // clients of all hubs now
+	others   int    // clients of other hubs, included in users
+	hubs     int    // how many hubs use the store; 0 if it is not shared, or unknown
 	usersSeq uint64 // how often users has changed
 
-	// What all have been told, or are being told: users, but at most ten times a second.
+	// The users and usersSeq of the last announcement: at most ten a second, see usersEvery.
 	announced    int
 	announcedSeq uint64
 }
 
+// value returns the newest value.
 func (p *publishedState) value() Value { return p.recent[recentValues-1] }
 
-// The least time between two announcements of the number of clients is usersEvery, or
-// usersPace for each client if that is more. An announcement costs about 15 µs a client,
-// so that it takes 3 % of a processor at most, and n arrivals at once cost O(n) and not n²
-// messages.
+// Two announcements of the number of users are at least usersEvery apart, or usersPace for each
+// client of this hub, if that is longer. An announcement costs about 15 µs a client, so
+// announcements take at most 3 % of a processor. n arrivals at once cost O(n) messages, not O(n²).
 const (
 	usersEvery = 100 * time.Millisecond
 	usersPace  = 500 * time.Microsecond
 )
 
-// push appends the values that actions lead to, the last of which is snap's, which the
-// store has just made of them.
+// push appends the values that actions lead to, one each. The last of them is the value of snap,
+// which the store has made from actions. Without actions, push appends that value alone.
 func (p *publishedState) push(snap Snapshot, actions []action) {
 	p.epoch, p.version = snap.Epoch, snap.Version
 	p.stateSeq += uint64(max(len(actions), 1))
-	// Only the last few are kept. Count back from the end, then forward.
+	// Keep only the last few. Their first value follows from going back from the last one.
 	actions = actions[max(0, len(actions)-recentValues):]
 	value := snap.Value
 	for _, a := range slices.Backward(actions) {
@@ -60,7 +60,8 @@ func (p *publishedState) push(snap Snapshot, actions []action) {
 	}
 }
 
-// publish makes snap, the result of actions, what clients are sent.
+// publish publishes snap, the result of actions, and wakes the shards. actions is nil if they were
+// those of another hub.
 func (h *Hub) publish(snap Snapshot, actions []action) {
 	h.mu.Lock()
 	h.unknown = false
@@ -69,13 +70,13 @@ func (h *Hub) publish(snap Snapshot, actions []action) {
 		p.push(snap, actions)
 	}
 	p.epoch, p.version = snap.Epoch, snap.Version
-	// All are being written to anyway, so that news of users cost no write now.
+	// The sweep writes to every client anyway, so announcing users costs no extra write.
 	p.announced, p.announcedSeq = p.users, p.usersSeq
 	h.mu.Unlock()
 	h.wakeShards()
 }
 
-// announceUsers tells all how many there are.
+// announceUsers announces the number of users to all clients.
 func (h *Hub) announceUsers() {
 	h.mu.Lock()
 	p := &h.published
@@ -84,17 +85,17 @@ func (h *Hub) announceUsers() {
 	h.wakeShards()
 }
 
-// nextAnnouncement returns when users may be announced again.
+// nextAnnouncement returns the earliest time of the next announcement, if one is made now.
 func (h *Hub) nextAnnouncement() time.Time {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return time.Now().Add(max(usersEvery, time.Duration(h.published.clients())*usersPace))
 }
 
-// clients returns how many clients this hub has.
+// clients returns the number of clients of this hub.
 func (p *publishedState) clients() int { return p.users - p.others }
 
-// countOthers takes over what is known of other hubs.
+// countOthers updates the number of other hubs and of their clients from n.
 func (h *Hub) countOthers(n News) {
 	h.mu.Lock()
 	p := &h.published
@@ -111,13 +112,14 @@ func (h *Hub) countOthers(n News) {
 	}
 }
 
+// wakeShards makes each shard sweep.
 func (h *Hub) wakeShards() {
 	for _, s := range h.shards {
 		wake(s.wake)
 	}
 }
 
-// wake puts a token into ch unless one is there.
+// wake puts a token into ch, unless ch already holds one.
 func wake(ch chan<- struct{}) {
 	select {
 	case ch <- struct{}{}:
@@ -125,17 +127,19 @@ func wake(ch chan<- struct{}) {
 	}
 }
 
+// snapshot returns a copy of the published state.
 func (h *Hub) snapshot() publishedState {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.published
 }
 
-// arrive and leave count the clients. They do not go through loop, so that a newcomer
-// is told a count that includes it.
+// arrive and leave count a client in and out. They do not go through loop, so a newcomer is
+// always sent a count that includes it.
 func (h *Hub) arrive() { h.countUsers(+1) }
 func (h *Hub) leave()  { h.countUsers(-1) }
 
+// countUsers adds n to the number of users, and wakes loop to announce it.
 func (h *Hub) countUsers(n int) {
 	h.mu.Lock()
 	h.published.users += n

@@ -6,23 +6,23 @@ import (
 	"time"
 )
 
-// Stats tells about a hub at one moment.
+// Stats describes a hub at one moment.
 type Stats struct {
 	Value   Value  `json:"value"`
-	Unknown bool   `json:"unknown,omitempty"` // a shared store has not been reached yet: Value says nothing
-	Epoch   uint64 `json:"epoch,omitempty"`   // of a shared store: 1, and one more each time that it has lost what it held
-	Version uint64 `json:"version"`           // of the store
-	Users   int    `json:"users"`             // clients of all hubs that share the store
-	Clients int    `json:"clients"`           // clients that have joined this one
-	Max     int    `json:"max,omitempty"`     // how many there may be; 0 is no cap
-	Hubs    int    `json:"hubs,omitempty"`    // that share the store, this one included
-	Behind  int    `json:"behind"`            // of Clients, how many have not been sent Value yet
-	Blocked int64  `json:"blocked"`           // of Clients, how many do not take what they are sent
-	Refused uint64 `json:"refused"`           // messages refused since the start
-	Store   string `json:"store_error,omitempty"`
+	Unknown bool   `json:"unknown,omitempty"`     // a shared store has not been reached yet, so Value means nothing
+	Epoch   uint64 `json:"epoch,omitempty"`       // see [Snapshot]; 0 unless the store is shared
+	Version uint64 `json:"version"`               // see [Snapshot]
+	Users   int    `json:"users"`                 // clients of all hubs that share the store
+	Clients int    `json:"clients"`               // clients of this hub
+	Max     int    `json:"max,omitempty"`         // [Config].MaxClients; 0 means no cap
+	Hubs    int    `json:"hubs,omitempty"`        // hubs that share the store, this one included; 0 if not known
+	Behind  int    `json:"behind"`                // clients of this hub that have not been sent Value yet
+	Blocked int64  `json:"blocked"`               // clients of this hub whose connection took less than the hub wrote
+	Refused uint64 `json:"refused"`               // messages refused since the start
+	Store   string `json:"store_error,omitempty"` // why the store cannot be used; "" if it can
 }
 
-// Stats returns what there is to know right now.
+// Stats returns the present numbers of the hub.
 func (h *Hub) Stats() Stats {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -45,7 +45,8 @@ func (h *Hub) Stats() Stats {
 	return s
 }
 
-// Ready returns nil if actions are being taken, or else why not.
+// Ready returns nil if the hub accepts actions. Otherwise the error says why not: the hub is
+// stopping, or its store cannot be used.
 func (h *Hub) Ready() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -58,11 +59,11 @@ func (h *Hub) Ready() error {
 	return nil
 }
 
-// noteApply remembers what became of the last commit, which was of n actions.
+// noteApply records the outcome of a commit of n actions.
 func (h *Hub) noteApply(n int, took time.Duration, err error) {
 	outOfRange := errors.Is(err, ErrRange)
 	if outOfRange {
-		err = nil // an answer like any other
+		err = nil // the store works
 	}
 	h.noteHealth(func() {
 		h.storeErr = err
@@ -76,13 +77,14 @@ func (h *Hub) noteApply(n int, took time.Duration, err error) {
 	})
 }
 
-// noteNoAnswer remembers that the last commit takes too long.
+// noteNoAnswer records that the commit in flight takes longer than storeTimeout.
 func (h *Hub) noteNoAnswer() { h.noteHealth(func() { h.storeErr = errNoAnswer }) }
 
-// noteNews remembers what a shared store says of itself.
+// noteNews records whether a shared store can be used, from its news.
 func (h *Hub) noteNews(err error) { h.noteHealth(func() { h.newsErr = err }) }
 
-// noteHealth has set change what is known of the store under mu, and logs if that matters.
+// noteHealth calls set, which may change storeErr and newsErr, under mu. It counts an outage if the
+// store became unusable, and logs if the store became unusable or usable again.
 func (h *Hub) noteHealth(set func()) {
 	h.mu.Lock()
 	was := h.healthLocked()
@@ -103,7 +105,7 @@ func (h *Hub) noteHealth(set func()) {
 // healthLocked returns why the store cannot be used, or nil.
 func (h *Hub) healthLocked() error {
 	if h.newsErr != nil {
-		return h.newsErr // it knows more than that there was no answer
+		return h.newsErr // more precise than errNoAnswer
 	}
 	return h.storeErr
 }
