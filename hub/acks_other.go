@@ -4,5 +4,5 @@ package hub
 
 import "time"
 
-// expectAcks does nothing: TCP gives up by itself, after some minutes.
+// expectAcks does nothing: on this system TCP itself gives up after some minutes.
 func (c *Conn) expectAcks(time.Duration) {}

@@ -16,43 +16,45 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// client is one WebSocket connection, or one event stream. Its goroutine runs serve.
+// client is one WebSocket connection, or one event stream. Its only goroutine runs serve.
 type client struct {
-	// Immutable after join.
+	// Immutable once serve runs.
 	hub      *Hub
-	owner    *shard
+	owner    *shard          // the shard that owns this client
 	ws       *websocket.Conn // nil for a stream
-	remote   netip.Prefix    // what the cap per address counts it under
+	remote   netip.Prefix    // the address, as AddressOf returns it
 	encoding messageEncoding
-	wire     clientWire // safe from any goroutine
+	wire     clientWire // its methods for writing are safe from any goroutine
 
-	refusalsPending atomic.Bool // the client is owed refusals; set under pendingMu, read from anywhere
+	// Written under pendingMu, read from any goroutine.
+	refusalsPending atomic.Bool // some of pending may be above 0
 
 	pendingMu sync.Mutex
-	pending   [len(refusals)]uint32 // how many of each. Guarded by pendingMu.
+	pending   [len(refusals)]uint32 // how many of each refusal are still to be sent. Guarded by pendingMu.
 
-	ended atomic.Bool // why the connection ends has been noted
+	// Safe from any goroutine.
+	ended atomic.Bool // end has been called
 
-	// Owned by shard.
-	index     int // in shard.clients; -1 when it is not there
-	slot      int // of shard.wheel, and the place there
-	slotIndex int
-	blocked   bool   // is in shard.blocked
-	pinged    bool   // a ping is on its way, and nothing was heard yet
-	closing   bool   // a close frame was sent
-	users     int    // the count that it was told last
-	usersSeq  uint64 // the state of the hub that it was told last
-	stateSeq  uint64
+	// Owned by shard.run.
+	index     int       // in shard.clients; -1 if it is not there
+	slot      int       // the slot of shard.wheel that has the client
+	slotIndex int       // the index in that slot
+	blocked   bool      // the client is in shard.blocked
+	pinged    bool      // a ping was sent, and nothing has arrived since
+	closing   bool      // a close frame, or the end of the stream, was sent
+	users     int       // the number of users that the client was sent last
+	usersSeq  uint64    // publishedState.usersSeq of the newest number that the client knows
+	stateSeq  uint64    // publishedState.stateSeq of the newest value that the client was sent
 	stalledAt time.Time // when a blocked client last made progress
 
 	// Owned by serve.
-	left       bool
+	left       bool          // leave has been called
 	limiter    *rate.Limiter // nil until the first action
-	notActions int           // messages in a row that were no actions
-	ignored    int           // bytes behind the request for a stream
+	notActions int           // consecutive messages that were not actions
+	ignored    int           // bytes that the peer of a stream sent after its request
 }
 
-// serve runs the client from its joining to the end of its connection.
+// serve joins the hub, reads until the connection ends, and leaves.
 func (c *client) serve() {
 	h := c.hub
 	defer h.release(c)
@@ -64,13 +66,13 @@ func (c *client) serve() {
 	} else {
 		err = c.readLoop()
 	}
-	c.leave() // the others are told first; then there is time for the closing handshake
+	c.leave() // before the closing handshake, which may take seconds
 	c.end(reasonOf(err), "err", err)
 	c.close(err)
 }
 
-// leave takes the client out of the hub, once. It comes before each close frame that is
-// sent from serve, so that a peer who has been said goodbye to is counted no more.
+// leave takes the client out of the hub; further calls do nothing. serve calls leave before it sends
+// a close frame, so that a peer that receives one is no longer counted.
 func (c *client) leave() {
 	if c.left {
 		return
@@ -80,22 +82,22 @@ func (c *client) leave() {
 	c.hub.leave()
 }
 
-// end notes why the connection ends, once: who ends it first knows best. Safe from any
-// goroutine.
+// end records why the connection ends. Only the first call counts, since it has the cause; later
+// reasons are consequences. Safe from any goroutine.
 func (c *client) end(reason Reason, attrs ...any) {
 	if !c.ended.Swap(true) {
 		c.hub.events.closed(reason, append(attrs, "remote", c.remote)...)
 	}
 }
 
-// writeFailed disconnects a client to which a write has failed. serve finds out, and leaves.
-// Safe from any goroutine.
+// writeFailed disconnects a client after a failed write. serve's next read then fails, and serve
+// ends. Safe from any goroutine.
 func (c *client) writeFailed(err error) {
 	c.end(reasonOf(err), "err", err)
 	c.wire.sock.Abort()
 }
 
-// reasonOf returns why a connection ends with err.
+// reasonOf returns the reason for a connection that ends with err.
 func reasonOf(err error) Reason {
 	var ce closeError
 	switch {
@@ -111,27 +113,27 @@ func reasonOf(err error) Reason {
 	return ReasonGone
 }
 
-// A closeError ends a connection with a close frame that the peer is owed.
+// A closeError ends a connection. The peer is sent a close frame with its code and text.
 type closeError struct {
-	reason Reason // and with it the status code
-	text   string // for the peer; at most 123 bytes
+	reason Reason // closeCodes has the status code
+	text   string // the reason in the close frame; at most 123 bytes
 }
 
 func (e closeError) Error() string { return e.text }
 
-// readLoop reads messages and passes actions on until the connection ends, which is
-// the error that it returns.
+// readLoop reads messages and sends their actions to the hub's loop until the connection ends. It
+// returns the error that ended the connection.
 func (c *client) readLoop() (err error) {
-	// A bug that one client's message finds ends that client alone.
+	// A panic ends only this client.
 	defer func() {
 		if p := recover(); p != nil {
 			c.hub.events.Panicked(p, "remote", c.remote)
 			err = closeError{ReasonPanic, textPanic}
-			c.wire.frames.fail(err) // the library's state is anyone's guess
+			c.wire.frames.fail(err) // the state of the library is unknown
 		}
 	}()
-	// No context with a deadline: the library would start a timer for each read. What a
-	// dead peer costs is bounded by pings, what a closing one costs by a read deadline.
+	// ctx has no deadline, since the library would start a timer for each read. Pings find a
+	// peer that vanished, and closeClient sets a read deadline.
 	ctx := context.Background()
 	for {
 		if err := c.readKnown(); err != nil {
@@ -167,7 +169,8 @@ func (c *client) readLoop() (err error) {
 	}
 }
 
-// act passes a run of actions on to the hub, or refuses it if the store does not answer.
+// act sends r to the hub's loop, or refuses its actions while the store is overdue. It does nothing
+// if r is empty.
 func (c *client) act(r actionRun) {
 	if r.count == 0 {
 		return
@@ -182,28 +185,29 @@ func (c *client) act(r actionRun) {
 	sendTo(c.hub, c.hub.actions, r)
 }
 
-// allowed reports whether the client may send an action now, and counts it.
+// allowed reports whether the client's rate permits an action now, and counts the action.
 func (c *client) allowed() bool {
 	cfg := &c.hub.cfg
 	if cfg.ActionRate == 0 {
 		return true
 	}
-	if c.limiter == nil { // most clients only watch
+	if c.limiter == nil { // made late, since most clients send no actions
 		c.limiter = rate.NewLimiter(rate.Limit(cfg.ActionRate), cfg.ActionBurst)
 	}
 	return c.limiter.Allow()
 }
 
-// messages holds buffers for one message each. An idle client holds none.
+// messages is a pool of buffers for one message each. An idle client holds none of them.
 var messages = sync.Pool{New: func() any { return new([MaxMessage + 1]byte) }}
 
-// readAction reads a message of at most MaxMessage bytes to its end.
+// readAction reads a message of at most MaxMessage bytes to its end and decodes it. It returns the
+// action, or why the message is refused, or the error that ends the connection.
 func readAction(typ websocket.MessageType, r io.Reader) (action, *refusal, error) {
 	buf := messages.Get().(*[MaxMessage + 1]byte)
 	defer messages.Put(buf)
 	n := 0
 	for {
-		// The read limit of the connection makes Read fail before buf could be full.
+		// The read limit of the connection makes Read fail before buf is full.
 		m, err := r.Read(buf[n:])
 		n += m
 		if err == io.EOF {
@@ -223,15 +227,15 @@ func readAction(typ websocket.MessageType, r io.Reader) (action, *refusal, error
 	return a, refused, nil
 }
 
-// refuseAndCount refuses a message by the client's own fault. The error is that this happens too
-// often.
+// refuseAndCount refuses a message that the client should not have sent. It returns a closeError if
+// the client sends too many of them.
 func (c *client) refuseAndCount(r *refusal) error {
 	c.refuse(r)
 	return c.wire.frames.excess.add(time.Now())
 }
 
-// refuse tells the client why its message changed nothing; one that is blocked is told
-// when it is blocked no more. Safe from any goroutine, but the shard's.
+// refuse sends the client the refusal r, or makes it pending if the client is blocked. Safe from any
+// goroutine except shard.run.
 func (c *client) refuse(r *refusal) {
 	c.owner.counts.refuse(r)
 	if c.deferRefusal(r) {
@@ -247,10 +251,13 @@ func (c *client) refuse(r *refusal) {
 	}
 }
 
-// deferRefusal has the shard tell r if it cannot be told at once, and reports whether it is so: the
-// client is blocked, or is owed others, which come first. A client that reads can be blocked
-// for a moment, by the refusals of all that it sent while the store did not answer. They are
-// counted, so that one that does not read costs no memory.
+// deferRefusal makes r pending, and reports true, if r cannot be sent now: the client is blocked, or
+// has pending refusals, which go first. The shard sends pending refusals when the client is no
+// longer blocked.
+//
+// Even a client that reads can be blocked for a moment, when all the actions that it sent while the
+// store did not answer are refused at once. Only the number of pending refusals is kept, so a
+// client that never reads costs no memory.
 func (c *client) deferRefusal(r *refusal) bool {
 	c.pendingMu.Lock()
 	first := !c.refusalsPending.Load()
@@ -267,8 +274,8 @@ func (c *client) deferRefusal(r *refusal) bool {
 	return true
 }
 
-// appendPending appends frames of refusals that the client is owed, one write's worth, and
-// takes them off. When there is none left it says so in refusalsPending. For the shard.
+// appendPending appends frames of pending refusals to dst, as many as fit one write, and counts them
+// as sent. If there are none, it clears refusalsPending. Only shard.run calls it.
 func (c *client) appendPending(dst []byte) []byte {
 	c.pendingMu.Lock()
 	defer c.pendingMu.Unlock()
@@ -288,11 +295,11 @@ func (c *client) appendPending(dst []byte) []byte {
 	return dst
 }
 
-// maxPendingWrite bounds one write of refusals that are owed, in bytes: about what a sweep writes.
+// maxPendingWrite bounds one write of pending refusals, in bytes. A sweep writes about as much.
 const maxPendingWrite = 1 << 10
 
-// noteBlocked tells the shard that the client has become blocked by a write that was
-// not the shard's. Not to be called by the shard itself.
+// noteBlocked tells the shard that a write from another goroutine has blocked the client. shard.run
+// must not call it: it would wait for itself.
 func (c *client) noteBlocked() { sendTo(c.hub, c.owner.nowBlocked, c) }
 
 // close ends the connection after readLoop has returned err.
@@ -314,12 +321,12 @@ func (c *client) close(err error) {
 	}
 }
 
-// closingHandshake sends a close frame and waits for the peer's, or for the end of the connection.
-// To close at once would reset the connection while the peer is still sending, and with it the
-// close frame would be lost. So what comes is read, for a while.
+// closingHandshake sends a close frame and reads until the peer's close frame arrives, the
+// connection ends, or closeTimeout passes. Closing at once could reset the connection while the peer
+// is still sending, and the peer would then lose our close frame.
 //
-// Where frames cannot be understood any more, there is no answer to wait for, either: "An
-// endpoint MUST NOT continue to attempt to process data (including a responding Close frame)
+// After a frame that violates the protocol, later frames are not parsed, so the peer's close frame is
+// not recognized. Then the wait is only failTimeout: "An endpoint MUST NOT continue to attempt to process data (including a responding Close frame)
 // from the remote endpoint after being instructed to _Fail the WebSocket Connection_."
 // https://www.rfc-editor.org/rfc/rfc6455#section-7.1.7
 func (c *client) closingHandshake(ce closeError) {
@@ -332,7 +339,7 @@ func (c *client) closingHandshake(ce closeError) {
 	buf := messages.Get().(*[MaxMessage + 1]byte)
 	defer messages.Put(buf)
 	for err == nil && !w.frames.done {
-		// The shard has forgotten the client: nobody else sends what is kept.
+		// The client has left its shard, so only this goroutine writes the kept bytes.
 		if _, err = w.sock.flush(); err != nil {
 			return
 		}
@@ -343,7 +350,7 @@ func (c *client) closingHandshake(ce closeError) {
 		_ = w.SetReadDeadline(until) // fails on a closed connection, as does Read
 		var n int
 		n, err = w.Conn.Read(buf[:])
-		_, _ = w.frames.check(buf[:n]) // to see a close frame; all else has been said
+		_, _ = w.frames.check(buf[:n]) // only to see a close frame
 		if errors.Is(err, os.ErrDeadlineExceeded) && time.Now().Before(end) {
 			err = nil
 		}

@@ -6,25 +6,26 @@ import (
 	"github.com/coder/websocket"
 )
 
-// The status code that the hub is shut down with, and reasons that close frames tell (at most
-// 123 bytes). What frames finds has its reasons there.
+// The status code of a shutdown, and the reasons in close frames, each at most 123 bytes. frames.go
+// has the reasons for what it finds.
 // https://www.rfc-editor.org/rfc/rfc6455#section-7.4.1
 const (
 	// "1012 indicates that the service is restarted. A client may reconnect, and if it chooses
 	// to do, should reconnect using a randomized delay of 5 - 30s."
 	// https://www.ietf.org/mail-archive/web/hybi/current/msg09649.html
-	// To go for good looks the same from outside: who comes back finds another replica or nobody.
+	// It is also right for a server that stops for good: a client that reconnects finds another
+	// replica, or no server.
 	codeStopping = websocket.StatusServiceRestart
 	textStopping = "the server is stopping"
 
-	textNotUTF8    = "a text message was not UTF-8"
-	textNotActions = "too many messages that are no actions"
-	textPanic      = "a bug of the server"
+	textNotUTF8    = "a text message is not UTF-8"
+	textNotActions = "too many messages that are not actions"
+	textPanic      = "a bug in the server"
 )
 
-// closeCodes are the status codes that connections end with. Those that end without a close
-// frame of ours count as 1006, which is never sent, and those that the peer has closed as
-// 1000, whatever code it chose.
+// closeCodes has the status code of each reason why a connection ends. A connection that ends without
+// a close frame counts as 1006, which is never sent. A connection that the peer closes counts as
+// 1000, whatever code the peer sent.
 var closeCodes = map[Reason]websocket.StatusCode{
 	ReasonPeer:     websocket.StatusNormalClosure,
 	ReasonStopping: codeStopping,
@@ -59,23 +60,24 @@ var closeCodes = map[Reason]websocket.StatusCode{
 	ReasonDeaf:    websocket.StatusAbnormalClosure,
 }
 
-// StatusCode returns the status code that a connection ends with for this reason, or 0 if it
-// is none to end one.
+// StatusCode returns the status code of a connection that ends for this reason. It returns 0 if
+// the reason is one for refusals only.
 func (r Reason) StatusCode() int { return int(closeCodes[r]) }
 
 const (
-	// maxNotActions is how many messages in a row may be rubbish. A person who writes a
-	// client makes a few mistakes; a scanner makes nothing else.
+	// maxNotActions is the number of consecutive messages that are not actions after which the
+	// client is closed for ReasonRubbish. Someone who writes a client makes a few mistakes; a
+	// scanner sends nothing else.
 	maxNotActions = 16
 
-	// closeTimeout bounds the closing handshake, so that a peer that does not answer
-	// our close frame is disconnected all the same.
+	// closeTimeout bounds the closing handshake: a peer that does not answer our close frame in
+	// time is disconnected.
 	closeTimeout = 5 * time.Second
 
-	// failTimeout is how long we listen to a peer whose frames cannot be understood, after our
-	// close frame, which a reset would overtake.
+	// failTimeout takes the place of closeTimeout for a peer that has violated the protocol. It
+	// is not 0, since a reset could overtake our close frame.
 	failTimeout = time.Second
 
-	// stallTimeout is how long a blocked client may make no progress at all.
+	// stallTimeout is how long a blocked client may make no progress before it is disconnected.
 	stallTimeout = 10 * time.Second
 )

@@ -12,18 +12,17 @@ import (
 )
 
 // A Conn is a TCP connection that a [Hub] can write to without waiting. A server that passes
-// upgrades to a Hub makes one of each connection that it accepts, and puts TLS on top of it:
+// WebSocket upgrades to a Hub wraps each connection that it accepts, and puts TLS on top:
 //
 //	nc, err := ln.Accept()
 //	conn := tls.Server(hub.NewConn(nc), config)
 //
-// Until the connection joins a hub, a Conn behaves as the connection below it. From then on
-// Write takes all that it is given, keeps what the kernel does not take (at most maxTail bytes),
-// and never waits. The methods of [net.Conn] are safe from any goroutine.
+// Until the connection joins a hub, a Conn behaves like the connection below it. From then on Write
+// never waits: it accepts all bytes, and keeps those that the kernel does not take. It fails if
+// it would keep more than 4 KB. The exported methods are safe from any goroutine.
 //
-// crypto/tls must not see a write fail half-way: "After a Write has timed out, the TLS state is
-// corrupt" (its documentation of SetWriteDeadline). That is why waiting is taken out below TLS,
-// where only whole bytes are known.
+// The Conn is below TLS because crypto/tls must not see a partial write: "After a Write has timed
+// out, the TLS state is corrupt" (documentation of [tls.Conn.SetWriteDeadline]).
 type Conn struct {
 	// Immutable after NewConn.
 	net.Conn
@@ -31,12 +30,12 @@ type Conn struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	async bool
-	tail  []byte // ciphertext that the kernel has not taken yet
-	err   error  // sticky: bytes are lost, nothing may follow them
+	async bool   // neverWait has been called
+	tail  []byte // the kept bytes: ciphertext that the kernel has not taken yet
+	err   error  // the first error of a write; bytes are lost, so all later writes fail, too
 
-	// Guarded by mu: arguments and results of writeFD, which is made a func value once,
-	// so that a write does not allocate.
+	// Guarded by mu. Arguments and results of writeFD. writeFunc is that method as a func
+	// value, made once so that a write does not allocate.
 	writeFunc func(fd uintptr) bool
 	p         []byte
 	n         int
@@ -57,45 +56,45 @@ func NewConn(nc net.Conn) *Conn {
 	return &Conn{Conn: nc, raw: raw}
 }
 
-// A server may wrap a Conn, or the TLS connection on it, in types of its own. A Hub asks these
-// types for the two optional interfaces.
+// A server may wrap a Conn, or the TLS connection on it, in its own types. These types may have
+// the methods of two optional interfaces, which a Hub looks for.
 type (
-	// A Handshaker is a net.Conn whose TLS handshake is over. TLSConn returns the TLS connection
-	// below it, which the hub uses in its place from then on.
+	// A Handshaker wraps a TLS connection whose TLS handshake is complete. TLSConn returns that
+	// connection, and the hub uses it instead of the Handshaker.
 	Handshaker interface{ TLSConn() *tls.Conn }
 
-	// A Joiner embeds a *Conn. Joined is called once, when the connection has become a client's.
+	// A Joiner embeds a *Conn. The hub calls Joined once, when the connection has become a client.
 	Joiner interface{ Joined() }
 )
 
-// A socket is a connection that can be told never to wait in Write. All methods are
-// safe from any goroutine.
+// A socket is a connection whose Write can be made never to wait: a [Conn], a type that embeds one,
+// or a fake in tests. All methods are safe from any goroutine.
 type socket interface {
 	net.Conn
 
-	// neverWait ends waiting: from here on, Write takes all that it is given, keeps what
-	// the network does not take, and fails if more than maxTail bytes were kept.
+	// neverWait makes Write never wait from now on: Write accepts all bytes, keeps those that the
+	// kernel does not take, and fails if it would keep more than maxTail bytes.
 	neverWait()
 
 	// blocked reports whether bytes are kept.
 	blocked() bool
 
-	// flush tries to write the kept bytes, and returns how many went out.
+	// flush tries to write the kept bytes, and returns how many the kernel took.
 	flush() (int, error)
 
-	// finish ends what is sent, and leaves what comes: the peer sees the end of the stream. It
-	// is to be called when nothing is kept.
+	// finish closes the connection for writing only, so that the peer reads the end of the
+	// stream. No bytes may be kept when it is called.
 	finish()
 
-	// expectAcks has the connection fail with ETIMEDOUT when the peer's system has not
-	// acknowledged for so long what it was sent, where the system can do that: Linux.
+	// expectAcks makes the connection fail with ETIMEDOUT if the peer's system does not
+	// acknowledge sent bytes within the given time. It works on Linux only.
 	expectAcks(within time.Duration)
 
-	// Abort closes the connection with a reset: what is kept is not sent.
+	// Abort closes the connection with a reset. Kept bytes are dropped.
 	Abort()
 }
 
-// tlsOf returns the TLS connection that nc is, or nil.
+// tlsOf returns the TLS connection that nc is or wraps, or nil.
 func tlsOf(nc net.Conn) *tls.Conn {
 	switch c := nc.(type) {
 	case *tls.Conn:
@@ -106,7 +105,7 @@ func tlsOf(nc net.Conn) *tls.Conn {
 	return nil
 }
 
-// socketOf returns the socket below nc, through TLS, or nil.
+// socketOf returns the socket that nc is, or that is below its TLS connection, or nil.
 func socketOf(nc net.Conn) socket {
 	if t := tlsOf(nc); t != nil {
 		nc = t.NetConn()
@@ -116,31 +115,32 @@ func socketOf(nc net.Conn) socket {
 }
 
 const (
-	// maxTail bounds what is kept for a blocked client. A sweep writes at most about
-	// 1 KB and skips those that are blocked, and errors wait until they are not, so that
-	// only pongs can add to it: one that sends pings and does not read is cut off.
+	// maxTail bounds the bytes that are kept for a blocked client. A sweep writes at most about
+	// 1 KB and skips blocked clients, and refusals are pending while a client is blocked. So only
+	// pongs can reach this limit: a peer that sends pings without reading is disconnected.
 	maxTail = 4 << 10
 
-	// sendBuffer is the kernel's share for one client (Linux doubles it for its own
-	// bookkeeping). By default it grows to megabytes, which a peer that does not read
-	// would pin, filled with values that nobody will want any more.
+	// sendBuffer is the size of the kernel's send buffer of one client (Linux doubles it for its
+	// own bookkeeping). The default grows to megabytes, and a peer that does not read would
+	// fill them with outdated values.
 	sendBuffer = 16 << 10
 )
 
 var errTailFull = errors.New("hub: the peer sends but does not read")
 
+// neverWait implements socket.
 func (c *Conn) neverWait() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.async = true
 	c.writeFunc = c.writeFD
 	if tcp, ok := c.Conn.(interface{ SetWriteBuffer(int) error }); ok {
-		// Without it the client is blocked later, that is all.
+		// If it fails, the client is only blocked later.
 		_ = tcp.SetWriteBuffer(sendBuffer)
 	}
 }
 
-// Write implements net.Conn.
+// Write implements [net.Conn].
 func (c *Conn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	if !c.async {
@@ -165,12 +165,14 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// blocked implements socket.
 func (c *Conn) blocked() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.tail) > 0
 }
 
+// flush implements socket.
 func (c *Conn) flush() (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -182,28 +184,29 @@ func (c *Conn) flush() (int, error) {
 		return n, err
 	}
 	if n == len(c.tail) {
-		c.tail = nil // most clients are never blocked again: give the memory back
+		c.tail = nil // free the memory, since most clients are never blocked again
 	} else {
 		c.tail = append(c.tail[:0], c.tail[n:]...)
 	}
 	return n, nil
 }
 
+// finish implements socket.
 func (c *Conn) finish() {
-	// It fails on a connection that is closed or reset, and there is nothing to finish.
+	// It fails only on a connection that is closed or reset already.
 	_ = c.raw.Control(func(fd uintptr) { _ = syscall.Shutdown(int(fd), syscall.SHUT_WR) })
 }
 
-// Abort closes the connection with a reset: what has not been sent is dropped, here and in the
-// kernel.
+// Abort closes the connection with a reset. Bytes that were not sent are dropped, those in the
+// kernel, too.
 func (c *Conn) Abort() {
 	if tcp, ok := c.Conn.(interface{ SetLinger(int) error }); ok {
-		_ = tcp.SetLinger(0) // fails on a closed connection, as does Close
+		_ = tcp.SetLinger(0) // fails only on a closed connection
 	}
 	_ = c.Close()
 }
 
-// tryWrite makes one write(2) and returns how much the kernel took, perhaps nothing.
+// tryWrite makes one write(2) and returns how many bytes the kernel took, possibly 0. c.mu is held.
 func (c *Conn) tryWrite(p []byte) (int, error) {
 	c.p, c.n, c.errno = p, 0, nil
 	err := c.raw.Write(c.writeFunc)
@@ -214,7 +217,8 @@ func (c *Conn) tryWrite(p []byte) (int, error) {
 	return c.n, err
 }
 
-// writeFD always reports true: done, do not wait for the socket to become writable.
+// writeFD writes c.p to fd, for [syscall.RawConn].Write. It always reports true, which means done:
+// otherwise RawConn.Write would wait until the socket is writable.
 func (c *Conn) writeFD(fd uintptr) bool {
 	for {
 		n, err := syscall.Write(int(fd), c.p)

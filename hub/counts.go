@@ -6,63 +6,64 @@ import (
 	"time"
 )
 
-// What the hub counts for [Stats]. Counting must cost nothing that can be seen beside a write to
-// a socket, and no memory for a client: a shard's goroutine counts in plain integers of its own
-// and hands them over once a turn. What the clients' goroutines count, once a message at most, are
-// atomics of their shard.
+// What the hub counts for [Hub.Stats] and [Hub.Counts]. Counting must be cheap beside a write to a
+// socket, and must cost no memory for a client. So shard.run counts in plain integers, and copies
+// them for other goroutines once a turn. The clients' goroutines count in atomic integers of
+// their shard, at most once for each message.
 
-// shardCounts is what a shard's goroutine counts.
+// shardCounts is what shard.run counts.
 type shardCounts struct {
-	clients int    // how many there are
-	behind  int    // of these, those that the last sweep could not bring up to its state
+	clients int    // clients of the shard
+	behind  int    // clients that have not been sent the state of the last sweep
 	swept   uint64 // stateSeq of the last sweep
 
-	users, states uint64 // messages sent
-	merged        uint64 // values that a client was not sent, because a newer one was
+	users, states uint64 // messages sent, of these types
+	merged        uint64 // values that a client was not sent, because it was sent a newer one
 	sweeps        Durations
 }
 
-// clientCounts is what the goroutines of a shard's clients count.
+// clientCounts is what the goroutines of a shard's clients count. It is safe from any goroutine.
 type clientCounts struct {
 	received atomic.Uint64 // messages
-	errors   atomic.Uint64 // messages sent
+	errors   atomic.Uint64 // error messages sent
 	refused  [len(refusals)]atomic.Uint64
 }
 
+// refuse counts a message that was refused with r.
 func (t *clientCounts) refuse(r *refusal) { t.refused[r.index].Add(1) }
 
-// Counts is what has happened in a hub since its start.
+// Counts says how often things have happened in a hub since its start.
 type Counts struct {
-	Joined uint64 // clients
+	Joined uint64 // clients that joined
 
-	// Messages. SentUsers and SentStates count those that a client was written, or that are
-	// kept for it while it is blocked; SentErrors leaves out those that a blocked client is
-	// still owed.
+	// Messages received and sent. SentUsers and SentStates include messages that are kept for a
+	// blocked client. SentErrors does not include refusals that are pending.
 	Received                          uint64
 	SentUsers, SentStates, SentErrors uint64
 
-	// Merged counts the values that a client was not sent because a newer one was, once for each
-	// client. What a client did not see since it had left, or not come yet, is not among them.
+	// Merged counts values that a client was not sent because it was sent a newer one, once for
+	// each client. Values from before a client joined, or after it left, do not count.
 	Merged uint64
 
-	// Refused is how many messages were refused, actions or not, by the code that the sender was
-	// told. Actions has the actions by outcome: that code, or "counted". Undecided is how many
-	// the store had not answered in time; when it has, Actions has them, too.
+	// Refused has the number of refused messages by the code that the sender was told. Actions
+	// has the number of actions by outcome: one of these codes, or "counted". Undecided is the
+	// number of actions that the store did not answer within 1.5 seconds; once it has answered,
+	// Actions includes them.
 	Refused   map[string]uint64
 	Actions   map[string]uint64
 	Undecided uint64
 
-	Sweeps Durations // one is over the clients of one shard
+	Sweeps Durations // a sweep is over the clients of one shard
 
-	// Applies are the calls of [Store.Apply], and ApplyErrors those of them that failed. Outages
-	// is how often the store became unusable, be it that a call failed, that one had no
-	// answer for too long, or that a shared store said so.
+	// Applies has the calls of [Store.Apply]; ApplyErrors is how many of them failed. Outages is
+	// how often the store became unusable: a call failed or took too long, or a shared
+	// store reported an error.
 	Applies     Durations
 	ApplyErrors uint64
 	Outages     uint64
 }
 
-// Counts returns what has happened until now. A sweep that is on is not among it.
+// Counts returns the counts until now, without those of sweeps that are running.
 func (h *Hub) Counts() Counts {
 	c := Counts{Refused: make(map[string]uint64), Actions: make(map[string]uint64)}
 	h.mu.Lock()
@@ -93,7 +94,7 @@ func (h *Hub) Counts() Counts {
 	return c
 }
 
-// refused returns how many messages were refused.
+// refused returns the number of refused messages.
 func (h *Hub) refused() (n uint64) {
 	for _, s := range h.shards {
 		for i, r := range refusals {
@@ -105,8 +106,8 @@ func (h *Hub) refused() (n uint64) {
 	return n
 }
 
-// behind returns how many clients have not been sent the value whose stateSeq is given. All
-// clients of a shard count until its sweep is over.
+// behind returns how many clients have not been sent the value with the given stateSeq. Until a shard
+// has finished its sweep, all of its clients count.
 func (h *Hub) behind(stateSeq uint64) (n int) {
 	for _, s := range h.shards {
 		if t := s.lastTally(); t.swept < stateSeq {
@@ -118,22 +119,24 @@ func (h *Hub) behind(stateSeq uint64) (n int) {
 	return n
 }
 
-// DurationBounds are the upper bounds of what [Durations] sorts durations into: from a sweep over
-// a handful of clients, or a fast disk's fsync, to a store that has long been given up on.
-// storeTimeout is one of them.
+// DurationBounds are the upper bounds of the buckets of [Durations]. The shortest fit a sweep over few
+// clients or the fsync of a fast disk. The longest are for a store that does not answer. The 1.5
+// seconds after which actions are refused are one of the bounds.
 var DurationBounds = [...]time.Duration{
 	25 * time.Microsecond, 50 * time.Microsecond, 100 * time.Microsecond, 250 * time.Microsecond, 500 * time.Microsecond,
 	time.Millisecond, 2500 * time.Microsecond, 5 * time.Millisecond, 10 * time.Millisecond, 25 * time.Millisecond, 50 * time.Millisecond,
 	100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond, time.Second, storeTimeout, 2500 * time.Millisecond, 10 * time.Second,
 }
 
-// Durations says how long something has taken, each time that it was done.
+// Durations is a histogram of the durations of an operation.
 type Durations struct {
-	Counts [len(DurationBounds) + 1]uint64 // Counts[i] took at most DurationBounds[i], and more than the bound before
-	Sum    time.Duration
+	// Counts[i] is the number of operations that took at most DurationBounds[i], and more than
+	// the bound before. The last element counts those longer than all bounds.
+	Counts [len(DurationBounds) + 1]uint64
+	Sum    time.Duration // of all durations
 }
 
-// Count returns how often it was done.
+// Count returns the number of operations.
 func (d *Durations) Count() uint64 {
 	n := uint64(0)
 	for _, c := range d.Counts {
@@ -142,12 +145,14 @@ func (d *Durations) Count() uint64 {
 	return n
 }
 
+// observe adds an operation that took the given time.
 func (d *Durations) observe(took time.Duration) {
 	i, _ := slices.BinarySearch(DurationBounds[:], took)
 	d.Counts[i]++
 	d.Sum += took
 }
 
+// add adds the operations of e.
 func (d *Durations) add(e *Durations) {
 	for i := range d.Counts {
 		d.Counts[i] += e.Counts[i]

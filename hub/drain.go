@@ -7,26 +7,26 @@ import (
 )
 
 const (
-	// drainPace is the least time between two close frames of a hub that is shut down.
-	// Whoever is told to come back costs the server that it comes back to a TLS handshake,
-	// 0.6 ms of a processor, so that at this pace the others have two thirds of one left.
+	// drainPace is the time for each client over which a shutdown spreads its close frames, if
+	// its context leaves enough time. Each client reconnects to some server, and the TLS handshake costs that server 0.6 ms of processor
+	// time. At this pace a processor has two thirds of its time left for other clients.
 	drainPace = 2 * time.Millisecond
 
-	// drainSlice is the time between two slices, give or take half of it at random, so that
-	// neither shards nor several servers that are stopped together keep step. Fewer clients
-	// than fit one are closed at once.
+	// drainSlice is the time between two slices of clients that a shard closes, plus or minus up
+	// to half of it at random. So neither the shards nor several servers that stop together
+	// close their slices at the same moments. If all clients fit one slice, they are closed at once.
 	drainSlice = 50 * time.Millisecond
 )
 
-// A drainPlan is how the clients of a hub that is shut down are closed.
+// A drainPlan says how a shutdown closes the clients.
 type drainPlan struct {
-	spread time.Duration // from the first close frame to the last; 0 is all at once
-	answer time.Duration // what each client has for its answer
+	spread time.Duration // from the first close frame to the last; 0 means all at once
+	answer time.Duration // how long each client has to answer
 }
 
-// planDrain returns how to close a number of clients before ctx ends: seven tenths of the
-// time are for the close frames, if the pace needs as much, and two tenths for the answer to
-// the last of them. What is left is for the store.
+// planDrain returns the plan to close a number of clients before ctx ends. Close frames get at most
+// seven tenths of the time, and the answer to the last one gets at most two tenths. The rest is
+// for the store.
 func planDrain(ctx context.Context, clients int) drainPlan {
 	d := drainPlan{spread: time.Duration(clients) * drainPace, answer: closeTimeout}
 	if deadline, ok := ctx.Deadline(); ok {
@@ -40,28 +40,27 @@ func planDrain(ctx context.Context, clients int) drainPlan {
 	return d
 }
 
-// A shardDrain is how far a shard has come with closing its clients. Its zero value is a
-// shard that has not begun.
+// A shardDrain is the progress of a shard that closes its clients.
 type shardDrain struct {
 	began time.Time
-	total int // how many clients there were then
+	total int // the number of clients when it began
 
-	// Those that have not been closed are all in clients[:open], where some may be that have:
-	// a client that leaves gives its place to the last one.
+	// All clients that have not been closed are in clients[:open]. Closed clients can be there,
+	// too, since the last client takes the place of one that leaves.
 	open int
 
-	next *time.Timer // the next slice
+	next *time.Timer // fires when the next slice is due
 }
 
-// beginDrain starts closing the clients. Those that join from here on are closed at once.
+// beginDrain starts to close the clients. Clients that join later are closed at once.
 func (s *shard) beginDrain() {
 	s.draining = true
 	s.drain.began, s.drain.total, s.drain.open = time.Now(), len(s.clients), len(s.clients)
 	s.drainSlice()
 }
 
-// drainSlice closes those whose turn has come, from the last one on, and sets the timer for
-// the next slice.
+// drainSlice closes the clients whose turn has come, beginning with the last one, and sets the timer
+// for the next slice.
 func (s *shard) drainSlice() {
 	d, spread := &s.drain, s.hub.drain.spread
 	left := max(spread-time.Since(d.began), 0)

@@ -6,17 +6,18 @@ import (
 	"github.com/coder/websocket"
 )
 
-// A messageEncoding is how messages travel to a client. A shard encodes each message once for all of
-// its clients that have the same encoding.
+// A messageEncoding is the form in which a client is sent messages. A shard encodes each message once
+// for all of its clients with the same encoding.
 type messageEncoding uint8
 
 const (
-	inFrames  messageEncoding = iota // a text frame each, over a WebSocket
-	inStream                         // an event each, in an event stream
-	encodings                        // how many there are
+	inFrames  messageEncoding = iota // a message is a text frame of a WebSocket
+	inStream                         // a message is an event of an event stream
+	encodings                        // the number of encodings
 )
 
-// append appends a message of at most 65,535 bytes, and does not allocate if dst has room.
+// append appends the encoded message, which has at most 65,535 bytes. It does not allocate if dst has
+// room.
 func (e messageEncoding) append(dst, message []byte) []byte {
 	if e == inStream {
 		return appendEvent(dst, message)
@@ -36,15 +37,16 @@ const (
 	maskBit = 0x80
 )
 
-// maxShortPayload is the longest payload whose length fits the second byte of a
-// frame header, and the longest of a control frame.
+// maxShortPayload is the longest payload whose length fits the second byte of a frame header. It is
+// also the longest payload of a control frame.
 // https://www.rfc-editor.org/rfc/rfc6455#section-5.2
 const maxShortPayload = 125
 
 // pingFrame is a ping without application data.
 var pingFrame = []byte{finBit | opPing, 0}
 
-// appendFrame appends a frame with the given payload of at most 65,535 bytes.
+// appendFrame appends a final frame with the given payload of at most 65,535 bytes.
+//
 // "A server MUST NOT mask any frames that it sends to the client."
 // https://www.rfc-editor.org/rfc/rfc6455#section-5.1
 func appendFrame(dst []byte, opcode byte, payload []byte) []byte {
@@ -64,14 +66,15 @@ func appendClose(dst []byte, code websocket.StatusCode, reason string) []byte {
 	return appendFrame(dst, opClose, append(payload, reason...))
 }
 
-// encodedState is one state in one encoding.
+// encodedState is the messages of a publishedState in one encoding.
 type encodedState struct {
-	users   []byte // the number of clients
-	states  []byte // the recent values, oldest first
-	offsets [recentValues]int
+	users   []byte            // the users message with the announced number
+	states  []byte            // a state message for each recent value, oldest first
+	offsets [recentValues]int // where each of them begins
 }
 
-// encode makes of p what clients are sent. scratch is kept for the next call.
+// encode makes b the messages of p in the encoding e. It keeps its buffers, and scratch, for the next
+// call.
 func (b *encodedState) encode(e messageEncoding, p *publishedState, scratch *[]byte) {
 	*scratch = appendUsers((*scratch)[:0], p.announced)
 	b.users = e.append(b.users[:0], *scratch)

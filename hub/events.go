@@ -12,56 +12,57 @@ import (
 	"time"
 )
 
-// A Reason says why a connection or a request was refused, or why a client's connection ended.
-// It is a label in metrics and a key in the log.
+// A Reason says why a connection or request was refused, or why a client's connection ended. It is a
+// label in metrics, and the value of "reason" in the log.
 type Reason string
 
-// Reasons to refuse a request before a client has joined, with the status that the peer gets.
+// Reasons to refuse a request, with the HTTP status of the answer.
 const (
-	ReasonOrigin       Reason = "origin"        // 403: a page of that Origin may not connect
-	ReasonBadHandshake Reason = "bad_handshake" // 400, 405 or 426: neither an opening handshake of RFC 6455 nor a GET of a stream
-	ReasonAddressFull  Reason = "address_full"  // 429: the address has as many clients as it may have
-	ReasonFull         Reason = "full"          // 503: the hub has as many clients as it may have
-	ReasonNoValue      Reason = "no_value"      // 503: the store has not been reached yet
+	ReasonOrigin       Reason = "origin"        // 403: pages of that origin may not connect
+	ReasonBadHandshake Reason = "bad_handshake" // 400, 405 or 426: neither an RFC 6455 opening handshake nor a GET of the event stream
+	ReasonAddressFull  Reason = "address_full"  // 429: the address has MaxClientsPerIP clients
+	ReasonFull         Reason = "full"          // 503: the hub has MaxClients clients
+	ReasonNoValue      Reason = "no_value"      // 503: the value is unknown, since the store has not been reached yet
 )
 
-// ReasonStopping is why requests are refused (503) and clients closed (see codeStopping) during
-// a stop.
+// ReasonStopping is the reason why requests are refused (503), and clients are closed (1012), while
+// the hub shuts down.
 const ReasonStopping Reason = "stopping"
 
-// Reasons why the connection of a client ended. closeCodes has their status codes.
+// Reasons why a client's connection ended. [Reason.StatusCode] returns the status code.
 const (
 	ReasonPeer      Reason = "peer"           // the peer sent a close frame
 	ReasonGone      Reason = "gone"           // the connection ended without a close frame
-	ReasonProtocol  Reason = "protocol_error" // a frame that RFC 6455 forbids
-	ReasonNotUTF8   Reason = "not_utf8"       // text that is not UTF-8
-	ReasonRubbish   Reason = "rubbish"        // too many messages in a row that are not actions
-	ReasonFlood     Reason = "flood"          // too many control frames and refused messages in a short time, or too much sent on a stream
-	ReasonFragments Reason = "fragments"      // a message in too many frames
-	ReasonTooBig    Reason = "too_big"        // a message over MaxMessage
-	ReasonStalled   Reason = "stalled"        // a blocked client made no progress for stallTimeout
-	ReasonSilent    Reason = "silent"         // no answer to a ping
-	ReasonDeaf      Reason = "deaf"           // the peer sends and does not read, so that answers pile up
-	ReasonPanic     Reason = "panic"          // a bug of the hub
+	ReasonProtocol  Reason = "protocol_error" // the peer sent a frame that RFC 6455 forbids
+	ReasonNotUTF8   Reason = "not_utf8"       // the peer sent text that is not UTF-8
+	ReasonRubbish   Reason = "rubbish"        // the peer sent 16 messages in a row that are not actions
+	ReasonFlood     Reason = "flood"          // the peer sent too many control frames and refused messages in a short time, or too many bytes on an event stream
+	ReasonFragments Reason = "fragments"      // the peer sent a message in too many frames
+	ReasonTooBig    Reason = "too_big"        // the peer sent a message over MaxMessage
+	ReasonStalled   Reason = "stalled"        // the client was blocked and made no progress for 10 seconds
+	ReasonSilent    Reason = "silent"         // the peer did not answer a ping, or its system acknowledged nothing
+	ReasonDeaf      Reason = "deaf"           // the peer sends messages but does not read the answers, so more than 4 KB are kept for it
+	ReasonPanic     Reason = "panic"          // a bug in the hub: a panic ended this connection
 )
 
-// EventsConfig is what [NewEvents] needs to know. Its zero value works.
+// EventsConfig configures [Events]. The zero value works.
 type EventsConfig struct {
-	// Logger gets the lines; nil discards them.
+	// Logger gets the log lines; nil discards them.
 	Logger *slog.Logger
 
-	// Refusals are reasons of the caller's own for [Events.Refused], each with the level of its
-	// lines in the log. The hub's own reasons are always there.
+	// Refusals has the caller's own reasons for [Events.Refused], each with the level of its log
+	// lines. The hub's reasons are added to them.
 	Refusals map[Reason]slog.Level
 
-	// Hints say what an operator can do about a reason. They are logged with it.
+	// Hints says for some reasons what an operator can do. The hint is logged with the reason.
 	Hints map[Reason]string
 }
 
-// Events counts what peers cause, and logs a sample of it (see [EventLog]).
-// Its methods are safe from any goroutine. A nil *Events does nothing.
+// Events counts refused connections, closed clients and panics, and logs a sample of them (see
+// [EventLog]). Its methods are safe from any goroutine. Except for Counts, they do nothing on a
+// nil *Events.
 type Events struct {
-	// Immutable after NewEvents; what the pointers lead to is safe from any goroutine.
+	// Immutable after NewEvents. Each EventLog is safe from any goroutine.
 	hints    map[Reason]string
 	levels   map[Reason]slog.Level
 	refusals *EventLog[Reason]
@@ -69,7 +70,7 @@ type Events struct {
 	panics   *EventLog[Reason]
 }
 
-// NewEvents returns Events that have counted nothing.
+// NewEvents returns Events whose counts are 0.
 func NewEvents(cfg EventsConfig) *Events {
 	levels := map[Reason]slog.Level{
 		ReasonOrigin:       slog.LevelInfo,
@@ -89,8 +90,8 @@ func NewEvents(cfg EventsConfig) *Events {
 	}
 }
 
-// Refused counts a connection or request that was refused for one of the hub's reasons or one of
-// [EventsConfig].Refusals. attrs are those of [slog.Logger.Log].
+// Refused counts a connection or request that was refused. reason must be one of the hub's reasons, or
+// one of [EventsConfig].Refusals. attrs are like those of [slog.Logger.Log].
 func (e *Events) Refused(reason Reason, attrs ...any) {
 	if e == nil {
 		return
@@ -102,7 +103,7 @@ func (e *Events) Refused(reason Reason, attrs ...any) {
 	e.refusals.Note(reason, e.levels[reason], "connection refused", attrs...)
 }
 
-// closed counts a client whose connection has ended.
+// closed counts a client whose connection ends.
 func (e *Events) closed(reason Reason, attrs ...any) {
 	if e == nil {
 		return
@@ -110,7 +111,7 @@ func (e *Events) closed(reason Reason, attrs ...any) {
 	level := slog.LevelInfo
 	switch reason {
 	case ReasonPeer, ReasonGone, ReasonStopping:
-		level = slog.LevelDebug // this happens all day
+		level = slog.LevelDebug // normal and frequent
 	case ReasonPanic:
 		level = slog.LevelError
 	}
@@ -122,38 +123,38 @@ func (e *Events) Panicked(p any, attrs ...any) {
 	if e == nil {
 		return
 	}
-	e.panics.Note(ReasonPanic, slog.LevelError, "a bug: a panic ended one connection, the others are served on",
+	e.panics.Note(ReasonPanic, slog.LevelError, "a bug: a panic ended one connection, all others continue",
 		append(attrs, "err", fmt.Errorf("panic: %v", p), "stack", string(debug.Stack()))...)
 }
 
-// EventCounts says how often each event has happened since the start. Events that have not
-// happened are there with 0.
+// EventCounts has the number of events since the start. Events that have not happened are included
+// with 0.
 type EventCounts struct {
 	Refusals map[Reason]uint64 `json:"refusals"`
 	Closes   map[Reason]uint64 `json:"closes"`
 	Panics   uint64            `json:"panics"`
 }
 
-// Counts returns how often each event has happened.
+// Counts returns the number of events of each reason.
 func (e *Events) Counts() EventCounts {
 	return EventCounts{e.refusals.Counts(), e.closes.Counts(), e.panics.Counts()[ReasonPanic]}
 }
 
-// An EventLog counts events by kind, and logs them so that no peer can fill the log: of each
-// kind the first event at once, and then at most one a minute. While a kind goes on, its lines
-// become rarer, down to one an hour. Each line says how many events before it had none
+// An EventLog counts events by kind and logs a sample of them, so that no peer can fill the log. The
+// first event of a kind is logged at once, then at most one a minute. While a kind continues,
+// its lines become rarer, down to one an hour. Each line says how many earlier events had no line
 // ("suppressed"). At debug level every event is logged.
 //
 // Its methods are safe from any goroutine.
 type EventLog[K ~string] struct {
-	// Immutable after NewEventLog; what the pointers lead to is safe from any goroutine.
+	// Immutable after NewEventLog. Each event is safe from any goroutine.
 	log    *slog.Logger
 	events map[K]*event
 }
 
-// event counts the events of one kind.
+// event is the state of one kind of events. It is safe from any goroutine.
 type event struct {
-	n       atomic.Uint64
+	n       atomic.Uint64 // how many have happened
 	sampler logSampler
 }
 
@@ -169,11 +170,11 @@ func NewEventLog[K ~string](log *slog.Logger, kinds ...K) *EventLog[K] {
 	return l
 }
 
-// Count counts an event that is not worth a line. kind must be one of those of [NewEventLog].
+// Count counts an event without logging it. kind must be one of those given to [NewEventLog].
 func (l *EventLog[K]) Count(kind K) { l.events[kind].n.Add(1) }
 
-// Note counts an event, and logs it if it is that one's turn. kind must be one of those of
-// [NewEventLog].
+// Note counts an event, and logs it unless the log has a recent line of its kind. kind must be one of
+// those given to [NewEventLog].
 func (l *EventLog[K]) Note(kind K, level slog.Level, msg string, attrs ...any) {
 	l.Count(kind)
 	ctx := context.Background()
@@ -190,7 +191,7 @@ func (l *EventLog[K]) Note(kind K, level slog.Level, msg string, attrs ...any) {
 	l.log.Log(ctx, level, msg, attrs...)
 }
 
-// Counts returns how often each kind has happened.
+// Counts returns the number of events of each kind.
 func (l *EventLog[K]) Counts() map[K]uint64 {
 	counts := make(map[K]uint64, len(l.events))
 	for k, e := range l.events {
@@ -199,22 +200,24 @@ func (l *EventLog[K]) Counts() map[K]uint64 {
 	return counts
 }
 
-// A logSampler says which events of a series get a line in the log.
+// A logSampler decides which events of a kind get a line in the log.
 type logSampler struct {
 	mu sync.Mutex
 	// Guarded by mu.
 	next       time.Time     // the earliest time of the next line
-	every      time.Duration // between the last line and next
+	every      time.Duration // the time from the last line to next
 	suppressed uint64        // events since the last line
 }
 
+// The least time between two lines is sampleEvery. It doubles with each line while the series
+// continues, up to sampleLongest.
 const (
 	sampleEvery   = time.Minute
 	sampleLongest = time.Hour
 )
 
-// take reports whether an event that happens now gets a line, and how many events have had none
-// since the last line.
+// take reports whether an event at the time now gets a line. If so, it returns the number of events
+// without a line since the last line.
 func (s *logSampler) take(now time.Time) (suppressed uint64, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -222,7 +225,7 @@ func (s *logSampler) take(now time.Time) (suppressed uint64, ok bool) {
 		s.suppressed++
 		return 0, false
 	}
-	if now.Sub(s.next) < s.every { // the series goes on
+	if now.Sub(s.next) < s.every { // the series continues
 		s.every = min(2*s.every, sampleLongest)
 	} else {
 		s.every = sampleEvery

@@ -8,23 +8,29 @@ import (
 	"github.com/coder/websocket"
 )
 
-// ServeHTTP takes a client in: it answers a WebSocket opening handshake on any path,
-// and returns at once; the client is served by a goroutine of its own.
+// ServeHTTP answers a WebSocket opening handshake on any path. The connection becomes a client with
+// a goroutine of its own, and ServeHTTP returns at once.
 //
-// It refuses with 403 a page whose Origin may not connect, with 429 more clients than the
-// address may have, with 503 more than there may be in all, both with Retry-After, and with
-// 400, 405 or 426 what is no handshake (https://www.rfc-editor.org/rfc/rfc6455#section-4.2.2).
-// Whether the Host is one of ours is for the caller to check.
+// ServeHTTP refuses a request
+//
+//   - with 403 if it comes from a page whose origin is not allowed,
+//   - with 429 and Retry-After if the address has [Config].MaxClientsPerIP clients,
+//   - with 503 and Retry-After if the hub has MaxClients clients, is stopping, or has no value yet,
+//   - with 400, 405 or 426 if it is not an opening handshake
+//     (https://www.rfc-editor.org/rfc/rfc6455#section-4.2.2).
+//
+// ServeHTTP does not check the Host header. The caller has to.
 func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// "The |Origin| header field is used to protect against unauthorized cross-origin use
 	// of a WebSocket server by scripts using the WebSocket API in a web browser."
 	// https://www.rfc-editor.org/rfc/rfc6455#section-4.1
-	// A browser sends exactly one. Without any it is no browser, and nothing that it could do
-	// depends on whose page sent it.
+	// A browser sends exactly one. A client that sends none is not a browser, so no page can
+	// misuse it.
 	if !h.checkOrigin(w, r) {
 		return
 	}
-	// What follows the header are frames. To a proxy in front a body would be something else.
+	// The bytes after the header are frames. With a body, a proxy in front and this server could
+	// disagree about where the frames begin.
 	if r.ContentLength != 0 || len(r.TransferEncoding) > 0 {
 		w.Header().Set("Connection", "close")
 		h.refuse(w, r, ReasonBadHandshake, http.StatusBadRequest, "an opening handshake has no body")
@@ -36,7 +42,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	joined := false
 	defer func() {
-		if !joined { // refused by the library, or a panic, which net/http takes
+		if !joined { // the library refused the handshake, or panicked; net/http recovers
 			h.release(c)
 		}
 	}()
@@ -47,30 +53,31 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	})
 	if err != nil {
 		if errors.Is(err, errNotOurs) {
-			h.log.Error("cannot serve any client", "err", err)
+			h.log.Error("cannot serve WebSocket clients", "err", err)
 			return
 		}
 		h.events.Refused(ReasonBadHandshake, "remote", c.remote, "err", err) // the library has answered
 		return
 	}
-	ws.SetReadLimit(MaxMessage) // frames has the same limit, and knows earlier
+	ws.SetReadLimit(MaxMessage) // frameChecker has the same limit, and finds a long message earlier
 	c.ws = ws
-	// Not in this goroutine: its stack has grown with the TLS handshake, and returning
-	// lets net/http free all that the request took.
+	// serve gets a new goroutine, since the stack of this one has grown during the TLS
+	// handshake. When this one returns, net/http frees the memory of the request.
 	joined = true
 	go c.serve()
 }
 
-// newClient returns a client that was counted in, or answers the request and returns nil.
+// newClient admits a client and returns it. If there is no room, newClient answers the request and
+// returns nil. The caller must call release, or serve, which does.
 func (h *Hub) newClient(w http.ResponseWriter, r *http.Request) *client {
 	c := &client{hub: h, index: -1, remote: AddressOf(r.RemoteAddr)}
 	if reason, text := h.admit(c); reason != "" {
-		// Ten seconds: the page's own backoff is of that order, and a full server gains
-		// nothing from being asked more often.
+		// The page's own delays are about that long, and more frequent attempts would only
+		// load a full server.
 		w.Header().Set("Retry-After", "10")
 		status := http.StatusServiceUnavailable
 		if reason == ReasonAddressFull {
-			status = http.StatusTooManyRequests // the server is well, and others are let in
+			status = http.StatusTooManyRequests // only this address is over its limit
 		}
 		h.refuse(w, r, reason, status, text)
 		return nil
@@ -79,13 +86,14 @@ func (h *Hub) newClient(w http.ResponseWriter, r *http.Request) *client {
 	return c
 }
 
+// refuse answers a request that the hub refuses, and counts the refusal.
 func (h *Hub) refuse(w http.ResponseWriter, r *http.Request, reason Reason, status int, text string) {
 	h.events.Refused(reason, "remote", AddressOf(r.RemoteAddr), "code", status, "err", text)
 	http.Error(w, text, status)
 }
 
-// admit counts c in, or returns why there is no room, and what to tell the peer. release
-// undoes it.
+// admit reserves a place for c. If there is none, admit returns the reason, and a text for the peer.
+// release frees the place.
 func (h *Hub) admit(c *client) (Reason, string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -100,10 +108,11 @@ func (h *Hub) admit(c *client) (Reason, string) {
 		return ReasonAddressFull, "too many connections from your address"
 	}
 	h.admitted.add(c.remote)
-	h.clients.Add(1) // under mu, so that none is added after Shutdown has begun to wait
+	h.clients.Add(1) // under mu, so that no client is added after Shutdown has begun to wait
 	return "", ""
 }
 
+// release frees the place that admit has reserved for c.
 func (h *Hub) release(c *client) {
 	h.mu.Lock()
 	h.admitted.remove(c.remote)
@@ -111,10 +120,10 @@ func (h *Hub) release(c *client) {
 	h.clients.Done()
 }
 
-// addressCounts counts clients by address.
+// addressCounts counts clients, in total and by address.
 type addressCounts struct {
 	total int
-	of    map[netip.Prefix]int
+	of    map[netip.Prefix]int // as AddressOf returns them; nil until the first client
 }
 
 func (a *addressCounts) add(p netip.Prefix) {
@@ -132,17 +141,18 @@ func (a *addressCounts) remove(p netip.Prefix) {
 	}
 }
 
-// AddressOf returns what limits per address count a peer under, whose address has a port: an
-// IPv4 address, or the /64 of an IPv6 address, since one host has all of that.
+// AddressOf returns the prefix under which limits per address count a peer: the /32 of an IPv4
+// address, or the /64 of an IPv6 address, since one host usually has a whole /64. remote is
+// the peer's address with a port, as in [http.Request].RemoteAddr.
 func AddressOf(remote string) netip.Prefix {
 	ap, err := netip.ParseAddrPort(remote)
 	if err != nil {
-		return netip.Prefix{} // not TCP; all such count as one
+		return netip.Prefix{} // not a TCP address; all such peers count as one
 	}
 	return PrefixOf(ap.Addr())
 }
 
-// PrefixOf returns the prefix that limits per address count ip under, see [AddressOf].
+// PrefixOf is [AddressOf] for an address without a port.
 func PrefixOf(ip netip.Addr) netip.Prefix {
 	ip = ip.Unmap().WithZone("")
 	bits := 64

@@ -10,18 +10,18 @@ import (
 	"golang.org/x/net/idna"
 )
 
-// Origin says which pages may connect. The zero value is none.
+// Origin is a pattern for the origins whose pages may connect. The zero value matches none.
 type Origin struct {
-	any          bool
-	scheme, host string // as CanonicalHost has it
-	below        bool   // every name below host, and not host itself
-	port         string // "*" is any; the scheme's own is ""
+	any          bool   // matches every origin
+	scheme, host string // host as CanonicalHost returns it
+	below        bool   // matches every name below host, but not host itself
+	port         string // "*" is any port; "" is the default port of the scheme
 }
 
-// ParseOrigin understands "https://host", "https://host:port", "https://host:*" (any
-// port), "https://*.host" (every name below host), the same with http, and "*" (any page
-// whatsoever). The scheme counts as much as the host does: a page that came over http may be
-// anybody's. https://www.rfc-editor.org/rfc/rfc6454#section-6.2
+// ParseOrigin parses "https://host", "https://host:port", "https://host:*" (any port),
+// "https://*.host" (every name below host), the same with http, and "*" (every page). The
+// scheme has to match, too: anyone on the network can change a page that is loaded over http.
+// https://www.rfc-editor.org/rfc/rfc6454#section-6.2
 func ParseOrigin(s string) (Origin, error) {
 	if s == "*" {
 		return Origin{any: true}, nil
@@ -29,7 +29,7 @@ func ParseOrigin(s string) (Origin, error) {
 	base, anyPort := strings.CutSuffix(strings.TrimSuffix(s, "/"), ":*")
 	o, ok := parseOrigin(base)
 	o.host, o.below = cutWildcard(o.host)
-	ascii, err := idna.Lookup.ToASCII(o.host) // as browsers have it
+	ascii, err := idna.Lookup.ToASCII(o.host) // browsers send the ASCII form
 	if _, noIP := netip.ParseAddr(o.host); noIP == nil {
 		ascii, err = o.host, nil
 	}
@@ -43,9 +43,11 @@ func ParseOrigin(s string) (Origin, error) {
 	return o, nil
 }
 
+// cutWildcard removes the prefix "*." from host, and reports whether host had it.
 func cutWildcard(host string) (string, bool) { return strings.CutPrefix(host, "*.") }
 
-// parseOrigin parses the origin of one page, as browsers send it.
+// parseOrigin parses the origin of one page, in the form that browsers send. It reports false if s
+// is not of that form.
 // https://www.rfc-editor.org/rfc/rfc6454#section-7.1
 func parseOrigin(s string) (Origin, bool) {
 	u, err := url.Parse(s)
@@ -60,8 +62,8 @@ func parseOrigin(s string) (Origin, bool) {
 	return o, true
 }
 
-// CanonicalHost returns a host in lower case and without the trailing dot, and an IP address in its
-// shortest form, without brackets. host has no port.
+// CanonicalHost returns host in lower case and without a trailing dot. If host is an IP address, with
+// or without brackets, CanonicalHost returns its shortest form without brackets. host has no port.
 func CanonicalHost(host string) string {
 	host = strings.ToLower(strings.TrimSuffix(host, "."))
 	if ip, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
@@ -70,7 +72,7 @@ func CanonicalHost(host string) string {
 	return host
 }
 
-// allows reports whether a page of the given Origin header may connect.
+// allows reports whether pages with the given Origin header may connect.
 func (h *Hub) allows(header string) bool {
 	page, ok := parseOrigin(header)
 	for _, o := range h.cfg.Origins {
@@ -85,8 +87,8 @@ func (h *Hub) allows(header string) bool {
 	return false
 }
 
-// checkOrigin reports whether the page that r comes from, if it comes from one, may connect. If
-// not it answers 403.
+// checkOrigin reports whether the Origin header of r is missing or allowed. If it is neither,
+// checkOrigin answers 403.
 func (h *Hub) checkOrigin(w http.ResponseWriter, r *http.Request) bool {
 	origins := r.Header["Origin"]
 	if len(origins) == 0 || len(origins) == 1 && h.allows(origins[0]) {

@@ -11,29 +11,30 @@ import (
 	"sync/atomic"
 )
 
-// clientWire is the byte stream below one client. Below a WebSocket two writers meet: the
-// WebSocket library, which answers pings and closes, and the hub, which writes frames
-// that it has encoded once for many clients. Each Write carries one frame, or several
-// whole ones, so that they never mix. Write and send are safe from any goroutine.
+// clientWire is the byte stream below one client. A WebSocket has two writers: the WebSocket library,
+// which answers pings and close frames, and the hub, which writes frames that it has encoded once
+// for many clients. Each call of Write or send has one or more whole frames, so frames never mix.
+// send is safe from any goroutine.
 type clientWire struct {
 	// Immutable after attach.
-	net.Conn         // TLS, or TCP behind a proxy that ends TLS
-	sock     socket  // below Conn
-	owner    *client // whose wire it is
+	net.Conn         // TLS, or TCP behind a proxy that terminates TLS
+	sock     socket  // the socket below Conn
+	owner    *client // the client that has this wire
 
-	heard atomic.Bool // the peer has sent something since the last look
+	// Safe from any goroutine.
+	heard atomic.Bool // the peer has sent something since turnWheel last looked
 
 	// Owned by the client's serve.
-	in     *bufio.Reader // what the library reads from; filled from Read
+	in     *bufio.Reader // the library's reader, which is filled by Read
 	frames frameChecker
 
 	mu        sync.Mutex
-	closeSent bool // Guarded by mu.
+	closeSent bool // a close frame, or the end of a stream, was sent. Guarded by mu.
 }
 
-// upgrade is the http.ResponseWriter of an opening handshake. Its Hijack gives the
-// library the wire in place of the connection. It has no Unwrap method, or the library
-// would look beneath it.
+// upgrade is the [http.ResponseWriter] of an opening handshake. Its Hijack gives the library the wire
+// instead of the connection. It has no Unwrap method, since the library would then use the
+// ResponseWriter below it.
 type upgrade struct {
 	http.ResponseWriter
 	wire *clientWire
@@ -42,16 +43,15 @@ type upgrade struct {
 var errNotOurs = errors.New("hub: the connection is not a hub.Conn")
 
 const (
-	// readBuffer holds five actions; it is all that an idle client keeps, where net/http
-	// would keep 4 KB.
+	// readBuffer has room for five actions. An idle client keeps this buffer; net/http's has 4 KB.
 	readBuffer = 128
 
-	// writeBuffer must hold the largest frame that the library writes, a control frame of
-	// 127 bytes, so that each reaches Write in one piece.
+	// writeBuffer must have room for the largest frame that the library writes, a control frame of
+	// 127 bytes, so that Write gets each frame in one piece.
 	writeBuffer = 128
 )
 
-// Hijack implements http.Hijacker, with small buffers in the place of net/http's.
+// Hijack implements [http.Hijacker], with smaller buffers than those of net/http.
 func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	nc, brw, err := http.NewResponseController(u.ResponseWriter).Hijack()
 	if err != nil {
@@ -62,12 +62,12 @@ func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 
-	// What the client sent right behind its handshake has to lie in the new reader's
-	// buffer: the library looks nowhere else.
+	// The client may have sent bytes right after its handshake, which net/http has read. They
+	// have to be in the new reader's buffer: the library takes them only from there.
 	early, _ := brw.Reader.Peek(brw.Reader.Buffered())
 	n, err := w.frames.check(early)
 	if err != nil {
-		w.frames.fail(err) // Read says so
+		w.frames.fail(err) // Read returns err
 	}
 	early = early[:n]
 	w.in = bufio.NewReaderSize(bytes.NewReader(early), max(readBuffer, len(early)))
@@ -97,7 +97,8 @@ func (w *clientWire) attach(nc net.Conn) error {
 	return nil
 }
 
-// Read implements net.Conn. It returns what is right, and a closeError when something is not.
+// Read implements [net.Conn]. It returns only bytes that frameChecker accepts, and its closeError for
+// the first byte that is wrong.
 func (w *clientWire) Read(p []byte) (int, error) {
 	if err := w.frames.failed(); err != nil {
 		return 0, err
@@ -112,12 +113,12 @@ func (w *clientWire) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Write implements net.Conn for the library, which writes control frames only, from the
-// client's own goroutine.
+// Write implements [net.Conn] for the library. The library writes only control frames, from the client's
+// own goroutine.
 func (w *clientWire) Write(p []byte) (int, error) {
 	isClose := p[0]&0xf == opClose
 	if isClose {
-		w.owner.leave() // before the peer hears of it
+		w.owner.leave() // before the peer receives the close frame
 	}
 	n, err := w.send(p, isClose)
 	if w.sock.blocked() {
@@ -126,9 +127,9 @@ func (w *clientWire) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// send writes whole frames, or events, without waiting. isClose says that the last of them is a
-// close frame, or the end of a stream: nothing is written after one, not even the library's answer to the
-// peer's. "The application MUST NOT send any more data frames after sending a Close
+// send writes whole frames or events without waiting. isClose says that the last of them is a close
+// frame, or the end of a stream. After that, send drops everything, even the library's answer to
+// the peer's close frame. "The application MUST NOT send any more data frames after sending a Close
 // frame." https://www.rfc-editor.org/rfc/rfc6455#section-5.5.1
 func (w *clientWire) send(p []byte, isClose bool) (int, error) {
 	w.mu.Lock()
