@@ -37,7 +37,7 @@
 //
 // Channel sends go one way, so there is no cycle that could deadlock. readLoops send to loop and
 // to shards. loop sends to commitLoop. commitLoop sends results to loop, through a channel that
-// has room for them, and tells shards about clients that a refusal has blocked. Shards send to no
+// has room for them. Both tell shards about clients that a refusal has blocked. Shards send to no
 // goroutine. A send that may wait ends when the hub has ended.
 //
 // No client waits for the store either. If the store has worked on a batch for 1.5 seconds, the

@@ -10,39 +10,43 @@ import (
 	"github.com/coder/websocket"
 )
 
-// frameChecker looks at what a client sends, frame by frame, before the WebSocket library does. It
-// finds what RFC 6455 forbids, of which the library lets some pass (lengths that are not in
-// their shortest form, close reasons that are not UTF-8) and answers some without a status
-// code; and it counts what nobody else does: frames in a message, and control frames. The
-// library is left with frames that are right, to unmask, assemble and answer them.
+// frameChecker checks the frames of a client before the WebSocket library reads them. It does what the
+// library does not:
+//
+//   - It finds everything that RFC 6455 forbids. The library accepts lengths that are not in their
+//     shortest form and close reasons that are not UTF-8, and answers some errors without a status
+//     code.
+//   - It limits the number of frames in a message, and of control frames.
+//
+// The library then gets only valid frames, unmasks and assembles them, and answers control frames.
 type frameChecker struct {
-	head   [maxFrameHead]byte // of the frame that begins
-	have   uint8              // bytes in head; 0 between frames, and while a payload passes
-	open   bool               // a message has begun, and its last frame has not come
-	done   bool               // a close frame has come: the library ends, and looks at nothing more
+	head   [maxFrameHead]byte // the header of the current frame
+	have   uint8              // bytes in head; 0 between frames and within a payload
+	open   bool               // a message has begun, and its final frame has not
+	done   bool               // a close frame is complete: the library reads nothing after it
 	count  uint8              // frames of the message
 	size   uint16             // bytes of the message
 	excess excessCounter
-	rest   uint32  // bytes of the payload that are to come
-	last   *ending // nil until the connection ends: most clients are far from that
+	rest   uint32  // bytes of the payload that are still to come
+	last   *ending // nil until a close frame or an error ends the connection, to save memory
 }
 
-// ending is what there is to know when a connection ends.
+// ending is what a frameChecker needs only at the end of a connection.
 type ending struct {
-	failure error // why nothing that comes can be understood any more
+	failure error // why no more bytes are accepted, or nil
 
-	// The payload of a close frame: its size, and what has come of it.
+	// The payload of a close frame: its size, and the bytes that have arrived.
 	size, have int
 	payload    [maxShortPayload]byte
 }
 
 const (
-	// maxFrameHead is the size of the longest frame header: 64 bits of length, and a mask.
+	// maxFrameHead is the size of the longest frame header, with 64 bits of length and a masking
+	// key.
 	maxFrameHead = 2 + 8 + maskSize
 
-	// maxFragments bounds the frames of a message. Fragments of no bytes at all are
-	// permitted, so that without it one message could go on forever. 512 bytes in frames of 8
-	// are below it.
+	// maxFragments bounds the frames of a message. Empty fragments are permitted, so without this
+	// bound one message could go on forever. 512 bytes in frames of 8 bytes do not exceed it.
 	maxFragments = 64
 
 	opContinuation = 0x0
@@ -51,9 +55,10 @@ const (
 	rsvBits        = 0x70
 )
 
-// check looks at p, which comes next. It returns how many bytes of it may pass, and why the
-// connection has to end, if it has to. If not all of p may pass, what follows cannot be
-// understood, and failed says so from there on.
+// check checks p, the next bytes from the client. It returns how many bytes of p the library may read.
+// An error means that the connection has to end. If the error comes with all of p, the frames are
+// valid but too many or too large. Otherwise the byte at n violates the protocol, no more
+// bytes are accepted, and failed returns the error.
 func (f *frameChecker) check(p []byte) (n int, err error) {
 	if err := f.failed(); err != nil {
 		return 0, err
@@ -64,7 +69,7 @@ func (f *frameChecker) check(p []byte) (n int, err error) {
 	return n, err
 }
 
-// failed returns why nothing that comes can be understood any more, or nil.
+// failed returns why no more bytes are accepted, or nil if they are.
 func (f *frameChecker) failed() error {
 	if f.last == nil {
 		return nil
@@ -72,7 +77,7 @@ func (f *frameChecker) failed() error {
 	return f.last.failure
 }
 
-// fail makes err what failed returns.
+// fail makes check accept no more bytes, because of err.
 func (f *frameChecker) fail(err error) {
 	if f.last == nil {
 		f.last = new(ending)
@@ -80,6 +85,7 @@ func (f *frameChecker) fail(err error) {
 	f.last.failure = err
 }
 
+// pass does the work of check, but does not record a failure.
 func (f *frameChecker) pass(p []byte) (n int, err error) {
 	for n < len(p) && !f.done {
 		if f.rest > 0 {
@@ -88,7 +94,7 @@ func (f *frameChecker) pass(p []byte) (n int, err error) {
 				f.last.have += copy(f.last.payload[f.last.have:], p[n:n+m])
 				if f.last.have == f.last.size {
 					if err := f.checkClose(); err != nil {
-						return n + m - 1, err // without its last byte the library sees no frame
+						return n + m - 1, err // without its last byte the library does not handle the frame
 					}
 					f.done = true
 				}
@@ -118,8 +124,9 @@ func (f *frameChecker) pass(p []byte) (n int, err error) {
 	return len(p), err
 }
 
-// headSize returns the size of the frame header of which f.head[:f.have] is the beginning, as
-// far as that can be told, or what is wrong with it.
+// headSize returns the size of the frame header that begins with f.head[:f.have]. It
+// returns 2 while only one byte is there, since the second byte determines the size. If the bytes
+// violate the protocol, it returns an error.
 // https://www.rfc-editor.org/rfc/rfc6455#section-5.2
 func (f *frameChecker) headSize() (int, error) {
 	opcode, control := f.head[0]&0xf, f.head[0]&controlBit != 0
@@ -169,8 +176,8 @@ func (f *frameChecker) headSize() (int, error) {
 	return 2 + maskSize, nil
 }
 
-// begin begins the frame whose header is f.head[:size]. It returns what the frame has too much
-// of, and what is forbidden in it.
+// begin begins the frame with the header f.head[:size]. excessive says which limit the frame exceeds, and
+// forbidden what is wrong with the header.
 func (f *frameChecker) begin(size int) (excessive, forbidden error) {
 	opcode, control := f.head[0]&0xf, f.head[0]&controlBit != 0
 	// "Note that in all cases, the minimal number of bytes MUST be used to encode the length"
@@ -186,7 +193,7 @@ func (f *frameChecker) begin(size int) (excessive, forbidden error) {
 		}
 	}
 	if length > math.MaxInt32 {
-		return nil, errTooBig // nobody waits for the end of that
+		return nil, errTooBig // treated as forbidden, so that the payload is not read
 	}
 	f.rest = uint32(length)
 	switch {
@@ -203,7 +210,7 @@ func (f *frameChecker) begin(size int) (excessive, forbidden error) {
 	f.open = f.head[0]&finBit == 0
 	f.count++
 	if f.count > maxFragments {
-		f.count = 0 // once is enough
+		f.count = 0 // report it once
 		return closeError{ReasonFragments, "a message is in too many fragments"}, nil
 	}
 	if uint32(f.size)+f.rest > MaxMessage {
@@ -214,7 +221,7 @@ func (f *frameChecker) begin(size int) (excessive, forbidden error) {
 	return nil, nil
 }
 
-// checkClose checks the payload of a close frame, of which f.head begins with the mask.
+// checkClose checks the payload of a close frame. f.head begins with its masking key.
 // https://www.rfc-editor.org/rfc/rfc6455#section-7.4
 func (f *frameChecker) checkClose() error {
 	p := f.last.payload[:f.last.size]
@@ -222,10 +229,10 @@ func (f *frameChecker) checkClose() error {
 		p[i] ^= f.head[i%maskSize]
 	}
 	if code := websocket.StatusCode(binary.BigEndian.Uint16(p)); !sendable(code) {
-		return protocolError("the status code of a close frame is none that may be sent")
+		return protocolError("a close frame has a status code that must not be sent")
 	}
-	// "Following the 2-byte integer, the body MAY contain UTF-8-encoded data", and what is to be
-	// that and is not fails the connection, too.
+	// "Following the 2-byte integer, the body MAY contain UTF-8-encoded data". As in messages,
+	// data that is not UTF-8 fails the connection.
 	// https://www.rfc-editor.org/rfc/rfc6455#section-5.5.1 and #section-8.1
 	if !utf8.Valid(p[2:]) {
 		return closeError{ReasonNotUTF8, "the reason of a close frame is not UTF-8"}
@@ -233,8 +240,8 @@ func (f *frameChecker) checkClose() error {
 	return nil
 }
 
-// sendable reports whether a close frame may have the code: one that is registered for that,
-// or one of 3000 to 4999. https://www.rfc-editor.org/rfc/rfc6455#section-7.4.2 and
+// sendable reports whether a close frame may have the code: it is registered for close frames, or from
+// 3000 to 4999. https://www.rfc-editor.org/rfc/rfc6455#section-7.4.2 and
 // https://www.iana.org/assignments/websocket/websocket.xhtml#close-code-number
 func sendable(code websocket.StatusCode) bool {
 	switch code {
@@ -246,30 +253,31 @@ func sendable(code websocket.StatusCode) bool {
 
 var errTooBig = closeError{ReasonTooBig, fmt.Sprintf("a message is longer than %d bytes", MaxMessage)}
 
+// protocolError returns a closeError for a frame that violates RFC 6455.
 func protocolError(text string) error { return closeError{ReasonProtocol, text} }
 
-// excessCounter counts what a client may send, and should send seldom: control frames, and messages
-// that are refused. Its zero value has counted nothing.
+// excessCounter counts what a client may send only rarely: control frames, and messages that are refused.
+// The zero value is ready to use.
 type excessCounter struct {
-	since uint32 // seconds since 1970
-	count uint16
+	since uint32 // start of the present period of excessTime, in seconds since 1970
+	count uint16 // how many there were in it
 }
 
 const (
-	// maxExcess is how many there may be in excessTime. Ten times as many pings as any library
-	// sends are below it, and so is a person whose mouse clicks 100 times a second. One costs
-	// about 10 µs, since it is answered: a thousandth of a processor for each client.
+	// maxExcess is how many of them a client may send in excessTime. Libraries send less than a
+	// tenth as many pings, and 100 refused clicks a second stay within it, too. Each costs about
+	// 10 µs, since it is answered. So a client can cost a thousandth of a processor.
 	maxExcess  = 1000
 	excessTime = 10 * time.Second
 )
 
-// add counts one more, and returns an error if that is too many.
+// add counts one more, and returns a closeError if there are more than maxExcess.
 func (e *excessCounter) add(now time.Time) error {
 	if t := uint32(now.Unix()); t-e.since >= uint32(excessTime/time.Second) {
 		*e = excessCounter{since: t}
 	}
 	if e.count++; e.count > maxExcess {
-		e.count = maxExcess // and no overflow
+		e.count = maxExcess // must not overflow
 		return closeError{ReasonFlood, "too many control frames and refused messages"}
 	}
 	return nil

@@ -9,69 +9,70 @@ import (
 	"github.com/coder/websocket"
 )
 
-// What clients share, what they may do to it, and what is said about it: all that the hub knows of
-// the counter is in this file. docs/extend.md says what else there is to do.
+// This file has everything that the hub knows about the counter: its value, the actions on it, and the
+// messages. docs/extend.md describes how to replace it.
 
-// Value is what clients share. It is comparable, and all of it is in each state message.
+// Value is the value that all clients share. It is comparable. Each state message has the whole value.
 type Value = int64
 
-// Delta is what a batch of actions does to a value: it is added to it.
+// Delta is the effect of a batch of actions: it is added to the value.
 type Delta = Value
 
-// An action is what a client asks for: +1 or -1. 0 is none.
+// An action is +1 for plus or -1 for minus. 0 is no action.
 type action int8
 
-// MaxValue bounds the counter: it stays in ±MaxValue, the integers that a browser
-// holds exactly (ECMA-262, Number.MAX_SAFE_INTEGER).
+// MaxValue bounds the counter. The value stays within ±MaxValue, the integers that a browser represents
+// exactly (ECMA-262, Number.MAX_SAFE_INTEGER).
 const MaxValue = 1<<53 - 1
 
-// ErrRange is what [Store.Apply] returns, changing nothing, for a delta that would
-// take the value out of ±[MaxValue].
+// ErrRange is the error of [Store.Apply] for a delta that would take the value out of ±[MaxValue]. The
+// value is then unchanged.
 var ErrRange = errors.New("hub: the counter is at its limit")
 
-// after returns what v is after a was done n times; after -n times, what it was before.
+// after returns v after n times a. If n is negative, it returns what v was before -n times a.
 func after(v Value, a action, n int) Value { return v + int64(a)*int64(n) }
 
-// room returns how many of n times a can be done to v before it leaves the range. v is within.
+// room returns how many times a can be applied to v without leaving the range, at most n. v is within
+// the range.
 func room(v Value, a action, n int) int { return int(min(int64(n), MaxValue-int64(a)*v)) }
 
-// sum returns v with d added. The result may be out of range.
+// sum returns v with d added. The result may be out of the range.
 func sum(v Value, d Delta) Value { return v + d }
 
-// fits reports whether v, which is within the range, is so with d added, whatever d is.
+// fits reports whether v with d added is within the range. v is within the range; d can be anything.
 func fits(v Value, d Delta) bool { return d <= MaxValue-v && d >= -MaxValue-v }
 
-// AppendValue appends v as JSON without spaces and line breaks, of which there is one for each
-// value. Stores keep values so, too. It is at most 128 bytes long: recentValues of them are
-// written at once, and what is kept for a client (maxTail) has to have room for that.
+// AppendValue appends v as JSON without spaces and line breaks. Equal values have equal texts. Stores
+// keep values in this form, too. The text is at most 128 bytes long, since recentValues of them
+// are written at once and have to fit in maxTail.
 func AppendValue(dst []byte, v Value) []byte { return strconv.AppendInt(dst, v, 10) }
 
-// ParseValue understands what AppendValue has written. It returns [ErrRange] for what is a
-// value but out of range.
+// ParseValue parses the text that AppendValue makes. It returns [ErrRange] for a value that is out of the
+// range.
 func ParseValue(s string) (Value, error) {
 	v, err := strconv.ParseInt(s, 10, 64)
 	switch {
 	case errors.Is(err, strconv.ErrRange), v > MaxValue, v < -MaxValue:
 		return 0, ErrRange
 	case err != nil:
-		return 0, fmt.Errorf("%q is no value of a counter", s)
+		return 0, fmt.Errorf("%q is not a counter value", s)
 	}
 	return v, nil
 }
 
-// MaxMessage is the longest message that a client may send, in bytes. An action
-// takes 18; the rest is room for fields that are ignored. A longer message closes
-// the connection with status code 1009.
+// MaxMessage is the length of the longest message that a client may send, in bytes. An action takes 18;
+// the rest is room for fields that are ignored. A longer message closes the connection with
+// status code 1009.
 const MaxMessage = 512
 
-// A refusal tells the sender, and nobody else, why its message changed nothing.
+// A refusal says why a message changed nothing. Only the sender of that message is told.
 type refusal struct {
-	code  string // constant, for programs and counters
-	frame []byte // the error message, ready to be written
+	code  string // for programs, and a label in metrics
+	frame []byte // the frame with the error message
 	index int    // in refusals
 }
 
-// refusals are all of them, in the order in which a client is told of several that it is owed.
+// refusals lists all refusals. A client that has several kinds of them pending is sent them in this order.
 var refusals = [...]*refusal{refusedJSON, refusedAction, refusedBinary, refusedRate, undecided, refusedStore, refusedRange}
 
 func init() {
@@ -80,7 +81,7 @@ func init() {
 	}
 }
 
-// newRefusal makes the refusal that tells programs code and people message.
+// newRefusal returns a refusal with a code for programs and a message for people.
 func newRefusal(code, message string) *refusal {
 	payload, err := json.Marshal(struct {
 		Type    string `json:"type"`
@@ -101,19 +102,19 @@ var (
 	refusedRange  = newRefusal("out_of_range", "The counter is at its limit: this action was not counted.")
 	refusedStore  = newRefusal("store_unavailable", "The counter cannot be changed right now: this action was not counted.")
 
-	// Not the last word: the store was given the action and has not answered. It is followed by
-	// the state, or by one of the two above.
-	undecided = newRefusal("store_undecided", "The counter's store does not answer: this action counts when it does, or another error follows.")
+	// Not final: the store was given the action and has not answered yet. A state follows that
+	// includes the action, or refusedRange or refusedStore.
+	undecided = newRefusal("store_undecided", "The counter's store has not answered yet. This action counts when it does, or another error follows.")
 )
 
-// notAnAction reports whether the message was none that a client should ever send, so
-// that one who goes on sending such is closed.
+// notAnAction reports whether the message was none of the protocol's actions. A correct client never sends
+// such a message; a client that sends too many in a row is closed.
 func (r *refusal) notAnAction() bool {
 	return r == refusedJSON || r == refusedAction || r == refusedBinary
 }
 
-// decode returns what a message from a client asks for, or why it is refused. It does
-// not keep p.
+// decode returns the action in a message from a client, or why the message is refused. It does not
+// keep p.
 func decode(typ websocket.MessageType, p []byte) (action, *refusal) {
 	if typ != websocket.MessageText {
 		return 0, refusedBinary
@@ -124,14 +125,14 @@ func decode(typ websocket.MessageType, p []byte) (action, *refusal) {
 	return decodeJSON(p)
 }
 
-// The sizes of what knownAction knows.
+// The lengths of the shortest and the longest text that knownAction knows.
 const (
 	shortestKnown = len(`{"action":"plus"}`)
 	longestKnown  = len(`{"action": "minus"}`)
 )
 
-// knownAction returns the action that p is in the very bytes that JSON.stringify or
-// Python's json.dumps make, which need no decoder, and 0 if it is anything else.
+// knownAction returns the action in p if p is exactly what JSON.stringify or Python's json.dumps makes of
+// it, which needs no decoder. Otherwise it returns 0.
 func knownAction(p []byte) action {
 	switch string(p) {
 	case `{"action":"plus"}`, `{"action": "plus"}`:
@@ -142,15 +143,16 @@ func knownAction(p []byte) action {
 	return 0
 }
 
+// decodeJSON is decode for any JSON text.
 func decodeJSON(p []byte) (action, *refusal) {
-	// A map and not a struct: encoding/json matches a struct's fields whatever their
-	// case, and the tutorial's server takes "action" alone.
+	// fields is a map, since encoding/json ignores case when it decodes to a struct. The
+	// tutorial's server accepts only "action".
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(p, &fields); err != nil {
 		return 0, refusedJSON
 	}
 	raw := fields["action"]
-	if len(raw) == 0 || raw[0] != '"' { // null would decode into a string, too
+	if len(raw) == 0 || raw[0] != '"' { // null would also decode to a string
 		return 0, refusedJSON
 	}
 	var name string
@@ -166,15 +168,14 @@ func decodeJSON(p []byte) (action, *refusal) {
 	return 0, refusedAction
 }
 
-// appendUsers appends the message that tells how many clients there are, and does not allocate
-// if dst has room.
+// appendUsers appends the message with the number of users. It does not allocate if dst has room.
 func appendUsers(dst []byte, count int) []byte {
 	dst = append(dst, `{"type":"users","count":`...)
 	dst = strconv.AppendInt(dst, int64(count), 10)
 	return append(dst, '}')
 }
 
-// appendState appends the message that tells the value, likewise.
+// appendState appends the message with the value. It does not allocate if dst has room.
 func appendState(dst []byte, value Value) []byte {
 	dst = append(dst, `{"type":"state","value":`...)
 	dst = AppendValue(dst, value)

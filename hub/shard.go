@@ -6,66 +6,67 @@ import (
 	"time"
 )
 
-// shard owns some of the clients and is the only one that sends them users and state.
-// Its goroutine is run. Nothing that it does waits for a client.
+// shard owns some of the clients. Its goroutine runs run, and is the only one that sends them users and
+// state messages. It never waits for a client.
 type shard struct {
 	// Immutable after newShard.
 	hub        *Hub
-	wake       chan struct{}   // loop -> run: there is a newer state; 1, a token is enough
-	members    chan membership // serve -> run: each client's join, and then its leave; 128, since a sweep may be on; never closed
-	nowBlocked chan *client    // serve and commitLoop -> run: a write that was not the shard's blocked the client; likewise
+	wake       chan struct{}   // loop -> run: there is a newer state; 1, since one token is enough; never closed
+	members    chan membership // serve -> run: each client's join, and then its leave; 128, so that clients seldom wait for a sweep; never closed
+	nowBlocked chan *client    // serve, loop and commitLoop -> run: a write of theirs blocked the client; 128 for the same reason; never closed
 
 	// Owned by run.
 	clients  []*client
 	blocked  []*client
-	now      publishedState          // what encoded says
-	encoded  [encodings]encodedState // of those that there are clients of
-	using    [encodings]int          // how many of clients have the encoding
-	message  []byte                  // one message, before it is encoded
-	scratch  []byte                  // what one client is written
-	wheel    [wheelSlots][]*client
-	slot     int
-	draining bool
-	aborting bool
+	now      publishedState          // the state in encoded
+	encoded  [encodings]encodedState // only of encodings that are in use
+	using    [encodings]int          // how many clients have the encoding
+	message  []byte                  // buffer for one message before it is encoded
+	scratch  []byte                  // buffer for one write
+	wheel    [wheelSlots][]*client   // the timing wheel: clients by the second of their next check
+	slot     int                     // the present slot of wheel
+	draining bool                    // beginDrain has been called
+	aborting bool                    // abort has been called
 	drain    shardDrain
 	tally    shardCounts
 
 	mu         sync.Mutex
-	handedOver shardCounts // tally as of the last turn. Guarded by mu.
+	handedOver shardCounts // tally at the end of run's last turn. Guarded by mu.
 
-	_      [64]byte     // so that what clients count is in no cache line that run uses
-	counts clientCounts // safe from any goroutine
+	// Safe from any goroutine.
+	_      [64]byte // keeps counts out of the cache lines that run writes
+	counts clientCounts
 }
 
-// membership is a client's join or leave. Both go through one channel, so that they
-// keep their order.
+// membership is a client's join or leave. Both go through one channel, so that they keep their order.
 type membership struct {
 	member *client
 	leaves bool
 }
 
 const (
-	// A client from which nothing came for pingEvery to pingEvery+pingJitter seconds is
-	// pinged: below the 30 seconds after which the shortest-tempered mobile networks
-	// forget an idle connection, and spread out so that pings never come in bursts.
+	// A client that has sent nothing for pingEvery to pingEvery+pingJitter seconds is pinged. Some
+	// mobile networks drop a connection that is idle for 30 seconds. The jitter is random and
+	// avoids bursts of pings.
 	pingEvery  = 20
 	pingJitter = 5
 
-	// pongTimeout is how many seconds a pinged client may stay silent.
+	// pongTimeout is how many seconds a client may take to answer a ping.
 	pongTimeout = 10
 
-	// wheelSlots is the size of the timing wheel, whose slots are a second apart.
+	// wheelSlots is the number of slots of the timing wheel, one for each second.
 	wheelSlots = pingEvery + pingJitter + 1
 
-	// longestPause bounds the pause between two sweeps that would follow each other at once.
-	// It is as long as the first one was, so that under load half of the time is left for
+	// longestPause bounds the pause between two sweeps that would follow each other at once. The
+	// pause is as long as the first sweep took, so under load half of the time is left for
 	// reading.
 	longestPause = 25 * time.Millisecond
 
-	// flushEvery is how often the kept bytes of blocked clients are tried again.
+	// flushEvery is how often the shard tries to write the kept bytes of blocked clients.
 	flushEvery = 50 * time.Millisecond
 )
 
+// newShard returns a shard of h without clients. The caller starts run.
 func newShard(h *Hub) *shard {
 	s := &shard{
 		hub:        h,
@@ -73,12 +74,12 @@ func newShard(h *Hub) *shard {
 		members:    make(chan membership, 128),
 		nowBlocked: make(chan *client, 128),
 	}
-	s.tally.swept = h.published.stateSeq // nobody is behind
+	s.tally.swept = h.published.stateSeq // so no client is behind
 	s.handOver()
 	return s
 }
 
-// handOver lets others see what was counted.
+// handOver copies tally to handedOver, for other goroutines.
 func (s *shard) handOver() {
 	s.tally.clients = len(s.clients)
 	s.mu.Lock()
@@ -86,32 +87,33 @@ func (s *shard) handOver() {
 	s.mu.Unlock()
 }
 
-// lastTally returns what was counted up to the last turn of run. Safe from any goroutine.
+// lastTally returns tally at the end of run's last turn. Safe from any goroutine.
 func (s *shard) lastTally() shardCounts {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.handedOver
 }
 
+// run owns the shard until the hub has ended.
 func (s *shard) run() {
 	defer s.hub.running.Done()
 	second := time.NewTicker(time.Second)
 	defer second.Stop()
 	flush := time.NewTicker(flushEvery)
 	defer flush.Stop()
-	flush.Stop() // runs while there are blocked clients
+	flush.Stop() // until a client is blocked
 	pause := time.NewTimer(0)
 	defer pause.Stop()
-	pause.Stop() // runs between two sweeps
+	pause.Stop() // until two sweeps follow each other at once
 	s.drain.next = newStoppedTimer()
 	defer s.drain.next.Stop()
 
-	wake := s.wake // nil between two sweeps
+	wake := s.wake // nil during a pause
 	for {
 		blocked := len(s.blocked)
 		drain, abort := s.hub.draining, s.hub.aborting
 		if s.draining {
-			drain = nil // closed, and obeyed
+			drain = nil // already handled; a closed channel would be ready for ever
 		}
 		if s.aborting {
 			abort = nil
@@ -122,7 +124,7 @@ func (s *shard) run() {
 			s.sweep()
 			took := time.Since(began)
 			s.tally.sweeps.observe(took)
-			if len(s.wake) > 0 { // the state changes faster than all can be told
+			if len(s.wake) > 0 { // the state has changed again during the sweep
 				wake = nil
 				pause.Reset(min(took, longestPause))
 			}
@@ -161,7 +163,8 @@ func (s *shard) run() {
 	}
 }
 
-// join takes a client in and sends it the present users and state at once.
+// join adds a client and sends it users and state at once. While the hub shuts down, join closes the
+// client instead.
 func (s *shard) join(c *client) {
 	c.index = len(s.clients)
 	s.clients = append(s.clients, c)
@@ -176,7 +179,7 @@ func (s *shard) join(c *client) {
 	}
 	s.schedule(c, pingEvery+rand.IntN(pingJitter+1))
 	now := s.hub.snapshot()
-	// The count that includes the newcomer may not have been announced to all yet.
+	// now.users includes the newcomer; now.announced may not yet.
 	s.message = appendUsers(s.message[:0], now.users)
 	s.scratch = c.encoding.append(s.scratch[:0], s.message)
 	s.message = appendState(s.message[:0], now.value())
@@ -187,8 +190,8 @@ func (s *shard) join(c *client) {
 	s.write(c, s.scratch)
 }
 
-// leave forgets a client. The list of blocked ones drops it within flushEvery; the wheel
-// would keep its memory for half a minute.
+// leave removes a client. It takes the client off the wheel, which would otherwise keep it in memory for
+// half a minute. flushBlocked removes it from s.blocked within flushEvery.
 func (s *shard) leave(c *client) {
 	last := len(s.clients) - 1
 	s.clients[c.index] = s.clients[last]
@@ -200,7 +203,7 @@ func (s *shard) leave(c *client) {
 	s.unschedule(c)
 }
 
-// sweep brings each client that is behind up to the newest state.
+// sweep sends the newest state to each client that is behind.
 func (s *shard) sweep() {
 	s.encode(s.hub.snapshot())
 	for _, c := range s.clients {
@@ -210,7 +213,7 @@ func (s *shard) sweep() {
 	s.countBehind()
 }
 
-// countBehind counts those that a sweep could not bring up to its state. They are blocked.
+// countBehind counts the clients that are behind after a sweep. All of them are blocked.
 func (s *shard) countBehind() {
 	s.tally.behind = 0
 	for _, c := range s.blocked {
@@ -220,7 +223,7 @@ func (s *shard) countBehind() {
 	}
 }
 
-// encode makes what a sweep sends, once for all clients of an encoding.
+// encode makes the messages of now, once for each encoding that is in use.
 func (s *shard) encode(now publishedState) {
 	s.now = now
 	for e := range encodings {
@@ -230,7 +233,7 @@ func (s *shard) encode(now publishedState) {
 	}
 }
 
-// deliver sends c what it is due of s.now in one write.
+// deliver sends c everything of s.now that it has not been sent, in one write.
 func (s *shard) deliver(c *client) {
 	usersDue := c.usersSeq < s.now.announcedSeq && c.users != s.now.announced
 	stateDue := c.stateSeq < s.now.stateSeq
@@ -239,12 +242,12 @@ func (s *shard) deliver(c *client) {
 	}
 	if c.blocked || c.wire.sock.blocked() || c.refusalsPending.Load() {
 		s.noteBlocked(c)
-		return // flushBlocked delivers
+		return // flushBlocked delivers later
 	}
 	e := &s.encoded[c.encoding]
 	var due []byte
 	if stateDue {
-		// Each value that it has not seen if they are few, or else the newest alone.
+		// All values that c has not been sent, or only the newest if they are too many.
 		n := s.now.stateSeq - c.stateSeq
 		if n > recentValues {
 			s.tally.merged += n - 1
@@ -264,7 +267,7 @@ func (s *shard) deliver(c *client) {
 	s.write(c, due)
 }
 
-// write sends messages that are encoded for it to a client that is not blocked.
+// write sends encoded messages to a client that is not blocked.
 func (s *shard) write(c *client, encoded []byte) {
 	if _, err := c.wire.send(encoded, false); err != nil {
 		c.writeFailed(err)
@@ -275,6 +278,7 @@ func (s *shard) write(c *client, encoded []byte) {
 	}
 }
 
+// noteBlocked adds c to the blocked clients, unless it is one already or has left.
 func (s *shard) noteBlocked(c *client) {
 	if c.blocked || c.index < 0 {
 		return
@@ -284,8 +288,9 @@ func (s *shard) noteBlocked(c *client) {
 	s.blocked = append(s.blocked, c)
 }
 
-// flushBlocked tries the blocked clients again. Those whose kept bytes have gone out
-// are sent the refusals that they are owed and the newest state; those that stall are disconnected.
+// flushBlocked tries to write the kept bytes of blocked clients. A client without kept bytes is no longer
+// blocked, and is sent its pending refusals and the newest state. A client without progress for
+// stallTimeout is disconnected.
 func (s *shard) flushBlocked() {
 	s.encode(s.hub.snapshot())
 	blocked := s.blocked
@@ -320,7 +325,7 @@ func (s *shard) flushBlocked() {
 	s.countBehind()
 }
 
-// sendPending sends the refusals that c is owed, and reports false if it is blocked by that.
+// sendPending sends the pending refusals of c. It reports false if that blocks c.
 func (s *shard) sendPending(c *client) bool {
 	for c.refusalsPending.Load() {
 		if s.scratch = c.appendPending(s.scratch[:0]); len(s.scratch) > 0 {
@@ -333,8 +338,8 @@ func (s *shard) sendPending(c *client) bool {
 	return true
 }
 
-// schedule has turnWheel look at c in the given number of seconds, which is above 0 and
-// below wheelSlots.
+// schedule makes turnWheel check c after the given number of seconds, which is above 0 and below
+// wheelSlots.
 func (s *shard) schedule(c *client, seconds int) {
 	c.slot = (s.slot + seconds) % wheelSlots
 	c.slotIndex = len(s.wheel[c.slot])
@@ -345,7 +350,7 @@ func (s *shard) schedule(c *client, seconds int) {
 func (s *shard) unschedule(c *client) {
 	slot := s.wheel[c.slot]
 	if c.slotIndex >= len(slot) || slot[c.slotIndex] != c {
-		return // it never was there: it joined while the hub was draining
+		return // c was never scheduled, since it joined while the hub was shutting down
 	}
 	last := len(slot) - 1
 	slot[c.slotIndex] = slot[last]
@@ -354,9 +359,10 @@ func (s *shard) unschedule(c *client) {
 	s.wheel[c.slot] = slot[:last]
 }
 
-// turnWheel pings those clients whose turn it is, and disconnects those that were
-// silent after a ping: a peer that vanished without a FIN is found in no other way. Streams,
-// whose peers answer nothing, are only kept alive: see socket.expectAcks.
+// turnWheel checks the clients that are due this second. It pings a client that has sent nothing since its
+// last check, and disconnects one that has not answered a ping: nothing else shows that a peer
+// has vanished without a FIN. The peer of a stream answers nothing, so a stream is only sent a
+// comment; see socket.expectAcks.
 func (s *shard) turnWheel() {
 	s.slot = (s.slot + 1) % wheelSlots
 	due := s.wheel[s.slot]
@@ -365,13 +371,13 @@ func (s *shard) turnWheel() {
 		due[i] = nil
 		heard := c.wire.heard.Swap(false)
 		switch {
-		case c.closing: // has a deadline already
+		case c.closing: // closeClient has set a deadline
 		case c.encoding == inStream:
 			if !c.blocked {
 				s.write(c, keepAlive)
 			}
 			s.schedule(c, pingEvery+rand.IntN(pingJitter+1))
-		case heard || c.blocked: // flushBlocked looks after those that are blocked
+		case heard || c.blocked: // flushBlocked checks blocked clients
 			c.pinged = false
 			s.schedule(c, pingEvery+rand.IntN(pingJitter+1))
 		case c.pinged:
@@ -385,13 +391,13 @@ func (s *shard) turnWheel() {
 	}
 }
 
-// closeClient starts the closing handshake of a client of a hub that is shut down. serve
-// ends it when the peer's close frame comes, or at the read deadline. A stream has no such
-// handshake: it ends, and so does what the peer sends.
+// closeClient starts the closing handshake of a client during a shutdown. serve ends it when the peer's
+// close frame arrives, or at the read deadline. A stream has no closing handshake: the shard
+// ends the stream, and the peer then closes the connection.
 func (s *shard) closeClient(c *client) {
 	c.closing = true
 	c.end(ReasonStopping)
-	// It can fail only on a closed connection, as can the write.
+	// This and the write fail only on a closed connection.
 	_ = c.wire.SetReadDeadline(time.Now().Add(s.hub.drain.answer))
 	if c.encoding == inStream {
 		c.endStream()
@@ -405,7 +411,7 @@ func (s *shard) closeClient(c *client) {
 	}
 }
 
-// abort disconnects every client, those that join later included.
+// abort disconnects all clients. Clients that join later are disconnected at once.
 func (s *shard) abort() {
 	s.aborting = true
 	for _, c := range s.clients {

@@ -77,7 +77,8 @@ func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return w, bufio.NewReadWriter(w.in, bufio.NewWriterSize(w, writeBuffer)), nil
 }
 
-// take makes a connection that net/http has let go of the wire's.
+// attach makes nc, which net/http has handed over, the connection of w. From then on writes never wait.
+// attach closes nc and returns errNotOurs if there is no socket below it.
 func (w *clientWire) attach(nc net.Conn) error {
 	if t := tlsOf(nc); t != nil {
 		nc = t
