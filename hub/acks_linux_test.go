@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// expectAcks reaches the kernel, and finish ends one direction alone.
+// TestSocketOfStream checks that expectAcks sets the option in the kernel, and that finish closes only the
+// direction to the peer.
 func TestSocketOfStream(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -35,17 +36,17 @@ func TestSocketOfStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err != nil || got != 1500 {
-		t.Errorf("TCP_USER_TIMEOUT is %d, %v, want 1500", got, err)
+		t.Errorf("TCP_USER_TIMEOUT = %d, %v, want 1500", got, err)
 	}
 	c.finish()
 	buf := make([]byte, 1)
 	if n, err := peer.Read(buf); n != 0 || err == nil {
-		t.Errorf("after finish the peer reads %d bytes, %v, want the end", n, err)
+		t.Errorf("after finish, the peer's Read = %d, %v, want 0 and an error", n, err)
 	}
 	if _, err := peer.Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.Read(buf); err != nil || buf[0] != 'x' {
-		t.Errorf("after finish the server reads %q, %v, want what the peer sends", buf, err)
+		t.Errorf("after finish, Read = %q, %v, want %q", buf, err, "x")
 	}
 }

@@ -42,7 +42,7 @@ func readAsyncAPI(t *testing.T) *asyncAPI {
 	return &asyncAPI{t, v}
 }
 
-// at returns what lies at a path such as "#/channels/counter", following references, or nil.
+// at returns the value at a path such as "#/channels/counter", or nil. It follows references.
 func (a *asyncAPI) at(path string) any {
 	v := a.root
 	for name := range strings.SplitSeq(strings.TrimPrefix(path, "#/"), "/") {
@@ -52,6 +52,7 @@ func (a *asyncAPI) at(path string) any {
 	return a.follow(v)
 }
 
+// follow returns v, or the value that it refers to if it is a reference.
 func (a *asyncAPI) follow(v any) any {
 	if ref := refOf(v); ref != "" {
 		return a.at(ref)
@@ -59,19 +60,19 @@ func (a *asyncAPI) follow(v any) any {
 	return v
 }
 
-// refOf returns the reference that v is, or "".
+// refOf returns the path of the reference v, or "" if v is not a reference.
 func refOf(v any) string {
 	object, _ := v.(map[string]any)
 	ref, _ := object["$ref"].(string)
 	return ref
 }
 
-// object returns the object at a path, which has to have the given fields.
+// object returns the object at a path, and reports an error for each of the given fields that it lacks.
 func (a *asyncAPI) object(path string, fields ...string) map[string]any {
 	a.t.Helper()
 	object, ok := a.at(path).(map[string]any)
 	if !ok {
-		a.t.Fatalf("%s is no object", path)
+		a.t.Fatalf("%s is not an object", path)
 	}
 	for _, f := range fields {
 		if object[f] == nil {
@@ -91,7 +92,9 @@ func (a *asyncAPI) list(path string) []string {
 	return refs
 }
 
-// schema returns the schema of a message's payload. "Schema Object ... is a superset of the
+// schema returns the schema of a message's payload.
+//
+// "Schema Object ... is a superset of the
 // JSON Schema Specification Draft 07". https://www.asyncapi.com/docs/reference/specification/v3.0.0#schemaObject
 func (a *asyncAPI) schema(message string) *jsonschema.Schema {
 	a.t.Helper()
@@ -107,7 +110,7 @@ func (a *asyncAPI) schema(message string) *jsonschema.Schema {
 	return s
 }
 
-// parse returns a message as a validator takes it.
+// parse returns a message in the form that jsonschema validates.
 func parse(t *testing.T, message []byte) any {
 	t.Helper()
 	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(message))
@@ -117,15 +120,15 @@ func parse(t *testing.T, message []byte) any {
 	return v
 }
 
-// typeOf returns which of the document's messages one from the server claims to be.
+// typeOf returns the type field of a message from the server. It is also the message's name in the document.
 func typeOf(message any) string {
 	object, _ := message.(map[string]any)
 	kind, _ := object["type"].(string)
 	return kind
 }
 
-// The document is AsyncAPI 3.0 as far as its own rules go: what has to be there is, each
-// reference leads to something of the right kind, and nothing is left unused.
+// TestAsyncAPIStructure checks the rules of AsyncAPI 3.0 that the document uses: required fields are there,
+// each reference leads to a value of the right kind, and no message, schema or variable is unused.
 func TestAsyncAPIStructure(t *testing.T) {
 	a := readAsyncAPI(t)
 	root, _ := a.root.(map[string]any)
@@ -150,7 +153,7 @@ func TestAsyncAPIStructure(t *testing.T) {
 		}
 	}
 
-	carried := make(map[string]bool) // messages of channels, that an operation has to carry
+	carried := make(map[string]bool) // messages of channels, by whether an operation carries them
 	for name := range a.object("#/channels") {
 		path := "#/channels/" + name
 		a.object(path, "address", "messages")
@@ -178,14 +181,14 @@ func TestAsyncAPIStructure(t *testing.T) {
 		}
 		for _, ref := range a.list(path + "/messages") {
 			if _, ok := carried[ref]; !ok || !strings.HasPrefix(ref, channel+"/messages/") {
-				t.Errorf("%s has the message %q, which is none of its channel", path, ref)
+				t.Errorf("%s has the message %q, which its channel does not have", path, ref)
 			}
 			carried[ref] = true
 		}
 	}
 	for path, ok := range carried {
 		if !ok {
-			t.Errorf("no operation has %s", path)
+			t.Errorf("no operation carries %s", path)
 		}
 	}
 
@@ -195,7 +198,7 @@ func TestAsyncAPIStructure(t *testing.T) {
 		if ref := refOf(v); ref != "" {
 			used[ref] = true
 			if a.at(ref) == nil {
-				t.Errorf("%s refers to %s, which is nowhere", path, ref)
+				t.Errorf("%s refers to %s, which does not exist", path, ref)
 			}
 		}
 		switch v := v.(type) {
@@ -213,13 +216,13 @@ func TestAsyncAPIStructure(t *testing.T) {
 	for kind := range a.object("#/components") {
 		for name := range a.object("#/components/" + kind) {
 			if !used["#/components/"+kind+"/"+name] {
-				t.Errorf("nothing refers to %s of components/%s", name, kind)
+				t.Errorf("no reference to %s of components/%s", name, kind)
 			}
 		}
 	}
 }
 
-// The examples are valid, each against its own message's schema and no other.
+// TestAsyncAPIExamples checks that each example is valid for its own message's schema, and for no other.
 func TestAsyncAPIExamples(t *testing.T) {
 	a := readAsyncAPI(t)
 	names := slices.Sorted(maps.Keys(a.object("#/components/messages")))
@@ -232,15 +235,15 @@ func TestAsyncAPIExamples(t *testing.T) {
 			payload := e.(map[string]any)["payload"]
 			for _, other := range names {
 				if err := a.schema(other).Validate(payload); (err == nil) != (other == name) {
-					t.Errorf("the example %v of %s, as %s: %v", payload, name, other, err)
+					t.Errorf("Validate(%v), an example of %s, as %s = %v", payload, name, other, err)
 				}
 			}
 		}
 	}
 }
 
-// What the tutorial's server and its clients have said to each other is what the document
-// describes, but for what is refused.
+// TestAsyncAPIVectors checks the recorded conversations of the tutorial's server and clients. The document
+// describes every message of the server, and those messages of clients that the hub accepts.
 func TestAsyncAPIVectors(t *testing.T) {
 	a := readAsyncAPI(t)
 	data, err := os.ReadFile("testdata/vectors.json")
@@ -260,7 +263,7 @@ func TestAsyncAPIVectors(t *testing.T) {
 		t.Fatal(err)
 	}
 	received := make(map[string]int)
-	sent := make(map[bool]int) // by whether it is an action
+	sent := make(map[bool]int) // by whether the hub accepts it
 	for _, c := range vectors.Conversations {
 		for i, step := range c.Steps {
 			if step.Do == "send" {
@@ -270,7 +273,7 @@ func TestAsyncAPIVectors(t *testing.T) {
 					err = a.schema("action").Validate(v)
 				}
 				if (err == nil) != (refused == nil) {
-					t.Errorf("%s, step %d: %s is %v to the document, and the hub says %v", c.Name, i, step.Text, err, refused)
+					t.Errorf("%s, step %d: %s: the document says %v, the hub says %v", c.Name, i, step.Text, err, refused)
 				}
 				sent[refused == nil]++
 			}
@@ -278,7 +281,7 @@ func TestAsyncAPIVectors(t *testing.T) {
 				for _, m := range messages {
 					v := parse(t, m)
 					if string(canonicalJSON(t, v)) == `{"closed":1011}` {
-						continue // no message: the connection was closed
+						continue // not a message: the connection was closed
 					}
 					kind := typeOf(v)
 					if err := a.schema(kind).Validate(v); err != nil {
@@ -294,6 +297,7 @@ func TestAsyncAPIVectors(t *testing.T) {
 	}
 }
 
+// canonicalJSON returns v as JSON without spaces and with sorted keys.
 func canonicalJSON(t *testing.T, v any) []byte {
 	t.Helper()
 	out, err := json.Marshal(v)
@@ -303,7 +307,7 @@ func canonicalJSON(t *testing.T, v any) []byte {
 	return out
 }
 
-// All that the hub sends is what the document describes.
+// TestAsyncAPIMessages checks that the document describes everything that the hub sends.
 func TestAsyncAPIMessages(t *testing.T) {
 	a := readAsyncAPI(t)
 	var sent [][]byte
@@ -341,10 +345,11 @@ func TestAsyncAPIMessages(t *testing.T) {
 	}
 }
 
-// payloadOf returns the payload of a frame of the hub's.
+// payloadOf returns the payload of a frame that the hub sends.
 func payloadOf(frame []byte) []byte { return frame[bytes.IndexByte(frame, '{'):] }
 
-// What is none of the messages is none to the document, either.
+// TestAsyncAPIRefusesOthers checks that the schemas refuse invalid messages and accept further fields of an
+// action.
 func TestAsyncAPIRefusesOthers(t *testing.T) {
 	a := readAsyncAPI(t)
 	for _, tt := range []struct{ message, text string }{
@@ -368,7 +373,7 @@ func TestAsyncAPIRefusesOthers(t *testing.T) {
 		{"action", `{}`},
 	} {
 		if err := a.schema(tt.message).Validate(parse(t, []byte(tt.text))); err == nil {
-			t.Errorf("%s is valid as %s", tt.text, tt.message)
+			t.Errorf("Validate(%s) as %s = nil, want an error", tt.text, tt.message)
 		}
 	}
 	for _, text := range []string{plus, minus, `{"action":"plus","by":10}`} {

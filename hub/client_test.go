@@ -2,8 +2,8 @@ package hub
 
 import "testing"
 
-// An action on its way from the client's bytes to the write of the new state, through
-// the WebSocket library and all goroutines, allocates nothing.
+// TestActionDoesNotAllocate checks that an action allocates nothing on its whole way, through all
+// goroutines, from the read of the client's bytes to the write of the new state.
 func TestActionDoesNotAllocate(t *testing.T) {
 	h := newFakeHub(t, Config{Shards: 1})
 	defer h.stop()

@@ -20,7 +20,7 @@ import (
 	"github.com/coder/websocket"
 )
 
-// connListener returns connections that a hub can write to.
+// connListener wraps each connection that it accepts in a Conn.
 type connListener struct{ net.Listener }
 
 func (l connListener) Accept() (net.Conn, error) {
@@ -31,7 +31,7 @@ func (l connListener) Accept() (net.Conn, error) {
 	return NewConn(nc), nil
 }
 
-// newTLSHub starts a hub behind TLS on loopback, the way the program does.
+// newTLSHub starts a hub behind TLS on loopback, as the program does.
 func newTLSHub(t *testing.T, cfg Config) (*Hub, *httptest.Server) {
 	t.Helper()
 	if cfg.Store == nil {
@@ -47,13 +47,13 @@ func newTLSHub(t *testing.T, cfg Config) (*Hub, *httptest.Server) {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
 		defer cancel()
-		_ = h.Shutdown(ctx) // says that clients were cut off
+		_ = h.Shutdown(ctx) // the error is that clients were disconnected
 		srv.Close()
 	})
 	return h, srv
 }
 
-// testContext bounds what a test waits for on a real network.
+// testContext returns a context that bounds the waits of a test on a real network.
 func testContext(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
@@ -79,17 +79,17 @@ func readMessage(ctx context.Context, t *testing.T, ws *websocket.Conn) message 
 	}
 	var m message
 	if err := json.Unmarshal(data, &m); err != nil {
-		t.Fatalf("a message is no JSON: %q", data)
+		t.Fatalf("a message is not JSON: %q", data)
 	}
 	return m
 }
 
-// A client whose kernel buffers are full holds up nobody, and gets the newest value
-// when it reads again.
+// TestBlockedOverTLS checks that a client whose kernel buffers are full delays no other client, and is sent
+// the newest value when it reads again.
 func TestBlockedOverTLS(t *testing.T) {
 	ctx := testContext(t)
 	h, srv := newTLSHub(t, Config{})
-	stuck := dialTLS(t, srv)
+	blocked := dialTLS(t, srv)
 	acting := dialTLS(t, srv)
 	var newest int64
 	for h.Stats().Blocked == 0 {
@@ -104,14 +104,15 @@ func TestBlockedOverTLS(t *testing.T) {
 	}
 	t.Logf("blocked after %d values", newest)
 	for {
-		if m := readMessage(ctx, t, stuck); m.Type == "state" && m.Value == newest {
+		if m := readMessage(ctx, t, blocked); m.Type == "state" && m.Value == newest {
 			break
 		}
 	}
 }
 
-// Clients that leave as soon as they have come, as scanners do, leave nothing behind.
-func TestComeAndGo(t *testing.T) {
+// TestClientsLeaveAtOnce checks that clients that disconnect right after the handshake, as scanners do, are
+// not counted afterwards.
+func TestClientsLeaveAtOnce(t *testing.T) {
 	h, srv := newTLSHub(t, Config{Shards: 1})
 	config := srv.Client().Transport.(*http.Transport).TLSClientConfig
 	var clients sync.WaitGroup
@@ -142,15 +143,15 @@ func TestComeAndGo(t *testing.T) {
 		}
 	}
 	if got := h.Stats().Users; got != 1 {
-		t.Errorf("%d users, want 1", got)
+		t.Errorf("Stats().Users = %d, want 1", got)
 	}
 }
 
-// rawHandshake is an opening handshake without a body.
+// rawHandshake is the request of a valid opening handshake.
 const rawHandshake = "GET / HTTP/1.1\r\nHost: hub.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" +
 	"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 
-// maskedFrame is a text frame as clients send it, with a masking key of zeros.
+// maskedFrame returns a text frame from a client, with a masking key of zeros.
 func maskedFrame(payload string) []byte {
 	f := appendFrame(nil, opText, []byte(payload))
 	head := len(f) - len(payload)
@@ -158,8 +159,9 @@ func maskedFrame(payload string) []byte {
 	return append(append(append([]byte{}, f[:head]...), 0, 0, 0, 0), payload...)
 }
 
-// What a client sends right behind its opening handshake is not lost, however much.
-func TestFramesBehindTheHandshake(t *testing.T) {
+// TestFramesRightAfterHandshake checks that frames that arrive together with the opening handshake are not
+// lost, however many they are.
+func TestFramesRightAfterHandshake(t *testing.T) {
 	for _, n := range []int{1, 2, 60} {
 		_, srv := newTLSHub(t, Config{})
 		conn, err := tls.Dial("tcp", srv.Listener.Addr().String(), srv.Client().Transport.(*http.Transport).TLSClientConfig)
@@ -188,12 +190,12 @@ func TestFramesBehindTheHandshake(t *testing.T) {
 	}
 }
 
-// The close frame reaches a peer that is still sending.
+// TestTooBigOverTLS checks that the close frame reaches a peer that is still sending.
 func TestTooBigOverTLS(t *testing.T) {
 	_, srv := newTLSHub(t, Config{})
 	ws := dialTLS(t, srv)
 	ctx := testContext(t)
-	_ = ws.Write(ctx, websocket.MessageText, make([]byte, 1<<20)) // may find the connection closed half-way
+	_ = ws.Write(ctx, websocket.MessageText, make([]byte, 1<<20)) // may fail when the connection closes
 	for {
 		_, _, err := ws.Read(ctx)
 		if err == nil {
@@ -206,7 +208,8 @@ func TestTooBigOverTLS(t *testing.T) {
 	}
 }
 
-// The hub refuses a connection that is not a Conn with an error in the log, and does not hang.
+// TestForeignListener checks that the hub refuses a connection that is not a Conn, logs an error, and does not
+// hang.
 func TestForeignListener(t *testing.T) {
 	lines := make(chanWriter, 1)
 	h, err := New(t.Context(), Config{
@@ -217,7 +220,7 @@ func TestForeignListener(t *testing.T) {
 		t.Fatal(err)
 	}
 	srv := httptest.NewUnstartedServer(h)
-	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0) // the library answers on the closed connection
+	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0) // the library tries to answer on the closed connection
 	srv.Start()
 	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
 	if err != nil {
@@ -240,7 +243,7 @@ func TestForeignListener(t *testing.T) {
 	}
 }
 
-// chanWriter passes on what is written to it.
+// chanWriter sends on the channel what is written to it.
 type chanWriter chan string
 
 func (w chanWriter) Write(p []byte) (int, error) {

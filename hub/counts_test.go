@@ -11,7 +11,7 @@ import (
 	"github.com/coder/websocket"
 )
 
-// kinds counts what p has received since the last call, by type.
+// kinds returns the number of messages that p has received since the last call of kinds or take, by type.
 func (p *peer) kinds() map[string]uint64 {
 	n := make(map[string]uint64)
 	for _, m := range p.take() {
@@ -21,16 +21,16 @@ func (p *peer) kinds() map[string]uint64 {
 	return n
 }
 
-// Each message is counted once, on its way in and on its way out.
+// TestCountsOfMessages checks that each received and each sent message is counted once.
 func TestCountsOfMessages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHub(t, Config{ActionRate: 1, ActionBurst: 4})
 		defer h.stop()
 		a, b := h.join(), h.join()
 		for range 5 {
-			a.send(plus) // the fifth is one too many
+			a.send(plus) // the fifth exceeds the rate
 		}
-		b.send(`{"action":"minus","by":"the library's way in"}`)
+		b.send(`{"action":"minus","by":"the library reads this one"}`)
 		b.send(`{"action":"times"}`)
 		b.send("x")
 		b.send("x")
@@ -44,7 +44,7 @@ func TestCountsOfMessages(t *testing.T) {
 		}
 		c := h.Counts()
 		if sent := map[string]uint64{"users": c.SentUsers, "state": c.SentStates, "error": c.SentErrors}; !maps.Equal(sent, got) {
-			t.Errorf("sent %v, and clients received %v", sent, got)
+			t.Errorf("sent %v, but clients received %v", sent, got)
 		}
 		if c.Joined != 2 || c.Received != 10 || c.Actions["counted"] != 5 || c.Undecided != 0 || c.Merged != 0 {
 			t.Errorf("joined %d, received %d, counted %d, undecided %d, merged %d, want 2, 10, 5, 0 and 0", c.Joined, c.Received, c.Actions["counted"], c.Undecided, c.Merged)
@@ -58,16 +58,16 @@ func TestCountsOfMessages(t *testing.T) {
 			t.Errorf("actions %v, want %v", c.Actions, actions)
 		}
 		if got := h.Stats().Refused; got != 5 {
-			t.Errorf("Stats has %d refused, want 5", got)
+			t.Errorf("Stats().Refused = %d, want 5", got)
 		}
 		if c.Sweeps.Count() < 5 || c.Applies.Count() != 5 {
-			t.Errorf("%d sweeps and %d calls of the store for 5 changes, one at a time", c.Sweeps.Count(), c.Applies.Count())
+			t.Errorf("%d sweeps and %d calls of the store, want at least 5 and 5", c.Sweeps.Count(), c.Applies.Count())
 		}
 	})
 }
 
-// A blocked client is behind from the first value that it is not sent until it takes the newest,
-// and what it then has not been sent was merged.
+// TestCountsOfMerging checks that a blocked client counts as behind from the first value that it is not sent
+// until it is sent the newest. The values that it was not sent count as merged.
 func TestCountsOfMerging(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHub(t, Config{Shards: 1, MaxClients: 3})
@@ -79,7 +79,7 @@ func TestCountsOfMerging(t *testing.T) {
 			a.send(plus)
 		}
 		if st := h.Stats(); st.Behind != 0 || st.Max != 3 {
-			t.Errorf("%d behind of at most %d, want 0 of 3: what is kept for a client was sent", st.Behind, st.Max)
+			t.Errorf("%d behind of at most %d, want 0 of 3: a value that is kept for a client counts as sent", st.Behind, st.Max)
 		}
 		const more = 100
 		a.send(plus)
@@ -97,12 +97,12 @@ func TestCountsOfMerging(t *testing.T) {
 			t.Errorf("%d behind and %d values merged, want 0 and %d", got, c.Merged, more-1)
 		}
 		if got := a.kinds()["state"] + p.kinds()["state"]; c.SentStates != got {
-			t.Errorf("%d values sent, and clients received %d", c.SentStates, got)
+			t.Errorf("%d values sent, but clients received %d", c.SentStates, got)
 		}
 	})
 }
 
-// While a sweep is on, all of its shard's clients are behind.
+// TestBehindDuringSweep checks that all clients of a shard count as behind until its sweep is over.
 func TestBehindDuringSweep(t *testing.T) {
 	s, _ := newSinkShard(t, 3)
 	h := s.hub
@@ -122,6 +122,8 @@ func TestBehindDuringSweep(t *testing.T) {
 	}
 }
 
+// TestCountsOfStore checks the counts of a store that works, does not answer, fails, recovers, and is at its
+// limit.
 func TestCountsOfStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &stuckStore{}
@@ -145,14 +147,14 @@ func TestCountsOfStore(t *testing.T) {
 		synctest.Wait()
 		c = h.Counts()
 		if c.Actions["counted"] != 1 || c.ApplyErrors != 1 || c.Outages != 1 || c.Refused["store_unavailable"] != 2 || c.Applies.Sum != storeTimeout {
-			t.Errorf("after it has failed: %+v", c)
+			t.Errorf("after the store has failed: %+v", c)
 		}
 		close(store.stuck)
 		time.Sleep(storeRetry)
 		a.send(plus)
 		c = h.Counts()
 		if c.Actions["counted"] != 2 || c.Outages != 1 || c.ApplyErrors != 1 {
-			t.Errorf("after it has come back: %+v", c)
+			t.Errorf("after the store has recovered: %+v", c)
 		}
 	})
 	synctest.Test(t, func(t *testing.T) {
@@ -177,11 +179,11 @@ func TestDurations(t *testing.T) {
 	}
 	n := len(d.Counts)
 	if d.Counts[0] != 2 || d.Counts[1] != 1 || d.Counts[n-2] != 1 || d.Counts[n-1] != 1 || d.Count() != 5 || d.Sum != 2*least+2*most+2 {
-		t.Errorf("%+v, want 2 and 1 in the first two, and 1 and 1 in the last two", d)
+		t.Errorf("Durations = %+v, want counts of 2, 1 in the first two buckets and 1, 1 in the last two", d)
 	}
 	for i := 1; i < len(DurationBounds); i++ {
 		if DurationBounds[i] <= DurationBounds[i-1] {
-			t.Errorf("bound %v follows %v", DurationBounds[i], DurationBounds[i-1])
+			t.Errorf("DurationBounds has %v after %v, want them to grow", DurationBounds[i], DurationBounds[i-1])
 		}
 	}
 }

@@ -17,11 +17,11 @@ func TestPlanDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, tt := range []struct {
 			clients int
-			left    time.Duration // until ctx ends; 0 is that it does not
+			left    time.Duration // until ctx ends; 0 means never
 			want    drainPlan
 		}{
 			{0, 10 * time.Second, drainPlan{0, 2 * time.Second}},
-			{25, 10 * time.Second, drainPlan{0, 2 * time.Second}}, // fit one slice
+			{25, 10 * time.Second, drainPlan{0, 2 * time.Second}}, // they fit one slice
 			{26, 10 * time.Second, drainPlan{52 * time.Millisecond, 2 * time.Second}},
 			{1000, 10 * time.Second, drainPlan{2 * time.Second, 2 * time.Second}},
 			{100_000, 10 * time.Second, drainPlan{7 * time.Second, 2 * time.Second}},
@@ -35,15 +35,15 @@ func TestPlanDrain(t *testing.T) {
 				ctx, cancel = context.WithDeadline(t.Context(), time.Now().Add(tt.left))
 			}
 			if got := planDrain(ctx, tt.clients); got != tt.want {
-				t.Errorf("planDrain of %d clients in %v = %+v, want %+v", tt.clients, tt.left, got, tt.want)
+				t.Errorf("planDrain(%v, %d) = %+v, want %+v", tt.left, tt.clients, got, tt.want)
 			}
 			cancel()
 		}
 	})
 }
 
-// Many clients are closed one slice after the other, evenly over the time that there is for it, though some
-// leave meanwhile by themselves. Those that are left are served.
+// TestDrainInSlices checks that many clients are closed in slices, evenly over the planned time, even if some
+// clients leave by themselves meanwhile. A client is served until its turn.
 func TestDrainInSlices(t *testing.T) {
 	const clients, left = 600, time.Second
 	const spread = left * 7 / 10
@@ -69,13 +69,13 @@ func TestDrainInSlices(t *testing.T) {
 						open++
 					}
 				}
-				// Behind by one slice of each shard at most, and never ahead.
+				// Closing lags by at most one slice for each shard, and is never early.
 				slice := int(math.Ceil(clients * float64(drainSlice*3/2) / float64(spread)))
 				if open < clients/2 || open > clients/2+slice {
-					t.Errorf("%d of %d clients are open after half of the time, want half, and %d more at most", open, clients, slice)
+					t.Errorf("%d of %d clients are open after half of the time, want half, or at most %d more", open, clients, slice)
 				}
 				if got := h.Stats().Clients; got != open {
-					t.Errorf("%d clients, want the %d that are open", got, open)
+					t.Errorf("Stats().Clients = %d, want %d, the clients that are open", got, open)
 				}
 				var staying []*peer
 				for i, p := range peers {
@@ -94,7 +94,7 @@ func TestDrainInSlices(t *testing.T) {
 				staying[0].send(plus)
 				for _, p := range staying {
 					if got := p.take(); !slices.Contains(got, "state 1") {
-						t.Errorf("while the hub is shut down a client received %q, want the new state", got)
+						t.Errorf("while the hub shuts down, a client received %q, want the new state", got)
 					}
 				}
 
@@ -102,7 +102,7 @@ func TestDrainInSlices(t *testing.T) {
 					t.Errorf("Shutdown = %v", err)
 				}
 				if took := time.Since(began); took > spread || took < spread-spread/clients {
-					t.Errorf("Shutdown took %v, want %v less the turn of one client at most", took, spread)
+					t.Errorf("Shutdown took %v, want %v, or less by at most one client's turn", took, spread)
 				}
 				at := map[time.Duration]int{}
 				for _, p := range staying {
@@ -111,24 +111,25 @@ func TestDrainInSlices(t *testing.T) {
 				}
 				for when, n := range at {
 					if n > slice {
-						t.Errorf("%d clients were closed at once after %v, want %d at most", n, when, slice)
+						t.Errorf("%d clients were closed together after %v, want at most %d", n, when, slice)
 					}
 				}
 				if want := int(spread / 2 / (drainSlice * 3 / 2)); len(at) < want {
-					t.Errorf("%d slices in the second half, want %d at least", len(at), want)
+					t.Errorf("%d slices in the second half, want at least %d", len(at), want)
 				}
 			})
 		})
 	}
 }
 
-// Who joins while the hub is shut down, its handshake having begun before, is closed, too.
+// TestJoinWhileDraining checks that a client is closed that joins during a shutdown, because its opening
+// handshake began before.
 func TestJoinWhileDraining(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHub(t, Config{Shards: 1})
 		first := h.join()
 		s := h.shards[0]
-		for range 100 { // so that it takes a while
+		for range 100 { // so that the shutdown takes some time
 			h.join()
 		}
 		down := make(chan error, 1)
@@ -141,7 +142,7 @@ func TestJoinWhileDraining(t *testing.T) {
 		s.members <- membership{late, false}
 		synctest.Wait()
 		if got := string(server.out.data); got != string(appendClose(nil, codeStopping, textStopping)) {
-			t.Errorf("the late client was sent %q, want the close frame alone", got)
+			t.Errorf("the late client was sent %q, want only the close frame", got)
 		}
 		s.members <- membership{late, true}
 		if err := <-down; err != nil {
@@ -151,12 +152,13 @@ func TestJoinWhileDraining(t *testing.T) {
 	})
 }
 
-// A peer that does not answer a close frame ends by itself, or with Shutdown's context.
+// TestShutdownWithoutAnswer checks that a peer that does not answer its close frame is disconnected after the
+// planned time, or when the context of Shutdown ends.
 func TestShutdownWithoutAnswer(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
-		grace time.Duration // until ctx's deadline; 0 is none
-		stop  time.Duration // when ctx is canceled; 0 is not
+		grace time.Duration // until ctx's deadline; 0 means none
+		stop  time.Duration // when ctx is canceled; 0 means never
 		want  time.Duration
 		err   error
 	}{
@@ -169,7 +171,7 @@ func TestShutdownWithoutAnswer(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				h := newFakeHub(t, Config{})
-				ws, _ := h.dial() // nobody reads
+				ws, _ := h.dial() // it does not read
 				defer ws.CloseNow()
 				synctest.Wait()
 				began := time.Now()

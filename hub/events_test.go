@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// The first event of a reason is logged at once, and later ones ever more rarely, with the number
-// of events that had no line.
+// TestEventsAreSampled checks that the first event of a reason is logged at once, and later ones more and more
+// rarely, each with the number of events without a line.
 func TestEventsAreSampled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var lines bytes.Buffer
@@ -22,7 +22,7 @@ func TestEventsAreSampled(t *testing.T) {
 		}
 		e.Refused(ReasonOrigin, "remote", "a")
 		if got := take(); !strings.Contains(got, `level=INFO msg="connection refused" remote=a reason=origin`) {
-			t.Errorf("the first is logged as %q", got)
+			t.Errorf("the first event is logged as %q", got)
 		}
 		var at []string
 		for second := range 3 * 60 * 60 {
@@ -38,18 +38,18 @@ func TestEventsAreSampled(t *testing.T) {
 		}
 		e.Refused(ReasonFull)
 		if got := take(); !strings.Contains(got, "level=WARN") || !strings.Contains(got, "reason=full") {
-			t.Errorf("another reason is logged as %q", got)
+			t.Errorf("the first event of another reason is logged as %q", got)
 		}
-		time.Sleep(3 * sampleLongest) // quiet
+		time.Sleep(3 * sampleLongest) // the series ends
 		e.Refused(ReasonOrigin)
 		take()
 		time.Sleep(sampleEvery)
 		e.Refused(ReasonOrigin)
 		if take() == "" {
-			t.Error("no line a minute after the first one of a new series")
+			t.Error("no line one minute after the first line of a new series")
 		}
 		if n := e.Counts().Refusals[ReasonOrigin]; n != 1+3*60*60+2 {
-			t.Errorf("%d are counted", n)
+			t.Errorf("Counts().Refusals[%q] = %d, want %d", ReasonOrigin, n, 1+3*60*60+2)
 		}
 	})
 }

@@ -14,8 +14,8 @@ import (
 	"github.com/coder/websocket"
 )
 
-// fakeConn is one end of a connection in memory whose kernel buffers have a size, so
-// that a peer that does not read can be had on fake time. The server's end is a socket.
+// fakeConn is one end of a connection in memory. Its buffers have a size like those of a kernel, so that tests
+// can have a peer that does not read, on fake time. The server's end is a socket.
 type fakeConn struct {
 	in, out *fakeBuffer
 
@@ -23,7 +23,7 @@ type fakeConn struct {
 	async bool
 	tail  []byte
 
-	acksWithin time.Duration // as expectAcks was told
+	acksWithin time.Duration // the argument of expectAcks
 
 	peer *fakeConn // the other end
 }
@@ -34,7 +34,7 @@ type fakeBuffer struct {
 	changed  *sync.Cond
 	data     []byte
 	size     int
-	closed   bool // by the writer's Close, or by either's abort
+	closed   bool // by Close or Abort of either end
 	finished bool // by the writer's finish
 	deadline time.Time
 	timer    *time.Timer
@@ -46,7 +46,7 @@ func newFakeBuffer(size int) *fakeBuffer {
 	return b
 }
 
-// fakePipe returns the two ends. size is what each direction holds, in bytes.
+// fakePipe returns the two ends of a connection. Each direction holds size bytes.
 func fakePipe(size int) (client, server *fakeConn) {
 	a, b := newFakeBuffer(size), newFakeBuffer(size)
 	client, server = &fakeConn{in: a, out: b}, &fakeConn{in: b, out: a}
@@ -68,7 +68,7 @@ func (b *fakeBuffer) finish() {
 	b.changed.Broadcast()
 }
 
-// put takes as much of p as there is room for, and waits until all is taken if wait.
+// put takes as many bytes of p as there is room for. If wait is true, it waits until it has taken all of p.
 func (b *fakeBuffer) put(p []byte, wait bool) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -88,6 +88,7 @@ func (b *fakeBuffer) put(p []byte, wait bool) (int, error) {
 	}
 }
 
+// get waits for bytes and moves them to p.
 func (b *fakeBuffer) get(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -186,7 +187,7 @@ func (c *fakeConn) SetReadDeadline(t time.Time) error { c.in.setDeadline(t); ret
 func (c *fakeConn) SetWriteDeadline(time.Time) error  { return nil }
 func (c *fakeConn) SetDeadline(t time.Time) error     { return c.SetReadDeadline(t) }
 
-// fakeListener accepts the server's ends of what its dial makes.
+// fakeListener accepts the server's ends of the connections that dial makes.
 type fakeListener struct {
 	size  int
 	conns chan net.Conn
@@ -231,7 +232,7 @@ type fakeHub struct {
 	ln *fakeListener
 }
 
-// newFakeHub starts a hub that stop must end within the bubble.
+// newFakeHub starts a hub. The caller must call stop, or Shutdown, within the synctest bubble.
 func newFakeHub(t testing.TB, cfg Config) *fakeHub {
 	t.Helper()
 	if cfg.Store == nil {
@@ -260,14 +261,14 @@ func newFakeHub(t testing.TB, cfg Config) *fakeHub {
 	return f
 }
 
-// stop ends the hub, giving its clients no time.
+// stop shuts the hub down and disconnects its clients at once.
 func (f *fakeHub) stop() {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	_ = f.Shutdown(ctx) // says that clients were cut off
+	_ = f.Shutdown(ctx) // the error is that clients were disconnected
 }
 
-// dial opens a client whose connection is returned, too.
+// dial connects a client. It returns the WebSocket and the connection below it.
 func (f *fakeHub) dial() (*websocket.Conn, net.Conn) {
 	f.t.Helper()
 	var conn net.Conn

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// In whatever pieces bytes come, the same of them pass, and the same is wrong with the rest.
+// FuzzFrames checks that the result of check does not depend on the pieces in which bytes arrive.
 func FuzzFrames(f *testing.F) {
 	for _, seed := range [][]byte{
 		sent(finBit|opText, plus),
@@ -28,7 +28,7 @@ func FuzzFrames(f *testing.F) {
 		var whole, pieces frameChecker
 		passed, err := whole.check(p)
 		if err == nil && passed != len(p) {
-			t.Errorf("take(%x) = %d, and nothing is wrong", p, passed)
+			t.Errorf("check(%x) = %d, nil, want all bytes or an error", p, passed)
 		}
 		n := 0
 		for _, piece := range [][]byte{p[:i], p[i:j], p[j:]} {
@@ -36,10 +36,10 @@ func FuzzFrames(f *testing.F) {
 			n += m
 		}
 		if n != passed || pieces.failed() != whole.failed() {
-			t.Errorf("%x: %d bytes pass, then %v; in pieces %d, then %v", p, passed, whole.failed(), n, pieces.failed())
+			t.Errorf("check(%x) accepts %d bytes, then %v; in pieces %d, then %v", p, passed, whole.failed(), n, pieces.failed())
 		}
 		if m, err := whole.check([]byte{0}); whole.failed() != nil && (m != 0 || err == nil) {
-			t.Errorf("%x: after an error take = %d, %v", p, m, err)
+			t.Errorf("%x: after an error check = %d, %v, want 0 and an error", p, m, err)
 		}
 	})
 }
@@ -53,7 +53,7 @@ func TestExcess(t *testing.T) {
 		}
 	}
 	if e.add(now.Add(excessTime-time.Second)) == nil {
-		t.Errorf("more than %d within %v are let pass", maxExcess, excessTime)
+		t.Errorf("more than %d within %v are permitted", maxExcess, excessTime)
 	}
 	if err := e.add(now.Add(excessTime)); err != nil {
 		t.Errorf("after %v: %v", excessTime, err)

@@ -25,7 +25,8 @@ func TestAddressOf(t *testing.T) {
 	}
 }
 
-// refused dials and returns the response, which must not be an upgrade.
+// refused sends an opening handshake with the given header and returns the response, which must not be an
+// upgrade.
 func (f *fakeHub) refused(header http.Header) *http.Response {
 	f.t.Helper()
 	conn, err := f.ln.dial()
@@ -46,6 +47,7 @@ func (f *fakeHub) refused(header http.Header) *http.Response {
 	return resp
 }
 
+// handshakeHeader returns the header of rawHandshake.
 func handshakeHeader() http.Header {
 	h := http.Header{}
 	for line := range strings.SplitSeq(rawHandshake, "\r\n") {
@@ -83,7 +85,7 @@ func TestRefusedHandshakes(t *testing.T) {
 			}
 		}
 		if n := h.admitted.total; n != 0 {
-			t.Errorf("%d clients are counted after refusals, want 0", n)
+			t.Errorf("%d clients are admitted after refusals, want 0", n)
 		}
 	})
 }
@@ -104,10 +106,10 @@ func TestCaps(t *testing.T) {
 			h.join()
 			resp := h.refused(handshakeHeader())
 			if resp.StatusCode != tt.status || resp.Header.Get("Retry-After") == "" {
-				t.Errorf("%s: third client: %s, Retry-After %q, want %d and a time", tt.reason, resp.Status, resp.Header.Get("Retry-After"), tt.status)
+				t.Errorf("%s: third client: %s, Retry-After %q, want %d and a Retry-After", tt.reason, resp.Status, resp.Header.Get("Retry-After"), tt.status)
 			}
 			if n := h.events.Counts().Refusals[tt.reason]; n != 1 {
-				t.Errorf("%s is counted %d times, want once", tt.reason, n)
+				t.Errorf("Counts().Refusals[%q] = %d, want 1", tt.reason, n)
 			}
 			a.ws.Close(websocket.StatusNormalClosure, "")
 			synctest.Wait()

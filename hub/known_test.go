@@ -7,6 +7,8 @@ import (
 	"github.com/coder/websocket"
 )
 
+// FuzzKnownFrame compares knownFrame with decode, and its results for a frame with those for the frame's first
+// bytes.
 func FuzzKnownFrame(f *testing.F) {
 	masked := func(opcode byte, key [4]byte, text string) []byte {
 		frame := append([]byte{finBit | opcode, maskBit | byte(len(text))}, key[:]...)
@@ -25,20 +27,20 @@ func FuzzKnownFrame(f *testing.F) {
 	f.Add([]byte{opText, maskBit | 17})
 	f.Fuzz(func(t *testing.T, p []byte) {
 		size, delta := knownFrame(p)
-		// What a part says holds for the whole.
+		// A result for the first bytes holds for the whole frame, too.
 		for n := range p {
 			part, d := knownFrame(p[:n])
 			if d != 0 && n < part {
-				t.Errorf("knownFrame(%x) = %d, %d: an action before all of it is there", p[:n], part, d)
+				t.Errorf("knownFrame(%x) = %d, %d: an action before the frame is complete", p[:n], part, d)
 			}
 			if part == 0 && size != 0 {
-				t.Errorf("knownFrame(%x) leaves to the library what knownFrame(%x) takes", p[:n], p)
+				t.Errorf("knownFrame(%x) = 0, but knownFrame(%x) is not", p[:n], p)
 			}
 		}
 		if size == 0 || size > len(p) {
 			return
 		}
-		// A frame that is taken is whole, masked, and what the library would have made of it.
+		// A known frame is complete and masked, and has the action that decode returns.
 		if size != 6+int(p[1]&0x7f) || p[1]&0x80 == 0 {
 			t.Fatalf("knownFrame(%x) = %d, %d: not the size of a masked frame", p, size, delta)
 		}
@@ -49,11 +51,11 @@ func FuzzKnownFrame(f *testing.F) {
 		switch p[0] {
 		case 0x8a:
 			if len(text) != 0 || delta != 0 {
-				t.Errorf("knownFrame(%x) = %d, %d, want only pongs without payload", p, size, delta)
+				t.Errorf("knownFrame(%x) = %d, %d, want 0: a pong with a payload", p, size, delta)
 			}
 		case 0x81:
 			if d, refused := decode(websocket.MessageText, text); refused != nil || d != delta || delta == 0 {
-				t.Errorf("knownFrame(%x) = %d, %d, and its text %q is %d, %v", p, size, delta, text, d, refused)
+				t.Errorf("knownFrame(%x) = %d, %d, but decode(%q) = %d, %v", p, size, delta, text, d, refused)
 			}
 		default:
 			t.Errorf("knownFrame(%x) = %d, %d: neither a pong nor a text message", p, size, delta)
@@ -61,16 +63,17 @@ func FuzzKnownFrame(f *testing.F) {
 	})
 }
 
-// Known frames and others in any mixture and in any pieces come to the same.
+// TestKnownAndOtherFrames checks that a mixture of known and other frames has the same effect in whatever
+// pieces it arrives.
 func TestKnownAndOtherFrames(t *testing.T) {
 	stream := maskedFrame(plus)
-	stream = append(stream, maskedFrame(`{"action":"plus","by":10}`)...) // for the library
+	stream = append(stream, maskedFrame(`{"action":"plus","by":10}`)...) // goes to the library
 	stream = append(stream, finBit|opPong, maskBit, 1, 2, 3, 4)
 	stream = append(stream, maskedFrame(minus)...)
-	stream = append(stream, maskedFrame(`{"action":"times"}`)...) // as long as a known one
+	stream = append(stream, maskedFrame(`{"action":"times"}`)...) // as long as a known frame
 	stream = append(stream, finBit|opPong, maskBit|1, 0, 0, 0, 0, 'x')
-	stream = append(stream, opText, maskBit|4, 0, 0, 0, 0, '{', '"', 'a', 'c') // in fragments,
-	stream = append(stream, finBit|opPong, maskBit, 1, 2, 3, 4)                // a pong between them
+	stream = append(stream, opText, maskBit|4, 0, 0, 0, 0, '{', '"', 'a', 'c') // a message in fragments,
+	stream = append(stream, finBit|opPong, maskBit, 1, 2, 3, 4)                // with a pong between them
 	rest := maskedFrame(plus[4:])
 	rest[0] = finBit
 	stream = append(stream, rest...)
@@ -98,7 +101,7 @@ func TestKnownAndOtherFrames(t *testing.T) {
 			}
 			for m, n := range want {
 				if n != 0 {
-					t.Errorf("pieces of %d: received %q, %q is missing %d times", piece, got, m, n)
+					t.Errorf("in pieces of %d bytes: received %q, where %q is missing %d times", piece, got, m, n)
 				}
 			}
 		})

@@ -12,10 +12,9 @@ import (
 	"github.com/coder/websocket"
 )
 
-// TestMergingContract checks what is promised about merging under random schedules of
-// actions, stalls and reconnects, with a store that takes random times: the values that
-// a connection receives are an ordered part of all values that there were, and the last
-// of them is the newest, which includes whatever it did itself.
+// TestMergingContract checks the promise about merging under random schedules of actions, stalls and
+// reconnects, with a store that takes random times. The values that a connection receives are a subsequence of
+// all values. The last of them is the newest value, which includes the connection's own actions.
 func TestMergingContract(t *testing.T) {
 	const seeds = 100
 	merged := 0
@@ -26,24 +25,24 @@ func TestMergingContract(t *testing.T) {
 		}
 	}
 	if merged == 0 {
-		t.Error("no value was ever merged: the test has shown nothing")
+		t.Error("no value was merged, so the test has shown nothing")
 	}
 	t.Logf("%d values merged", merged)
 }
 
-// mergingContract returns how many values were merged.
+// mergingContract runs one schedule and returns how many values were merged.
 func mergingContract(t *testing.T, seed uint64) (merged int) {
 	rng := rand.New(rand.NewPCG(seed, 0))
 	h := newFakeHub(t, Config{
-		// Slow enough that actions pile up, quick enough that one batch never carries more
-		// values than the observer can be sent.
+		// Slow enough that actions pile up, but fast enough that a batch never has more than
+		// recentValues actions: the observer has to be sent each value.
 		Store:  &randomStore{rng: rand.New(rand.NewPCG(seed, 1)), max: 8 * time.Millisecond},
 		Shards: 1 + rng.IntN(3),
 	})
 	defer h.stop()
-	// The observer reads all the time and is never blocked, and so receives every value.
+	// The observer always reads and is never blocked, so it receives every value.
 	observer := newSeries(h)
-	h.ln.size = 150 // about five messages, and then a client that stalls is blocked
+	h.ln.size = 150 // a client that stalls is blocked after about five messages
 	clients := make([]*series, 2+rng.IntN(5))
 	for i := range clients {
 		clients[i] = newSeries(h)
@@ -73,16 +72,16 @@ func mergingContract(t *testing.T, seed uint64) (merged int) {
 	for _, c := range all {
 		c.resume()
 	}
-	time.Sleep(time.Second) // below stallTimeout: nobody is disconnected meanwhile
+	time.Sleep(time.Second) // less than stallTimeout, so no client is disconnected
 	synctest.Wait()
 
 	history := observer.values()
 	if len(history) != sent+1 {
-		t.Errorf("the observer received %d values, want the first and one for each of %d actions", len(history), sent)
+		t.Errorf("the observer received %d values, want one more than the %d actions", len(history), sent)
 	}
 	for i := 1; i < len(history); i++ {
 		if d := history[i] - history[i-1]; d != 1 && d != -1 {
-			t.Errorf("the observer received %d and then %d", history[i-1], history[i])
+			t.Errorf("the observer received %d, then %d, want steps of 1", history[i-1], history[i])
 		}
 	}
 	counts := h.Counts()
@@ -101,17 +100,17 @@ func mergingContract(t *testing.T, seed uint64) (merged int) {
 				}
 			}
 			if pos == len(history) {
-				t.Errorf("connection %d received %v, no ordered part of %v", i, values, history)
+				t.Errorf("connection %d received %v, want a subsequence of %v", i, values, history)
 				break
 			}
 			pos++
 		}
 		if c.open() && (len(values) == 0 || values[len(values)-1] != newest) {
-			t.Errorf("connection %d received %v, which does not end in %d", i, values, newest)
+			t.Errorf("connection %d received %v, want it to end with %d", i, values, newest)
 		}
 	}
-	// Whoever was there all the time has received each value, or had it merged. Of the others it
-	// cannot be told from outside when they came.
+	// A client that was connected all the time has received each value, or the value was merged.
+	// When the other clients joined cannot be seen from outside.
 	missed := 0
 	for _, c := range all[:1+first] {
 		if c.open() {
@@ -119,20 +118,20 @@ func mergingContract(t *testing.T, seed uint64) (merged int) {
 		}
 	}
 	if counts.Merged < uint64(missed) {
-		t.Errorf("at least %d values were merged, and the hub has counted %d", missed, counts.Merged)
+		t.Errorf("Counts().Merged = %d, want at least %d", counts.Merged, missed)
 	}
 	if got := h.Stats().Behind; got != 0 {
-		t.Errorf("%d clients are behind, want none", got)
+		t.Errorf("Stats().Behind = %d, want 0", got)
 	}
 	for _, c := range clients {
 		if !c.open() {
-			t.Error("a client was disconnected that stalled for less than stallTimeout")
+			t.Error("a client that stalled for less than stallTimeout was disconnected")
 		}
 	}
 	return merged
 }
 
-// randomStore takes up to max for each commit.
+// randomStore takes a random time, up to max, for each commit.
 type randomStore struct {
 	Memory
 	rng *rand.Rand // only commitLoop uses it
@@ -144,7 +143,7 @@ func (s *randomStore) Apply(ctx context.Context, delta int64) (Snapshot, error) 
 	return s.Memory.Apply(ctx, delta)
 }
 
-// series is the values that one connection receives. It reads except while it stalls.
+// series is a client that records the values that it receives. It reads except while it stalls.
 type series struct {
 	ws *websocket.Conn
 
@@ -186,7 +185,7 @@ func (s *series) read() {
 	}
 }
 
-// act sends one of two actions, and reports whether it could.
+// act sends a or b, at random, and reports whether that succeeded.
 func (s *series) act(a, b string, rng *rand.Rand) bool {
 	if rng.IntN(2) == 0 {
 		a = b

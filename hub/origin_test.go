@@ -19,7 +19,7 @@ func TestOrigins(t *testing.T) {
 		{"https://a.example", "https://b.a.example", false},
 		{"https://a.example", "https://a.example.evil.example", false},
 		{"https://[::1]:*", "https://[::1]:8443", true},
-		{"https://a.example", "https://a.example.", true}, // what browsers send if that was typed
+		{"https://a.example", "https://a.example.", true}, // browsers send the dot if a person typed it
 		{"https://a.example.", "https://a.example", true},
 		{"https://[0:0::1]", "https://[::1]", true},
 		{"https://b\u00fccher.example", "https://xn--bcher-kva.example", true},
@@ -45,7 +45,7 @@ func TestOrigins(t *testing.T) {
 		}
 		h := &Hub{cfg: Config{Origins: []Origin{o}}}
 		if got := h.allows(tt.origin); got != tt.want {
-			t.Errorf("with %q, allows(%q) = %v, want %v", tt.allowed, tt.origin, got, tt.want)
+			t.Errorf("with the origin %q, allows(%q) = %v, want %v", tt.allowed, tt.origin, got, tt.want)
 		}
 	}
 	for _, s := range []string{"", "a.example", "ftp://a.example", "https://", "https://a.example/x", "https://u@a.example", "https://a.example:1:*", "https://a.example?q", "https://*", "https://a.*.example", "https://a*.example", "https://a b.example"} {
