@@ -126,7 +126,7 @@ func TestBehindDuringSweep(t *testing.T) {
 // limit.
 func TestCountsOfStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store := &stuckStore{}
+		store := &hangingStore{}
 		h := newFakeHub(t, Config{Store: store})
 		defer h.stop()
 		a := h.join()
@@ -135,7 +135,7 @@ func TestCountsOfStore(t *testing.T) {
 		if c.Actions["counted"] != 1 || c.Applies.Count() != 1 || c.ApplyErrors != 0 || c.Outages != 0 {
 			t.Errorf("after one action: %+v", c)
 		}
-		store.stuck = make(chan error)
+		store.answers = make(chan error)
 		a.send(plus)
 		time.Sleep(storeTimeout)
 		a.send(minus)
@@ -143,13 +143,13 @@ func TestCountsOfStore(t *testing.T) {
 		if c.Actions["counted"] != 1 || c.Undecided != 1 || c.Outages != 1 || c.ApplyErrors != 0 || c.Refused["store_unavailable"] != 1 {
 			t.Errorf("while the store does not answer: %+v", c)
 		}
-		store.stuck <- errors.New("disk full")
+		store.answers <- errors.New("disk full")
 		synctest.Wait()
 		c = h.Counts()
 		if c.Actions["counted"] != 1 || c.ApplyErrors != 1 || c.Outages != 1 || c.Refused["store_unavailable"] != 2 || c.Applies.Sum != storeTimeout {
 			t.Errorf("after the store has failed: %+v", c)
 		}
-		close(store.stuck)
+		close(store.answers)
 		time.Sleep(storeRetry)
 		a.send(plus)
 		c = h.Counts()

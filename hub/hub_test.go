@@ -14,7 +14,7 @@ import (
 	"github.com/coder/websocket"
 )
 
-// message is any message of the protocol.
+// message is any message from the server.
 type message struct {
 	Type  string `json:"type"`
 	Count int    `json:"count"`
@@ -32,7 +32,7 @@ func (m message) String() string {
 	return m.Type + " " + m.Code
 }
 
-// peer collects what one client receives, until its connection ends.
+// peer is a client that collects the messages that it receives, until its connection ends.
 type peer struct {
 	t  testing.TB
 	ws *websocket.Conn
@@ -40,9 +40,10 @@ type peer struct {
 	mu  sync.Mutex
 	got []string
 	err error     // why the connection ended
-	end time.Time // and when
+	end time.Time // when it ended
 }
 
+// join connects a client that reads.
 func (f *fakeHub) join() *peer {
 	f.t.Helper()
 	ws, _ := f.dial()
@@ -63,13 +64,14 @@ func (p *peer) read() {
 		}
 		var m message
 		if err := json.Unmarshal(data, &m); err != nil {
-			p.t.Errorf("a message is no JSON: %q", data)
+			p.t.Errorf("a message is not JSON: %q", data)
 		}
 		p.got = append(p.got, m.String())
 		p.mu.Unlock()
 	}
 }
 
+// send sends a text message and waits until the hub is idle.
 func (p *peer) send(text string) {
 	p.t.Helper()
 	if err := p.ws.Write(context.Background(), websocket.MessageText, []byte(text)); err != nil {
@@ -78,7 +80,7 @@ func (p *peer) send(text string) {
 	synctest.Wait()
 }
 
-// take returns what has been received since the last call.
+// take returns the messages that have been received since the last call.
 func (p *peer) take() []string {
 	synctest.Wait()
 	p.mu.Lock()
@@ -88,6 +90,7 @@ func (p *peer) take() []string {
 	return got
 }
 
+// want checks the messages that have been received since the last call of want or take.
 func (p *peer) want(want ...string) {
 	p.t.Helper()
 	if got := p.take(); !slices.Equal(got, want) {
@@ -102,6 +105,7 @@ func (p *peer) closed() bool {
 	return p.err != nil
 }
 
+// wantClosed checks that the connection has ended with the given status code.
 func (p *peer) wantClosed(code websocket.StatusCode) {
 	p.t.Helper()
 	synctest.Wait()
@@ -140,8 +144,8 @@ func TestCounting(t *testing.T) {
 	})
 }
 
-// Actions that are sent in one piece become one batch, and each value is delivered all
-// the same.
+// TestEachValueOfABatchIsDelivered checks that clients are sent each value of actions that the store applied
+// as one batch.
 func TestEachValueOfABatchIsDelivered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &slowStore{delay: time.Second}
@@ -154,7 +158,7 @@ func TestEachValueOfABatchIsDelivered(t *testing.T) {
 		}
 		a.send(minus)
 		time.Sleep(time.Second)
-		a.want("state 1") // went to the store at once; the rest waited for it
+		a.want("state 1") // the store got the first action at once; the others waited
 		time.Sleep(time.Second)
 		a.want("state 2", "state 3", "state 4", "state 5", "state 4")
 		if store.applied != 2 {
@@ -163,7 +167,7 @@ func TestEachValueOfABatchIsDelivered(t *testing.T) {
 	})
 }
 
-// A client that is further behind than recentValues gets the newest value alone.
+// TestManyValuesMerge checks that a client that is more than recentValues behind is sent only the newest value.
 func TestManyValuesMerge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHub(t, Config{Store: &slowStore{delay: time.Second}})
@@ -180,11 +184,11 @@ func TestManyValuesMerge(t *testing.T) {
 	})
 }
 
-// slowStore takes its time, and counts.
+// slowStore takes the time delay for each commit.
 type slowStore struct {
 	Memory
 	delay   time.Duration
-	applied int
+	applied int // calls of Apply
 }
 
 func (s *slowStore) Apply(ctx context.Context, delta int64) (Snapshot, error) {
@@ -193,8 +197,8 @@ func (s *slowStore) Apply(ctx context.Context, delta int64) (Snapshot, error) {
 	return s.Memory.Apply(ctx, delta)
 }
 
-// A hundred arrivals at once are announced a few times, and the last announcement is
-// right.
+// TestUsersAreMerged checks that a hundred arrivals at once are announced only a few times, and that the last
+// announcement is right.
 func TestUsersAreMerged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHub(t, Config{})
@@ -205,7 +209,7 @@ func TestUsersAreMerged(t *testing.T) {
 		var others []*peer
 		for i := range 100 {
 			p := h.join()
-			p.want(fmt.Sprint("users ", i+2), "state 0") // a newcomer is always told the truth
+			p.want(fmt.Sprint("users ", i+2), "state 0") // a newcomer is always sent the present number
 			others = append(others, p)
 		}
 		time.Sleep(usersEvery)
@@ -221,15 +225,15 @@ func TestUsersAreMerged(t *testing.T) {
 	})
 }
 
-// A count that went up and down again between two announcements is announced to those
-// who were told another one, and to nobody else.
+// TestUsersUpAndDown checks a number that goes up and down again between two announcements. It is announced
+// only to clients that were sent another number.
 func TestUsersUpAndDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHub(t, Config{})
 		defer h.stop()
 		a, b := h.join(), h.join()
 		time.Sleep(time.Second)
-		h.join().ws.CloseNow() // announced at once: 3, then 2 has to wait
+		h.join().ws.CloseNow() // 3 is announced at once; 2 has to wait
 		synctest.Wait()
 		a.want("users 1", "state 0", "users 2", "users 3")
 		c := h.join()
@@ -270,11 +274,11 @@ func TestRefusals(t *testing.T) {
 		a.want("error binary_message")
 		a.send(plus)
 		a.want("state 1")
-		b.want("state 1") // and nothing else: errors are for the sender alone
+		b.want("state 1") // and nothing else: errors go only to the sender
 	})
 }
 
-func TestRubbishIsClosed(t *testing.T) {
+func TestTooManyMessagesThatAreNotActions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHub(t, Config{})
 		defer h.stop()
@@ -282,12 +286,12 @@ func TestRubbishIsClosed(t *testing.T) {
 		for range maxNotActions - 1 {
 			a.send("x")
 		}
-		a.send(plus) // it can do better: the count starts again
+		a.send(plus) // the count starts again
 		for range maxNotActions - 1 {
 			a.send("x")
 		}
 		if got := a.take(); len(got) != 2+2*(maxNotActions-1)+1 {
-			t.Errorf("received %d messages, want users, state, an error for each rubbish, and the state", len(got))
+			t.Errorf("received %d messages, want users, state, an error for each message that is not an action, and the state", len(got))
 		}
 		a.send("x")
 		a.wantClosed(websocket.StatusPolicyViolation)
@@ -355,11 +359,11 @@ func TestRange(t *testing.T) {
 	})
 }
 
-// brokenStore fails while told so.
+// brokenStore fails while err is not nil.
 type brokenStore struct {
 	Memory
 	mu  sync.Mutex
-	err error
+	err error // Guarded by mu.
 }
 
 func (s *brokenStore) fail(err error) {
@@ -377,6 +381,8 @@ func (s *brokenStore) Apply(ctx context.Context, delta int64) (Snapshot, error) 
 	return s.Memory.Apply(ctx, delta)
 }
 
+// TestStoreAway checks that actions are refused while the store fails, that clients are served, and that the hub
+// recovers.
 func TestStoreAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := new(brokenStore)
@@ -393,12 +399,12 @@ func TestStoreAway(t *testing.T) {
 			t.Error("Ready = nil while the store fails")
 		}
 		b := h.join()
-		b.want("users 2", "state 1") // served on
+		b.want("users 2", "state 1") // clients can still join
 		store.fail(nil)
-		time.Sleep(storeRetry) // it heals without anybody's action
+		time.Sleep(storeRetry) // the hub recovers without an action
 		synctest.Wait()
 		if err := h.Ready(); err != nil {
-			t.Errorf("Ready = %v after the store has come back", err)
+			t.Errorf("Ready = %v after the store has recovered", err)
 		}
 		a.take()
 		a.send(plus)
@@ -406,19 +412,19 @@ func TestStoreAway(t *testing.T) {
 	})
 }
 
-// A client that does not read is skipped, holds up nobody, is disconnected after
-// stallTimeout, and not before.
+// TestStalledClient checks that a client that does not read delays no other client, and is disconnected after
+// stallTimeout, not before.
 func TestStalledClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHub(t, Config{Shards: 1})
 		defer h.stop()
 		a := h.join()
-		stuck, _ := h.dial() // nobody reads from it
-		defer stuck.CloseNow()
+		blocked, _ := h.dial() // it does not read
+		defer blocked.CloseNow()
 		synctest.Wait()
 		time.Sleep(time.Second)
 		a.take()
-		// Fill what the connection holds, until bytes are kept.
+		// Fill the buffers of the connection until the hub has to keep bytes.
 		n := 0
 		for ; h.Stats().Blocked == 0; n++ {
 			a.send(plus)
@@ -435,7 +441,8 @@ func TestStalledClient(t *testing.T) {
 	})
 }
 
-// A client that reads again after a while has missed values, and gets the newest.
+// TestBlockedClientCatchesUp checks that a client that reads again after a while is sent the newest value, and
+// not all that it has missed.
 func TestBlockedClientCatchesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHub(t, Config{Shards: 1})
@@ -456,26 +463,26 @@ func TestBlockedClientCatchesUp(t *testing.T) {
 		newest := fmt.Sprint("state ", h.Stats().Value)
 		got := p.take()
 		if last := got[len(got)-1]; last != newest {
-			t.Errorf("last received %q, want %q", last, newest)
+			t.Errorf("the last message is %q, want %q", last, newest)
 		}
 		if len(got) >= 100 {
-			t.Errorf("received %d messages after not reading, want merged ones", len(got))
+			t.Errorf("received %d messages after not reading, want fewer than 100: values merge", len(got))
 		}
 		a.send(plus)
 		p.want(fmt.Sprint("state ", h.Stats().Value))
 	})
 }
 
-// A peer that vanished without a word is found by a ping.
+// TestSilentClient checks that a ping finds a peer that has vanished without closing the connection.
 func TestSilentClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHub(t, Config{})
 		defer h.stop()
-		a := h.join() // reads, and so answers pings
+		a := h.join() // it reads, so it answers pings
 		gone, conn := h.dial()
 		defer gone.CloseNow()
 		defer conn.Close()
-		go func() { // takes all bytes and says nothing
+		go func() { // reads everything and answers nothing
 			for buf := make([]byte, 512); ; {
 				if _, err := conn.Read(buf); err != nil {
 					return
@@ -484,7 +491,7 @@ func TestSilentClient(t *testing.T) {
 		}()
 		time.Sleep(usersEvery)
 		a.want("users 1", "state 0", "users 2")
-		time.Sleep((pingEvery + pongTimeout - 1) * time.Second) // too early to tell
+		time.Sleep((pingEvery + pongTimeout - 1) * time.Second) // the hub cannot know yet
 		a.want()
 		time.Sleep((pingJitter + 2) * time.Second)
 		a.want("users 1")
@@ -504,7 +511,7 @@ func TestShutdown(t *testing.T) {
 		h := newFakeHub(t, Config{Store: store})
 		a, b := h.join(), h.join()
 		for range 3 {
-			a.send(plus) // the store is at work on the first, two are waiting
+			a.send(plus) // the store is working on the first; two are waiting
 		}
 		if err := h.Shutdown(t.Context()); err != nil {
 			t.Errorf("Shutdown = %v", err)
@@ -512,7 +519,7 @@ func TestShutdown(t *testing.T) {
 		a.wantClosed(websocket.StatusServiceRestart)
 		b.wantClosed(websocket.StatusServiceRestart)
 		if snap, _ := store.Load(t.Context()); snap.Value != 3 {
-			t.Errorf("the store holds %d, want 3: what was sent before the end counts", snap.Value)
+			t.Errorf("the store holds %d, want 3: actions that were sent before Shutdown count", snap.Value)
 		}
 		if err := h.Ready(); err == nil {
 			t.Error("Ready = nil after Shutdown")
@@ -520,16 +527,17 @@ func TestShutdown(t *testing.T) {
 	})
 }
 
-// stuckStore answers when it is let go.
-type stuckStore struct {
+// hangingStore waits in Apply until the test sends on answers. It fails with the error that was sent, if it is
+// not nil.
+type hangingStore struct {
 	Memory
-	stuck chan error // nil: it answers at once; or else what it says before it does
+	answers chan error // if nil, Apply does not wait
 }
 
-func (s *stuckStore) Apply(ctx context.Context, delta int64) (Snapshot, error) {
-	if s.stuck != nil {
+func (s *hangingStore) Apply(ctx context.Context, delta int64) (Snapshot, error) {
+	if s.answers != nil {
 		select {
-		case err := <-s.stuck:
+		case err := <-s.answers:
 			if err != nil {
 				return Snapshot{}, err
 			}
@@ -540,13 +548,13 @@ func (s *stuckStore) Apply(ctx context.Context, delta int64) (Snapshot, error) {
 	return s.Memory.Apply(ctx, delta)
 }
 
-// A store that hangs holds up nobody: who sent what it was given is told that this is
-// open, what comes later is refused, and the outcome is told when it is known.
+// TestStoreDoesNotAnswer checks that a store that hangs delays no client. The senders of the batch in flight are
+// told that the outcome is open, later actions are refused, and the outcome is told once it is known.
 func TestStoreDoesNotAnswer(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		err   error
-		a, b  []string // what the clients get when the store answers
+		a, b  []string // what the clients receive when the store answers
 		value int64
 	}{
 		{"it had counted", nil, []string{"state 1"}, []string{"state 1"}, 1},
@@ -554,20 +562,20 @@ func TestStoreDoesNotAnswer(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				store := &stuckStore{stuck: make(chan error)}
+				store := &hangingStore{answers: make(chan error)}
 				h := newFakeHub(t, Config{Store: store})
 				defer h.stop()
 				a, b := h.join(), h.join()
 				time.Sleep(time.Second)
 				a.take()
 				b.take()
-				a.send(plus) // the store gets this one
-				b.send(plus) // and this one waits
+				a.send(plus) // the store is given this one
+				b.send(plus) // this one waits
 				time.Sleep(storeTimeout - time.Millisecond)
 				a.want()
 				b.want()
 				if err := h.Ready(); err != nil {
-					t.Errorf("Ready = %v too soon", err)
+					t.Errorf("Ready = %v before storeTimeout, want nil", err)
 				}
 				time.Sleep(time.Millisecond)
 				a.want("error store_undecided")
@@ -575,7 +583,7 @@ func TestStoreDoesNotAnswer(t *testing.T) {
 				if err := h.Ready(); err == nil {
 					t.Error("Ready = nil while the store does not answer")
 				}
-				for range 3 * maxBatch / 2 { // more than a batch can carry
+				for range 3 * maxBatch / 2 { // more than a batch can have
 					b.send(minus)
 				}
 				if got := b.take(); len(got) != 3*maxBatch/2 {
@@ -585,35 +593,35 @@ func TestStoreDoesNotAnswer(t *testing.T) {
 				time.Sleep(time.Second)
 				a.want("users 3")
 				b.want("users 3")
-				store.stuck <- tt.err
+				store.answers <- tt.err
 				a.want(tt.a...)
 				b.want(tt.b...)
 				if got := h.Stats().Value; got != tt.value {
-					t.Errorf("value %d, want %d", got, tt.value)
+					t.Errorf("Stats().Value = %d, want %d", got, tt.value)
 				}
-				close(store.stuck)
+				close(store.answers)
 				time.Sleep(storeRetry)
 				synctest.Wait()
 				if err := h.Ready(); err != nil {
-					t.Errorf("Ready = %v after the store has come back", err)
+					t.Errorf("Ready = %v after the store has recovered", err)
 				}
 			})
 		})
 	}
 }
 
-// A client that is blocked when its actions are refused is told of each when it reads again,
-// before it is told the state that follows.
+// TestRefusalsOfABlockedClient checks a client that is blocked when its actions are refused. When it reads again,
+// it is sent each refusal, before the state that follows.
 func TestRefusalsOfABlockedClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store := &stuckStore{stuck: make(chan error)}
+		store := &hangingStore{answers: make(chan error)}
 		h := newFakeHub(t, Config{Store: store})
 		defer h.stop()
 		ws, _ := h.dial()
 		p := &peer{t: t, ws: ws}
 		time.Sleep(time.Second)
 		const waiting, later = 100, 50
-		for range 1 + waiting { // the first is given to the store
+		for range 1 + waiting { // the store is given the first
 			p.send(plus)
 		}
 		time.Sleep(storeTimeout) // the others are refused at once
@@ -631,22 +639,22 @@ func TestRefusalsOfABlockedClient(t *testing.T) {
 			count[m]++
 		}
 		if n := count["error store_unavailable"]; n != waiting+later {
-			t.Errorf("told of %d actions that were refused, want %d", n, waiting+later)
+			t.Errorf("%d actions were refused, want %d", n, waiting+later)
 		}
 		if n := count["error store_undecided"]; n != 1 {
-			t.Errorf("told of %d actions that are undecided, want 1", n)
+			t.Errorf("%d actions are undecided, want 1", n)
 		}
-		close(store.stuck)
+		close(store.answers)
 		p.want("state 1")
 		p.send(plus)
 		p.want("state 2")
 	})
 }
 
-// Shutdown does not wait for ever for a store that hangs.
+// TestShutdownWithoutStore checks that Shutdown waits at most storeTimeout for a store that hangs.
 func TestShutdownWithoutStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newFakeHub(t, Config{Store: &stuckStore{stuck: make(chan error)}})
+		h := newFakeHub(t, Config{Store: &hangingStore{answers: make(chan error)}})
 		a := h.join()
 		a.send(plus)
 		a.send(plus)
@@ -655,7 +663,7 @@ func TestShutdownWithoutStore(t *testing.T) {
 			t.Errorf("Shutdown = %v", err)
 		}
 		if took := time.Since(began); took > storeTimeout {
-			t.Errorf("Shutdown took %v, want %v at most", took, storeTimeout)
+			t.Errorf("Shutdown took %v, want at most %v", took, storeTimeout)
 		}
 	})
 }

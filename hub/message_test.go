@@ -39,7 +39,7 @@ func TestRefusalFrames(t *testing.T) {
 	}
 }
 
-// The counter's arithmetic at its limits, where int64 has room to spare and deltas do not.
+// TestArithmetic checks the counter's arithmetic at its limits, also for deltas that overflow an int64.
 func TestArithmetic(t *testing.T) {
 	for _, tt := range []struct {
 		v       Value
@@ -59,20 +59,20 @@ func TestArithmetic(t *testing.T) {
 		}
 		v := after(tt.v, tt.a, tt.room)
 		if back := after(v, tt.a, -tt.room); back != tt.v {
-			t.Errorf("%d, and %d times %d, and back is %d", tt.v, tt.room, tt.a, back)
+			t.Errorf("after(%d, %d, %d) and back = %d", tt.v, tt.a, tt.room, back)
 		}
 		d := after(0, tt.a, tt.room)
 		if !fits(tt.v, d) || sum(tt.v, d) != v {
-			t.Errorf("%d and a delta of %d: fits %v, sum %d, want true and %d", tt.v, d, fits(tt.v, d), sum(tt.v, d), v)
+			t.Errorf("value %d, delta %d: fits = %v, sum = %d, want true, %d", tt.v, d, fits(tt.v, d), sum(tt.v, d), v)
 		}
 		if tt.room < tt.n && fits(tt.v, after(d, tt.a, 1)) {
-			t.Errorf("%d and a delta of %d more fits", tt.v, d)
+			t.Errorf("fits(%d, %d) = true, want false", tt.v, after(d, tt.a, 1))
 		}
 	}
 	for _, d := range []Delta{math.MaxInt64, math.MinInt64} {
 		for _, v := range []Value{MaxValue, 0, -MaxValue} {
 			if fits(v, d) {
-				t.Errorf("%d fits on top of %d", d, v)
+				t.Errorf("fits(%d, %d) = true, want false", v, d)
 			}
 		}
 	}
@@ -90,7 +90,7 @@ func FuzzParseValue(f *testing.F) {
 		text := string(AppendValue(nil, v))
 		again, err := ParseValue(text)
 		if err != nil || again != v || !fits(v, 0) || !fits(0, v) || strings.ContainsAny(text, " \n") || len(text) > 128 || !json.Valid([]byte(text)) {
-			t.Errorf("%q is %d, which is written %q and read as %d, %v", s, v, text, again, err)
+			t.Errorf("ParseValue(%q) = %d, which is written %q and parsed as %d, %v", s, v, text, again, err)
 		}
 	})
 }
@@ -106,9 +106,9 @@ func FuzzDecode(f *testing.F) {
 	f.Fuzz(func(t *testing.T, p []byte) {
 		delta, refused := decode(websocket.MessageText, p)
 		if d, r := decodeJSON(p); d != delta || r != refused {
-			t.Errorf("decode(%q) = %v, %v, and without the short cut %v, %v", p, delta, refused, d, r)
+			t.Errorf("decode(%q) = %v, %v, but decodeJSON = %v, %v", p, delta, refused, d, r)
 		}
-		// The same, said differently: any decoder, a generic value.
+		// The same decision, made from a generic JSON value.
 		var v any
 		name := ""
 		isAction := false
@@ -130,7 +130,7 @@ func FuzzDecode(f *testing.F) {
 			t.Errorf("decode(%q) = %v, %v, want %v, %v", p, delta, refused, want, wantRefused)
 		}
 		if d, r := decode(websocket.MessageBinary, p); d != 0 || r != refusedBinary {
-			t.Errorf("decode(binary %q) = %v, %v, want it refused", p, d, r)
+			t.Errorf("decode(binary %q) = %v, %v, want refusedBinary", p, d, r)
 		}
 	})
 }

@@ -9,9 +9,9 @@ import (
 	"testing"
 )
 
-// docs/extend.md says that one file of the hub has to be replaced to make something else of the counter. This
-// does it, with a poll: the hub is built and tested with testdata/poll in the place of message.go, and
-// so are the stores and the program, in which one line has to change.
+// TestReplacingTheCounter does what docs/extend.md describes: it replaces one file of the hub to turn the counter
+// into a poll. It tests the hub with testdata/poll/message.go instead of message.go, and builds the stores and
+// the program with it, after changing one line of the program.
 func TestReplacingTheCounter(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the program")
@@ -26,16 +26,16 @@ func TestReplacingTheCounter(t *testing.T) {
 	poll := filepath.Join(dir, "testdata", "poll")
 	replace := map[string]string{
 		filepath.Join(dir, "message.go"):   filepath.Join(poll, "message.go"),
-		filepath.Join(dir, "poll_test.go"): filepath.Join(poll, "poll_test.go"), // in the place of this file
+		filepath.Join(dir, "poll_test.go"): filepath.Join(poll, "poll_test.go"), // replaces this file
 	}
-	// Our other tests count.
+	// The other tests of the hub expect the counter.
 	tests, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, file := range tests {
 		if name := filepath.Base(file); name != "fake_test.go" && name != "poll_test.go" {
-			replace[file] = "" // not there
+			replace[file] = "" // an overlay without this file
 		}
 	}
 	metrics := filepath.Join(filepath.Dir(dir), "internal", "admin", "metrics.go")
@@ -63,7 +63,7 @@ func TestReplacingTheCounter(t *testing.T) {
 	}
 	for _, args := range [][]string{
 		{"test", "-overlay", file, "-count=1", "-v", "-run", "^(TestPoll|TestVotesAsText)$", "."},
-		{"build", "-overlay", file, "-o", os.DevNull, ".."}, // the stores, too
+		{"build", "-overlay", file, "-o", os.DevNull, ".."}, // includes the stores
 	} {
 		out, err := exec.CommandContext(t.Context(), "go", args...).CombinedOutput()
 		if err != nil || args[0] == "test" && strings.Count(string(out), "--- PASS") != 2 {

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// page returns the text of a page of docs.
+// page returns the text of a file in docs.
 func page(t *testing.T, name string) string {
 	t.Helper()
 	data, err := os.ReadFile("../docs/" + name)
@@ -18,7 +18,7 @@ func page(t *testing.T, name string) string {
 	return string(data)
 }
 
-// docs and deploy state facts that this package decides.
+// TestReadme checks facts in docs and deploy that this package's constants decide.
 func TestReadme(t *testing.T) {
 	protocol := page(t, "protocol.md")
 	docs := strings.Join(strings.Fields(protocol+page(t, "limits.md")+page(t, "operations.md")), " ")
@@ -80,7 +80,7 @@ func TestReadme(t *testing.T) {
 	}
 }
 
-// docs/limits.md's table of closes has each reason, with its status code.
+// TestReadmeCloses checks that the table of closes in docs/limits.md has each reason with its status code.
 func TestReadmeCloses(t *testing.T) {
 	_, table, _ := strings.Cut(page(t, "limits.md"), "| `plusminus_closes_total`, reason |")
 	table, _, _ = strings.Cut(table, "\n\n")
@@ -98,17 +98,18 @@ func TestReadmeCloses(t *testing.T) {
 		delete(codes, reason)
 	}
 	for reason := range codes {
-		t.Errorf("docs/limits.md has %s, which nothing is closed for", reason)
+		t.Errorf("docs/limits.md has %s, which is not a reason of a close", reason)
 	}
 }
 
-// The walk-through of docs/extend.md names files and declarations that exist, in our message.go and in the poll's.
+// TestReadmeReplacingTheCounter checks that the files and declarations that docs/extend.md names exist, in
+// message.go and in the poll's.
 func TestReadmeReplacingTheCounter(t *testing.T) {
 	_, section, _ := strings.Cut(page(t, "extend.md"), "## Replacing the counter\n")
 	section, _, _ = strings.Cut(section, "\n#")
 	files := regexp.MustCompile("`((?:hub|static|internal)/[a-z/]+\\.[a-z]+|[a-z]+\\.go)`").FindAllStringSubmatch(section, -1)
 	if len(files) < 8 {
-		t.Errorf("docs/extend.md names only the files %v", files)
+		t.Errorf("docs/extend.md names only the files %v, want at least 8", files)
 	}
 	for _, m := range files {
 		if _, err := os.Stat("../" + m[1]); err != nil {
@@ -122,7 +123,7 @@ func TestReadmeReplacingTheCounter(t *testing.T) {
 		}
 	}
 	if len(names) < 10 {
-		t.Errorf("docs/extend.md's table has only %q", names)
+		t.Errorf("docs/extend.md's table has only %q, want at least 10 names", names)
 	}
 	for _, file := range []string{"message.go", "testdata/poll/message.go"} {
 		source, err := os.ReadFile(file)

@@ -21,7 +21,7 @@ import (
 	"time"
 )
 
-// newRawHub starts a hub behind net/http, without TLS, and returns its address.
+// newRawHub starts a hub behind net/http without TLS. It returns the hub and its address.
 func newRawHub(t testing.TB, cfg Config) (*Hub, string) {
 	t.Helper()
 	if cfg.Store == nil {
@@ -48,7 +48,7 @@ func newRawHub(t testing.TB, cfg Config) (*Hub, string) {
 	return h, ln.Addr().String()
 }
 
-// rawPeer is a client that sends whatever bytes it likes.
+// rawPeer is a client without a WebSocket library, which can send any bytes.
 type rawPeer struct {
 	t    testing.TB
 	conn net.Conn
@@ -66,9 +66,10 @@ func dialRaw(t testing.TB, addr string) *rawPeer {
 	return &rawPeer{t, conn, bufio.NewReader(conn)}
 }
 
-// send sends p. The server may have closed the connection before the end of it.
+// send sends b. It ignores errors, since the server may close the connection before the end of b.
 func (p *rawPeer) send(b []byte) { _, _ = p.conn.Write(b) }
 
+// upgraded reads the response to an opening handshake, which must be 101.
 func (p *rawPeer) upgraded() {
 	p.t.Helper()
 	resp, err := http.ReadResponse(p.br, nil)
@@ -100,16 +101,16 @@ func (p *rawPeer) frame() (head byte, payload []byte, err error) {
 	return b[0], payload, err
 }
 
-// next returns what the server sends next, but for users and the first state: messages as in
-// peer, and "pong" and "close" with their payloads. It reports false when the connection ends.
+// next returns the next frame from the server as a string, except users messages and the first state. Messages
+// are as in peer; pongs and close frames have their payloads. It reports false when the connection ends.
 func (p *rawPeer) next() (string, bool) {
 	p.t.Helper()
 	for {
 		head, payload, err := p.frame()
 		if err != nil {
-			// The end is a FIN, or a reset if we had sent what nobody reads.
+			// The connection ends with a FIN, or with a reset if the server did not read everything.
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				p.t.Errorf("the server does not end the connection")
+				p.t.Errorf("the server has not closed the connection within a minute")
 			}
 			return "", false
 		}
@@ -119,24 +120,25 @@ func (p *rawPeer) next() (string, bool) {
 	}
 }
 
-// rest returns all that next does, until the connection ends.
+// rest returns all results of next until the connection ends. It answers close frames.
 func (p *rawPeer) rest() (all []string) {
 	p.t.Helper()
 	for s, ok := p.next(); ok; s, ok = p.next() {
 		all = append(all, s)
 		if strings.HasPrefix(s, "close") {
-			p.send(closing(1000, "")) // so that the server need not wait
+			p.send(closing(1000, "")) // so that the server does not wait for it
 		}
 	}
 	return all
 }
 
+// frameString returns a frame from the server as a string, as next does.
 func frameString(t testing.TB, head byte, payload []byte) string {
 	switch head {
 	case finBit | opText:
 		var m message
 		if err := json.Unmarshal(payload, &m); err != nil {
-			t.Errorf("a message is no JSON: %q", payload)
+			t.Errorf("a message is not JSON: %q", payload)
 		}
 		return m.String()
 	case finBit | opPong:
@@ -147,11 +149,11 @@ func frameString(t testing.TB, head byte, payload []byte) string {
 		}
 		return fmt.Sprint("close ", binary.BigEndian.Uint16(payload))
 	}
-	t.Errorf("the server sent a frame with %#x: %q", head, payload)
+	t.Errorf("the server sent a frame with the first byte %#x: %q", head, payload)
 	return ""
 }
 
-// sent returns a frame as a client sends it, with head as its first byte.
+// sent returns a masked frame from a client, with head as its first byte.
 func sent(head byte, payload string) []byte {
 	f := appendFrame(nil, 0, []byte(payload))
 	f[0] = head
@@ -165,12 +167,15 @@ func sent(head byte, payload string) []byte {
 	return f
 }
 
+// closing returns a close frame from a client.
 func closing(code int, reason string) []byte {
 	return sent(finBit|opClose, string(binary.BigEndian.AppendUint16(nil, uint16(code)))+reason)
 }
 
 func join(frames ...[]byte) []byte { return bytes.Join(frames, nil) }
 
+// TestRFC6455Frames sends frames, valid and invalid, and checks how the hub answers. Each row names the section
+// of RFC 6455 that it is about.
 func TestRFC6455Frames(t *testing.T) {
 	const (
 		fin    = finBit
@@ -185,7 +190,7 @@ func TestRFC6455Frames(t *testing.T) {
 	type row struct {
 		section, name string
 		send          []byte
-		want          string // what is received beside users and state 0, with commas between
+		want          string // the frames that the client receives, as from next, separated by commas
 	}
 	rows := []row{
 		{"5.1", "a frame that is not masked", appendFrame(nil, opText, []byte(plus)), failed},
@@ -196,17 +201,17 @@ func TestRFC6455Frames(t *testing.T) {
 		{"5.2", "RSV1 in a control frame", sent(fin|0x40|opPing, ""), failed},
 		{"5.2", "a short length in 16 bits", join(withLength(fin|opText, 126, 0, byte(len(plus))), key, []byte(plus)), failed},
 		{"5.2", "a short length in 64 bits", join(withLength(fin|opText, 127, 0, 0, 0, 0, 0, 0, 1, 0), key, make([]byte, 256)), failed},
-		{"5.2", "a length with its highest bit set", join(withLength(fin|opText, 127, 0x80, 0, 0, 0, 0, 1, 0, 0), key), failed},
-		{"5.2", "the longest length of all", join(withLength(fin|opText, 127, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff), key), "close 1009"},
+		{"5.2", "a length with its most significant bit set", join(withLength(fin|opText, 127, 0x80, 0, 0, 0, 0, 1, 0, 0), key), failed},
+		{"5.2", "the greatest length", join(withLength(fin|opText, 127, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff), key), "close 1009"},
 		{"5.4", "a message in fragments", join(sent(opText, plus[:3]), sent(opContinuation, plus[3:9]), sent(fin|opContinuation, plus[9:])), "state 1"},
-		{"5.4", "fragments of nothing", join(sent(opText, ""), sent(opContinuation, ""), sent(opContinuation, plus), sent(fin|opContinuation, "")), "state 1"},
+		{"5.4", "empty fragments", join(sent(opText, ""), sent(opContinuation, ""), sent(opContinuation, plus), sent(fin|opContinuation, "")), "state 1"},
 		{"5.4", "a ping within a message", join(sent(opText, plus[:3]), sent(fin|opPing, "x"), sent(fin|opContinuation, plus[3:])), `pong "x",state 1`},
 		{"5.4", "a close frame within a message", join(sent(opText, plus[:3]), bye), "close 1000"},
-		{"5.4", "a continuation of nothing", sent(fin|opContinuation, plus), failed},
-		{"5.4", "a continuation after the end", join(sent(opText, "x"), sent(fin|opContinuation, ""), sent(opContinuation, "")), "error bad_message,close 1002"},
+		{"5.4", "a continuation frame without a message", sent(fin|opContinuation, plus), failed},
+		{"5.4", "a continuation frame after the end of a message", join(sent(opText, "x"), sent(fin|opContinuation, ""), sent(opContinuation, "")), "error bad_message,close 1002"},
 		{"5.4", "a message within a message", join(sent(opText, plus[:3]), sent(fin|opText, plus)), failed},
-		{"5.4", "as many fragments as there may be", join(sent(opText, plus), bytes.Repeat(sent(opContinuation, ""), maxFragments-2), sent(fin|opContinuation, "")), "state 1"},
-		{"5.4", "more fragments", join(sent(opText, plus), bytes.Repeat(sent(opContinuation, ""), maxFragments)), "close 1008"},
+		{"5.4", "the greatest number of fragments", join(sent(opText, plus), bytes.Repeat(sent(opContinuation, ""), maxFragments-2), sent(fin|opContinuation, "")), "state 1"},
+		{"5.4", "too many fragments", join(sent(opText, plus), bytes.Repeat(sent(opContinuation, ""), maxFragments)), "close 1008"},
 		{"5.5", "a ping in fragments", sent(opPing, "x"), failed},
 		{"5.5", "a close frame in fragments", join(sent(opClose, "\x03\xe8")), failed},
 		{"5.5", "a ping of 126 bytes", sent(fin|opPing, strings.Repeat("x", 126)), failed},
@@ -216,18 +221,18 @@ func TestRFC6455Frames(t *testing.T) {
 		{"5.5.1", "the longest reason", closing(1000, strings.Repeat("x", 123)), "close 1000"},
 		{"5.5.1", "a reason that is not UTF-8", closing(1000, "\xce\xba\xff"), "close 1007"},
 		{"5.5.1", "a reason that ends within a character", closing(1000, "\xce"), "close 1007"},
-		{"5.5.1", "frames behind a close frame", join(bye, sent(fin|opText, plus), sent(fin|0xf, "")), "close 1000"},
+		{"5.5.1", "frames after a close frame", join(bye, sent(fin|opText, plus), sent(fin|0xf, "")), "close 1000"},
 		{"5.5.2", "a ping", join(sent(fin|opPing, "")), `pong ""`},
 		{"5.5.2", "the longest ping", join(sent(fin|opPing, strings.Repeat("x", 125))), fmt.Sprintf("pong %q", strings.Repeat("x", 125))},
-		{"5.5.3", "a pong that nobody asked for", join(sent(fin|opPong, ""), sent(fin|opPong, "x")), ""},
+		{"5.5.3", "an unsolicited pong", join(sent(fin|opPong, ""), sent(fin|opPong, "x")), ""},
 		{"5.6", "a binary message", sent(fin|opBinary, plus), "error binary_message"},
 		{"7.4.1", "a message that is too big", sent(fin|opText, strings.Repeat(" ", big)), "close 1009"},
 		{"7.4.1", "a message that is too big in fragments", join(sent(opText, strings.Repeat(" ", MaxMessage)), sent(fin|opContinuation, " ")), "close 1009"},
-		{"7.4.1", "a message that is as big as may be", join(sent(fin|opText, strings.Repeat(" ", MaxMessage-len(plus))+plus)), "state 1"},
+		{"7.4.1", "the longest message", join(sent(fin|opText, strings.Repeat(" ", MaxMessage-len(plus))+plus)), "state 1"},
 		{"8.1", "text that is not UTF-8", sent(fin|opText, "\xff"), "close 1007"},
 		{"8.1", "half of a surrogate pair", sent(fin|opText, `{"action":"`+"\xed\xa0\x80"+`"}`), "close 1007"},
-		{"8.1", "a character in too many bytes", sent(fin|opText, "\xc0\xaf"), "close 1007"},
-		{"8.1", "a character that ends with the message", sent(fin|opText, "\xce"), "close 1007"},
+		{"8.1", "an overlong encoding", sent(fin|opText, "\xc0\xaf"), "close 1007"},
+		{"8.1", "a character that is cut off by the end of the message", sent(fin|opText, "\xce"), "close 1007"},
 		{"8.1", "a character in two fragments", join(sent(opText, `{"action":"plus","x":"`+"\xce"), sent(fin|opContinuation, "\xba"+`"}`)), "state 1"},
 	}
 	for _, opcode := range []byte{3, 4, 5, 6, 7, 0xb, 0xc, 0xd, 0xe, 0xf} {
@@ -241,12 +246,12 @@ func TestRFC6455Frames(t *testing.T) {
 	}
 	for _, tt := range rows {
 		t.Run(tt.section+"/"+tt.name, func(t *testing.T) {
-			// As one piece behind the opening handshake, as one after it, and byte by byte.
-			for _, how := range []string{"behind the handshake", "in one piece", "byte by byte"} {
+			// In one piece together with the opening handshake, in one piece after it, and byte by byte.
+			for _, how := range []string{"with the handshake", "in one piece", "byte by byte"} {
 				h, addr := newRawHub(t, Config{})
 				p := dialRaw(t, addr)
 				switch how {
-				case "behind the handshake":
+				case "with the handshake":
 					p.send(join([]byte(rawHandshake), tt.send))
 				case "in one piece":
 					p.send([]byte(rawHandshake))
@@ -269,7 +274,7 @@ func TestRFC6455Frames(t *testing.T) {
 					got = append(got, m)
 				}
 				if strings.Contains(tt.want, "close") {
-					// The peer closes as it should, so that the server need not wait.
+					// The peer closes its side, so that the server does not wait.
 					p.conn.(*net.TCPConn).CloseWrite()
 				} else {
 					p.send(bye)
@@ -296,23 +301,25 @@ func waitEmpty(t testing.TB, h *Hub) {
 	waitFor(t, "no client", func() bool { return h.admittedNow() == 0 && h.Stats().Clients == 0 })
 }
 
+// admittedNow returns the number of admitted clients.
 func (h *Hub) admittedNow() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.admitted.total
 }
 
-// waitFor waits until ok reports true, for a minute at most.
+// waitFor waits until ok reports true, for at most a minute.
 func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited for %s in vain", what)
+			t.Fatalf("%s: not within a minute", what)
 		}
 	}
 }
 
-// The opening handshake: https://www.rfc-editor.org/rfc/rfc6455#section-4.2
+// TestRFC6455Handshake sends opening handshakes, valid and invalid, and checks the answers.
+// https://www.rfc-editor.org/rfc/rfc6455#section-4.2
 func TestRFC6455Handshake(t *testing.T) {
 	_, addr := newRawHub(t, Config{})
 	replace := func(old, new string) string {
@@ -326,8 +333,8 @@ func TestRFC6455Handshake(t *testing.T) {
 		status                 int
 		header                 string // "Name: value" that must be in the answer
 	}{
-		{"4.2.1", "as it should be", rawHandshake, 101, "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo="},
-		{"4.2.1", "tokens among others, in any case", strings.Replace(replace("Connection: Upgrade", "Connection: keep-alive, uPgRaDe"), "websocket", "WebSocket", 1), 101, ""},
+		{"4.2.1", "a valid handshake", rawHandshake, 101, "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo="},
+		{"4.2.1", "among other tokens, in upper and lower case", strings.Replace(replace("Connection: Upgrade", "Connection: keep-alive, uPgRaDe"), "websocket", "WebSocket", 1), 101, ""},
 		{"4.2.1", "HTTP/1.0", replace("HTTP/1.1", "HTTP/1.0"), 426, ""},
 		{"4.2.1", "POST", replace("GET", "POST"), 405, ""},
 		{"4.2.1", "no Host", replace("Host: hub.test\r\n", ""), 400, ""},
@@ -341,8 +348,8 @@ func TestRFC6455Handshake(t *testing.T) {
 		{"4.2.1", "two keys", replace("\r\n\r\n", "\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"), 400, ""},
 		{"4.4", "another version", replace("Version: 13", "Version: 8"), 400, "Sec-WebSocket-Version: 13"},
 		{"4.4", "no version", replace("Sec-WebSocket-Version: 13\r\n", ""), 400, "Sec-WebSocket-Version: 13"},
-		{"9.1", "extensions that we do not know", replace("\r\n\r\n", "\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n"), 101, "Sec-WebSocket-Extensions: "},
-		{"1.9", "subprotocols that we do not know", replace("\r\n\r\n", "\r\nSec-WebSocket-Protocol: chat\r\n\r\n"), 101, "Sec-WebSocket-Protocol: "},
+		{"9.1", "an extension, which is declined", replace("\r\n\r\n", "\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n"), 101, "Sec-WebSocket-Extensions: "},
+		{"1.9", "a subprotocol, which is declined", replace("\r\n\r\n", "\r\nSec-WebSocket-Protocol: chat\r\n\r\n"), 101, "Sec-WebSocket-Protocol: "},
 		{"4.1", "a body", replace("\r\n\r\n", "\r\nContent-Length: 5\r\n\r\nhello"), 400, "Connection: close"},
 		{"4.1", "a body in chunks", replace("\r\n\r\n", "\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), 400, "Connection: close"},
 		{"4.1", "a header that is too long", replace("\r\n\r\n", "\r\nX: "+strings.Repeat("x", 16<<10)+"\r\n\r\n"), 431, ""},
@@ -365,8 +372,8 @@ func TestRFC6455Handshake(t *testing.T) {
 	}
 }
 
-// A peer that shuts its side down has said all that it will: its actions count, and the
-// connection ends.
+// TestHalfClosed checks a peer that closes its side of the connection: its actions count, and the connection
+// ends.
 func TestHalfClosed(t *testing.T) {
 	h, addr := newRawHub(t, Config{})
 	p := dialRaw(t, addr)
@@ -377,11 +384,11 @@ func TestHalfClosed(t *testing.T) {
 	waitEmpty(t, h)
 	waitFor(t, "the action", func() bool { return h.Stats().Value == 1 })
 	if n := h.events.Counts().Closes[ReasonGone]; n != 1 {
-		t.Errorf("%d clients are gone, want 1", n)
+		t.Errorf("Counts().Closes[%q] = %d, want 1", ReasonGone, n)
 	}
 }
 
-// Each way to end a connection is counted once, under its own reason.
+// TestClosesAreCounted checks that each close is counted once, for the right reason and with its status code.
 func TestClosesAreCounted(t *testing.T) {
 	for _, tt := range []struct {
 		reason Reason
@@ -393,7 +400,7 @@ func TestClosesAreCounted(t *testing.T) {
 		{ReasonRubbish, bytes.Repeat(sent(finBit|opText, "x"), maxNotActions)},
 		{ReasonFlood, bytes.Repeat(sent(finBit|opPing, ""), maxExcess+1)},
 		{ReasonFlood, bytes.Repeat(sent(finBit|opPong, ""), maxExcess+1)},
-		{ReasonFlood, bytes.Repeat(sent(finBit|opText, plus), 1+maxExcess+1)}, // over the rate
+		{ReasonFlood, bytes.Repeat(sent(finBit|opText, plus), 1+maxExcess+1)}, // over the action rate
 		{ReasonFragments, join(sent(opText, ""), bytes.Repeat(sent(opContinuation, ""), maxFragments))},
 		{ReasonTooBig, sent(finBit|opText, strings.Repeat("x", MaxMessage+1))},
 	} {
@@ -419,9 +426,9 @@ func TestClosesAreCounted(t *testing.T) {
 	}
 }
 
-// A peer that sends what cannot be understood, and then goes on or says nothing, is cut off
-// after failTimeout; one that is understood has closeTimeout.
-func TestGoodbyesEnd(t *testing.T) {
+// TestClosingHandshakeEnds checks when a peer that does not answer a close frame is disconnected: after
+// failTimeout if it has violated the protocol, otherwise after closeTimeout.
+func TestClosingHandshakeEnds(t *testing.T) {
 	for _, tt := range []struct {
 		send []byte
 		want time.Duration
@@ -453,8 +460,8 @@ func TestGoodbyesEnd(t *testing.T) {
 	}
 }
 
-// A close frame reaches a client that was blocked, when it reads again.
-func TestGoodbyeToBlockedClient(t *testing.T) {
+// TestCloseFrameReachesBlockedClient checks that a blocked client receives its close frame when it reads again.
+func TestCloseFrameReachesBlockedClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHub(t, Config{})
 		defer h.stop()
@@ -464,7 +471,7 @@ func TestGoodbyeToBlockedClient(t *testing.T) {
 		p.send([]byte(rawHandshake))
 		p.upgraded()
 		synctest.Wait()
-		for !server.blocked() { // nobody reads
+		for !server.blocked() { // the client does not read
 			p.send(sent(finBit|opPing, strings.Repeat("x", maxShortPayload)))
 			synctest.Wait()
 		}
@@ -476,7 +483,7 @@ func TestGoodbyeToBlockedClient(t *testing.T) {
 	})
 }
 
-// panicking is a socket that panics once, when told to.
+// panicking is a socket that panics once after armed was set.
 type panicking struct {
 	*fakeConn
 	armed atomic.Bool
@@ -489,10 +496,11 @@ func (s *panicking) blocked() bool {
 	return s.fakeConn.blocked()
 }
 
-// A panic in one client's goroutine ends that client alone, with 1011, and the operator is told.
+// TestPanicEndsOneClient checks that a panic in a client's goroutine ends only that client, with 1011, and that it
+// is logged with its stack.
 func TestPanicEndsOneClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var lines bytes.Buffer // written to within the bubble's turns
+		var lines bytes.Buffer // never written by two goroutines at once in the bubble
 		h := newFakeHub(t, Config{Logger: slog.New(slog.NewTextHandler(&lines, nil))})
 		defer h.stop()
 		other := h.join()

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// sinkConn is a socket that takes everything.
+// sinkConn is a socket that accepts all bytes and counts them.
 type sinkConn struct {
 	net.Conn
 	writes, bytes int
@@ -26,7 +26,7 @@ func (c *sinkConn) finish()             {}
 
 func (c *sinkConn) expectAcks(time.Duration) {}
 
-// newSinkShard returns a shard that nobody runs, with n clients on one sink.
+// newSinkShard returns a shard with n clients on one sink. Its goroutine does not run.
 func newSinkShard(tb testing.TB, n int) (*shard, *sinkConn) {
 	tb.Helper()
 	h := &Hub{done: make(chan struct{})}
@@ -39,7 +39,7 @@ func newSinkShard(tb testing.TB, n int) (*shard, *sinkConn) {
 	return s, sink
 }
 
-// What is due to a client goes out in one write, the number of users first.
+// TestOneWrite checks that a client is sent users and state in one write, users first.
 func TestOneWrite(t *testing.T) {
 	s, sink := newSinkShard(t, 1)
 	h := s.hub
@@ -52,7 +52,7 @@ func TestOneWrite(t *testing.T) {
 	if sink.writes != 1 || sink.bytes != want {
 		t.Errorf("%d bytes in %d writes, want %d in one", sink.bytes, sink.writes, want)
 	}
-	s.sweep() // nothing is due
+	s.sweep() // there is nothing to send
 	if sink.writes != 1 {
 		t.Errorf("%d writes, want still one", sink.writes)
 	}
@@ -61,7 +61,7 @@ func TestOneWrite(t *testing.T) {
 func TestSweepDoesNotAllocate(t *testing.T) {
 	s, sink := newSinkShard(t, 100)
 	h := s.hub
-	s.sweep() // makes the buffers
+	s.sweep() // allocates the buffers
 	sink.writes = 0
 	deltas := []action{+1, +1, -1}
 	version := uint64(0)
@@ -76,7 +76,7 @@ func TestSweepDoesNotAllocate(t *testing.T) {
 	if n > 0 {
 		t.Errorf("%v allocations a sweep, want none", n)
 	}
-	if want := 101 * 100; sink.writes != want { // AllocsPerRun warms up once
+	if want := 101 * 100; sink.writes != want { // AllocsPerRun makes one extra call
 		t.Errorf("%d writes, want %d", sink.writes, want)
 	}
 }

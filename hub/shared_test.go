@@ -10,17 +10,18 @@ import (
 	"time"
 )
 
-// fakeServer is what several fakeShared use.
+// fakeServer holds the data of several fakeShared.
 type fakeServer struct {
-	mu      sync.Mutex
+	mu sync.Mutex
+	// Guarded by mu.
 	now     Snapshot
 	clients map[*fakeShared]int
 	all     []*fakeShared
 	away    bool
 }
 
-// fakeShared is a [Shared] on fake time: calls and news take random times, some news are lost,
-// and a look every second makes up for those.
+// fakeShared is a [Shared] on fake time. Calls and news take random times, and some news are lost. It also reads
+// the server every second, which makes up for lost news.
 type fakeShared struct {
 	srv *fakeServer
 	rng *rand.Rand // Guarded by mu.
@@ -54,7 +55,7 @@ func (s *fakeShared) delay() time.Duration {
 	return time.Duration(s.rng.Int64N(int64(8 * time.Millisecond)))
 }
 
-// tell makes what the server has the news, but for what this hub itself did last.
+// tell sends the server's data as news. It leaves out a snapshot that is no newer than this hub's last commit.
 func (s *fakeShared) tell() {
 	s.srv.mu.Lock()
 	n := News{Snapshot: s.srv.now, Hubs: len(s.srv.all)}
@@ -79,7 +80,7 @@ func (s *fakeShared) tell() {
 	s.ch <- n
 }
 
-// tellOthers has the others hear, some later and some not at all.
+// tellOthers makes the other hubs call tell, after random times. Some are left out: their news are lost.
 func (s *fakeShared) tellOthers() {
 	for _, o := range s.srv.all {
 		s.mu.Lock()
@@ -118,7 +119,7 @@ func (s *fakeShared) Apply(_ context.Context, delta int64) (Snapshot, error) {
 		s.mu.Unlock()
 		s.tellOthers()
 	}
-	time.Sleep(s.delay()) // others may go on meanwhile
+	time.Sleep(s.delay()) // the other hubs continue meanwhile
 	return next, err
 }
 
@@ -133,9 +134,8 @@ func (s *fakeShared) Announce(clients int) {
 
 func (s *fakeShared) Pace() time.Duration { return 5 * time.Millisecond }
 
-// TestMergingContractShared checks what is promised about merging for several hubs that
-// share a store: what each client receives is in the order in which the store had it,
-// and ends with the newest value, which includes all that was sent.
+// TestMergingContractShared checks the promise about merging for several hubs that share a store. The values that
+// a client receives are in the store's order. The last of them is the newest value, which includes all actions.
 func TestMergingContractShared(t *testing.T) {
 	for seed := range uint64(50) {
 		synctest.Test(t, func(t *testing.T) { mergingContractShared(t, seed) })
@@ -161,7 +161,7 @@ func mergingContractShared(t *testing.T, seed uint64) {
 		}
 	}
 	all = append(all, clients...)
-	// Everyone adds, so that the order of the store is that of the values.
+	// All actions are plus, so the store's order is the order of the values.
 	sent := int64(0)
 	for range 200 {
 		c := clients[rng.IntN(len(clients))]
@@ -184,24 +184,24 @@ func mergingContractShared(t *testing.T, seed uint64) {
 	synctest.Wait()
 	for i, h := range hubs {
 		if s := h.Stats(); s.Value != sent || s.Users != len(clients) || s.Hubs != len(hubs) {
-			t.Errorf("hub %d has value %d, %d users of %d hubs; want %d, %d, %d", i, s.Value, s.Users, s.Hubs, sent, len(clients), len(hubs))
+			t.Errorf("hub %d: value %d, %d users, %d hubs, want %d, %d, %d", i, s.Value, s.Users, s.Hubs, sent, len(clients), len(hubs))
 		}
 	}
 	for i, c := range all {
 		values := c.values()
 		for j := 1; j < len(values); j++ {
 			if values[j] <= values[j-1] {
-				t.Errorf("client %d received %d and then %d", i, values[j-1], values[j])
+				t.Errorf("client %d received %d, then %d, want growing values", i, values[j-1], values[j])
 			}
 		}
 		if !c.open() || len(values) == 0 || values[len(values)-1] != sent {
-			t.Errorf("client %d received %v, which does not end in %d", i, values, sent)
+			t.Errorf("client %d received %v, want it to end with %d", i, values, sent)
 		}
 	}
 }
 
-// A hub whose store is away at the start lets nobody in before the value is known, and one
-// whose store is a new one takes its value over.
+// TestSharedStoreAtStart checks a hub that cannot reach its store at the start: it refuses clients until it knows
+// the value. When the store later begins a new epoch, the hub publishes its value.
 func TestSharedStoreAtStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := &fakeServer{now: Snapshot{Epoch: 1, Version: 9, Value: 42}, clients: map[*fakeShared]int{}, away: true}
@@ -210,10 +210,10 @@ func TestSharedStoreAtStart(t *testing.T) {
 		h := newFakeHub(t, Config{Store: store})
 		defer h.stop()
 		if err := h.Ready(); err == nil || !h.Stats().Unknown {
-			t.Errorf("Ready = %v, Stats = %+v with a store that is away", err, h.Stats())
+			t.Errorf("Ready = %v, Stats = %+v while the store is away", err, h.Stats())
 		}
 		if reason, _ := h.admit(&client{hub: h.Hub}); reason == "" {
-			t.Error("a client is let in to a value that nobody knows")
+			t.Error("a client is admitted while the value is unknown")
 		}
 		srv.mu.Lock()
 		srv.away = false
@@ -238,11 +238,11 @@ func TestSharedStoreAtStart(t *testing.T) {
 	})
 }
 
-// Actions that come close together are merged, and the first of them does not wait.
+// TestPace checks that actions that arrive within Pace form one batch, and that the first of them does not wait.
 func TestPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := &fakeServer{now: Snapshot{Epoch: 1}, clients: map[*fakeShared]int{}}
-		store := &instant{fakeShared: srv.join(1)}
+		store := &instantStore{fakeShared: srv.join(1)}
 		defer close(store.end)
 		h := newFakeHub(t, Config{Store: store})
 		defer h.stop()
@@ -261,13 +261,13 @@ func TestPace(t *testing.T) {
 	})
 }
 
-// instant is a fakeShared that takes no time.
-type instant struct {
+// instantStore is a fakeShared whose calls take no time.
+type instantStore struct {
 	*fakeShared
 	applied int
 }
 
-func (s *instant) Apply(_ context.Context, delta int64) (Snapshot, error) {
+func (s *instantStore) Apply(_ context.Context, delta int64) (Snapshot, error) {
 	s.applied++
 	next, err := s.srv.now.Add(delta)
 	s.srv.now = next

@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// streamPeer collects what one stream brings, until it ends.
+// streamPeer is a client of an event stream that collects the events, until the stream ends.
 type streamPeer struct {
 	t    testing.TB
 	conn net.Conn
@@ -27,13 +27,13 @@ type streamPeer struct {
 
 	mu    sync.Mutex
 	got   []string
-	retry time.Duration // as it was told last
+	retry time.Duration // from the last retry field
 	err   error         // why the stream ended
-	end   time.Time     // and when
+	end   time.Time     // when it ended
 }
 
-// ask sends a request for the stream, with further lines in its header, and returns the head
-// of the answer.
+// ask sends a request for the stream with further header lines. It returns a peer with the head of the answer,
+// and a reader for the events.
 func (f *fakeHub) ask(method string, lines ...string) (*streamPeer, *bufio.Reader) {
 	f.t.Helper()
 	conn, err := f.ln.dial()
@@ -45,7 +45,7 @@ func (f *fakeHub) ask(method string, lines ...string) (*streamPeer, *bufio.Reade
 	if _, err := io.WriteString(conn, strings.Join(lines, "\r\n")+"\r\n\r\n"); err != nil {
 		f.t.Fatal(err)
 	}
-	in := bufio.NewReaderSize(conn, 16) // so that a peer that does not read has little
+	in := bufio.NewReaderSize(conn, 16) // a small buffer, for peers that do not read
 	head, err := http.ReadResponse(in, &http.Request{Method: method})
 	if err != nil {
 		f.t.Fatal(err)
@@ -53,7 +53,7 @@ func (f *fakeHub) ask(method string, lines ...string) (*streamPeer, *bufio.Reade
 	return &streamPeer{t: f.t, conn: conn, head: head}, in
 }
 
-// listen joins with a stream.
+// listen joins with a stream that reads.
 func (f *fakeHub) listen(lines ...string) *streamPeer {
 	f.t.Helper()
 	p, in := f.ask("GET", lines...)
@@ -80,14 +80,14 @@ func (p *streamPeer) read(in *bufio.Reader) {
 		case isData:
 			var m message
 			if err := json.Unmarshal([]byte(data), &m); err != nil {
-				p.t.Errorf("a message is no JSON: %q", data)
+				p.t.Errorf("a message is not JSON: %q", data)
 			}
 			p.got = append(p.got, m.String())
 		case event == ":":
 			p.got = append(p.got, event)
 		default:
 			if n, _ := fmt.Sscanf(event, "retry: %d", &retry); n != 1 {
-				p.t.Errorf("what is %q?", event)
+				p.t.Errorf("unknown event %q", event)
 			}
 			p.retry = time.Duration(retry) * time.Millisecond
 		}
@@ -95,18 +95,19 @@ func (p *streamPeer) read(in *bufio.Reader) {
 	}
 }
 
-// readEvent reads one line and the blank one behind it.
+// readEvent reads one line and the blank line after it.
 func readEvent(in *bufio.Reader) (string, error) {
 	line, err := in.ReadString('\n')
 	if err != nil {
 		return "", err
 	}
 	if blank, err := in.ReadString('\n'); err != nil || blank != "\n" {
-		return "", fmt.Errorf("%q is followed by %q, %v", line, blank, err)
+		return "", fmt.Errorf("%q is followed by %q, %v, want a blank line", line, blank, err)
 	}
 	return strings.TrimSuffix(line, "\n"), nil
 }
 
+// take returns the messages and comments that have been received since the last call.
 func (p *streamPeer) take() []string {
 	synctest.Wait()
 	p.mu.Lock()
@@ -116,14 +117,15 @@ func (p *streamPeer) take() []string {
 	return got
 }
 
+// want checks what has been received since the last call of want or take.
 func (p *streamPeer) want(want ...string) {
 	p.t.Helper()
 	if got := p.take(); !slices.Equal(got, want) {
-		p.t.Errorf("the stream brought %q, want %q", got, want)
+		p.t.Errorf("the stream received %q, want %q", got, want)
 	}
 }
 
-// wantRetry checks when the peer was told last to come back.
+// wantRetry checks the last retry field.
 func (p *streamPeer) wantRetry(least, most time.Duration) {
 	p.t.Helper()
 	p.mu.Lock()
@@ -133,7 +135,7 @@ func (p *streamPeer) wantRetry(least, most time.Duration) {
 	}
 }
 
-// ended returns when the stream ended, and why; nil if it has not.
+// ended returns when the stream ended, and why. err is nil if the stream has not ended.
 func (p *streamPeer) ended() (when time.Time, err error) {
 	synctest.Wait()
 	p.mu.Lock()
@@ -141,7 +143,7 @@ func (p *streamPeer) ended() (when time.Time, err error) {
 	return p.end, p.err
 }
 
-// A stream tells the same as a WebSocket does, and is a client like any other.
+// TestStream checks that a stream gets the same messages as a WebSocket, and counts as a client like any other.
 func TestStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHub(t, Config{Shards: 1})
@@ -160,12 +162,12 @@ func TestStream(t *testing.T) {
 			}
 		}
 		if s.head.Header.Get("Date") == "" || !s.head.Close || len(s.head.TransferEncoding) > 0 {
-			t.Errorf("the head is %+v, want a Date, that the connection is closed, and no chunks", s.head)
+			t.Errorf("the head is %+v, want a Date, a close of the connection, and no chunked encoding", s.head)
 		}
 		s.want("users 2", "state 0")
 		s.wantRetry(retryLeast, retryMost)
 		if got := s.conn.(*fakeConn).peer.acksWithin; got != ackTimeout {
-			t.Errorf("acknowledgements are expected within %v, want %v", got, ackTimeout)
+			t.Errorf("expectAcks was called with %v, want %v", got, ackTimeout)
 		}
 		time.Sleep(usersEvery)
 		a.want("users 2")
@@ -185,15 +187,16 @@ func TestStream(t *testing.T) {
 		time.Sleep(usersEvery)
 		b.want("users 2")
 		if n := h.events.Counts().Closes[ReasonGone]; n != 1 {
-			t.Errorf("%d closes by %s, want 1", n, ReasonGone)
+			t.Errorf("Counts().Closes[%q] = %d, want 1", ReasonGone, n)
 		}
 		if n := h.Counts().Joined; n != 3 {
-			t.Errorf("%d joined, want 3", n)
+			t.Errorf("Counts().Joined = %d, want 3", n)
 		}
 	})
 }
 
-// Values merge as they do for WebSockets: each of a few, or else the newest alone.
+// TestStreamMerges checks that values merge as for WebSockets: a stream is sent each of up to recentValues
+// values, or only the newest.
 func TestStreamMerges(t *testing.T) {
 	for _, n := range []int{recentValues, recentValues + 1} {
 		synctest.Test(t, func(t *testing.T) {
@@ -212,17 +215,17 @@ func TestStreamMerges(t *testing.T) {
 			time.Sleep(time.Second)
 			got := s.take()
 			if want := a.take(); !slices.Equal(got, want[1:]) { // the first of a's is state 1
-				t.Errorf("the stream brought %q, the WebSocket %q", got, want[1:])
+				t.Errorf("the stream received %q, the WebSocket %q", got, want[1:])
 			}
 			if newest := fmt.Sprint("state ", 1+n); got[len(got)-1] != newest || (len(got) == 1) != (n > recentValues) {
-				t.Errorf("%d values: the stream brought %q", n, got)
+				t.Errorf("%d values: the stream received %q", n, got)
 			}
 		})
 	}
 }
 
-// A stream whose peer does not read is skipped; it has the newest value when it reads again,
-// or else is disconnected.
+// TestStreamBlocked checks a stream whose peer does not read. It is sent the newest value when the peer reads
+// again, and is disconnected if the peer never does.
 func TestStreamBlocked(t *testing.T) {
 	for _, stalls := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -251,7 +254,7 @@ func TestStreamBlocked(t *testing.T) {
 			time.Sleep(2 * flushEvery)
 			got := s.take()
 			if last, newest := got[len(got)-1], fmt.Sprint("state ", h.Stats().Value); last != newest || len(got) >= 100 {
-				t.Errorf("%d messages, the last of them %q, want merged ones that end in %q", len(got), last, newest)
+				t.Errorf("%d messages, the last of them %q, want fewer than 100 that end with %q", len(got), last, newest)
 			}
 			a.send(plus)
 			s.want(fmt.Sprint("state ", h.Stats().Value))
@@ -259,7 +262,7 @@ func TestStreamBlocked(t *testing.T) {
 	}
 }
 
-// A stream that brings nothing is kept alive by comments, and its peer has nothing to answer.
+// TestStreamKeptAlive checks that an idle stream is sent comments, and that its peer need not answer.
 func TestStreamKeptAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHub(t, Config{})
@@ -273,7 +276,7 @@ func TestStreamKeptAlive(t *testing.T) {
 		const long = 10 * time.Minute
 		time.Sleep(long)
 		if got := s.take(); len(got) < int(long/time.Second)/(pingEvery+pingJitter+1) || len(got) > int(long/time.Second)/pingEvery {
-			t.Errorf("%d comments in %v, want one each %d to %d seconds", len(got), long, pingEvery, pingEvery+pingJitter)
+			t.Errorf("%d comments in %v, want one every %d to %d seconds", len(got), long, pingEvery, pingEvery+pingJitter)
 		}
 		if _, err := s.ended(); err != nil {
 			t.Errorf("the stream ended: %v", err)
@@ -284,8 +287,7 @@ func TestStreamKeptAlive(t *testing.T) {
 	})
 }
 
-// A peer whose system acknowledges nothing any more has vanished, and is counted as one that does
-// not answer pings.
+// TestStreamVanishes checks that a peer whose system acknowledges nothing is disconnected, for ReasonSilent.
 func TestStreamVanishes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := &vanishingConn{gone: make(chan struct{})}
@@ -308,7 +310,7 @@ func TestStreamVanishes(t *testing.T) {
 	})
 }
 
-// vanishingConn is a socket whose system gives up on the peer.
+// vanishingConn is a socket whose Read fails with ETIMEDOUT once gone is closed.
 type vanishingConn struct {
 	sinkConn
 	gone chan struct{}
@@ -321,8 +323,8 @@ func (c *vanishingConn) Read([]byte) (int, error) {
 
 func (c *vanishingConn) Close() error { return nil }
 
-// When the hub is shut down, streams end in the same slices as WebSockets, each with the hint to
-// come back later, and Shutdown need not wait for them.
+// TestStreamDrains checks that a shutdown ends streams in the same slices as WebSockets, each with a retry
+// field, and that Shutdown does not wait for answers.
 func TestStreamDrains(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const each, left = 100, time.Second
@@ -344,40 +346,40 @@ func TestStreamDrains(t *testing.T) {
 			if _, err := s.ended(); err == nil {
 				open++
 			} else if !errors.Is(err, io.EOF) {
-				t.Fatalf("a stream ended with %v, want its end", err)
+				t.Fatalf("a stream ended with %v, want EOF", err)
 			}
 		}
 		if open < each/4 || open > each*3/4 {
-			t.Errorf("%d of %d streams are open after half of the time", open, each)
+			t.Errorf("%d of %d streams are open after half of the time, want about half", open, each)
 		}
 		if err := <-down; err != nil {
 			t.Errorf("Shutdown = %v", err)
 		}
 		if took := time.Since(began); took > spread {
-			t.Errorf("Shutdown took %v, want %v at most: nobody has to be waited for", took, spread)
+			t.Errorf("Shutdown took %v, want at most %v: all peers answer at once", took, spread)
 		}
 		at := map[time.Time]bool{}
 		hints := map[time.Duration]bool{}
 		for _, s := range streams {
 			when, err := s.ended()
 			if !errors.Is(err, io.EOF) {
-				t.Errorf("a stream ended with %v, want its end", err)
+				t.Errorf("a stream ended with %v, want EOF", err)
 			}
 			at[when] = true
 			s.wantRetry(restartLeast, restartMost)
 			hints[s.retry] = true
 		}
 		if len(at) < 3 || len(hints) < each/2 {
-			t.Errorf("streams ended at %d times with %d hints, want slices, and each a hint of its own", len(at), len(hints))
+			t.Errorf("streams ended at %d times with %d retry values, want slices and random values", len(at), len(hints))
 		}
 		if n := h.events.Counts().Closes[ReasonStopping]; n != 2*each {
-			t.Errorf("%d closes by %s, want %d", n, ReasonStopping, 2*each)
+			t.Errorf("Counts().Closes[%q] = %d, want %d", ReasonStopping, n, 2*each)
 		}
 	})
 }
 
-// A stream that is blocked when the hub is shut down ends when its peer reads again. One whose peer
-// does not end its own side ends after the time for answers.
+// TestStreamDrainsBlocked checks a stream that is blocked during a shutdown. It ends when its peer reads again,
+// or after the time for answers if the peer does not.
 func TestStreamDrainsBlocked(t *testing.T) {
 	for _, reads := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
@@ -396,7 +398,7 @@ func TestStreamDrainsBlocked(t *testing.T) {
 				go s.read(in)
 				time.Sleep(2 * flushEvery)
 				if _, err := s.ended(); !errors.Is(err, io.EOF) {
-					t.Errorf("the stream ended with %v, want its end", err)
+					t.Errorf("the stream ended with %v, want EOF", err)
 				}
 				s.wantRetry(restartLeast, restartMost)
 			}
@@ -404,14 +406,15 @@ func TestStreamDrainsBlocked(t *testing.T) {
 				t.Errorf("Shutdown = %v", err)
 			}
 			if took := time.Since(began); (took == closeTimeout) == reads {
-				t.Errorf("Shutdown took %v, and the peer reads: %v", took, reads)
+				t.Errorf("Shutdown took %v while the peer reads: %v", took, reads)
 			}
 		})
 	}
 }
 
-// What a peer sends behind its request is thrown away, up to a bound.
-func TestStreamBehindTheRequest(t *testing.T) {
+// TestStreamBytesAfterRequest checks that bytes that a peer sends after its request are dropped, and that more
+// than MaxMessage end the stream.
+func TestStreamBytesAfterRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHub(t, Config{})
 		defer h.stop()
@@ -424,7 +427,7 @@ func TestStreamBehindTheRequest(t *testing.T) {
 		}
 		synctest.Wait()
 		if _, err := s.ended(); err != nil || h.Stats().Clients != 1 {
-			t.Fatalf("the stream ended with %v", err)
+			t.Fatalf("the stream ended with %v, want it open", err)
 		}
 		h.join()
 		time.Sleep(usersEvery)
@@ -433,14 +436,15 @@ func TestStreamBehindTheRequest(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := s.ended(); err == nil {
-			t.Error("the stream goes on")
+			t.Error("the stream is still open")
 		}
 		if n := h.events.Counts().Closes[ReasonFlood]; n != 1 {
-			t.Errorf("%d closes by %s, want 1", n, ReasonFlood)
+			t.Errorf("Counts().Closes[%q] = %d, want 1", ReasonFlood, n)
 		}
 	})
 }
 
+// TestStreamRequests checks which requests for a stream are refused, and how.
 func TestStreamRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		own, err := ParseOrigin("https://friend.example")
@@ -456,12 +460,12 @@ func TestStreamRequests(t *testing.T) {
 			cors         string
 			reason       Reason
 		}{
-			{"no browser", "GET", nil, 200, "", ""},
+			{"not a browser", "GET", nil, 200, "", ""},
 			{"our own page", "GET", []string{"Sec-Fetch-Site: same-origin"}, 200, "", ""},
 			{"a person", "GET", []string{"Sec-Fetch-Site: none"}, 200, "", ""},
 			{"a link", "GET", []string{"Sec-Fetch-Site: cross-site", "Sec-Fetch-Dest: document"}, 200, "", ""},
 			{"a foreign page's frame", "GET", []string{"Sec-Fetch-Site: cross-site", "Sec-Fetch-Dest: iframe"}, 403, "", ReasonOrigin},
-			{"a page that may", "GET", []string{"Origin: https://friend.example", "Sec-Fetch-Site: cross-site"}, 200, "https://friend.example", ""},
+			{"an allowed page", "GET", []string{"Origin: https://friend.example", "Sec-Fetch-Site: cross-site"}, 200, "https://friend.example", ""},
 			{"only the head", "HEAD", nil, 200, "", ""},
 			{"a foreign page", "GET", []string{"Origin: https://evil.example", "Sec-Fetch-Site: cross-site"}, 403, "", ReasonOrigin},
 			{"a foreign page's head", "HEAD", []string{"Origin: https://evil.example"}, 403, "", ReasonOrigin},
@@ -478,7 +482,7 @@ func TestStreamRequests(t *testing.T) {
 			s, _ := h.ask(tt.method, tt.lines...)
 			synctest.Wait()
 			if s.head.StatusCode != tt.status || s.head.Header.Get("Access-Control-Allow-Origin") != tt.cors {
-				t.Errorf("%s: %s, allowed to %q, want %d and %q", tt.name, s.head.Status, s.head.Header.Get("Access-Control-Allow-Origin"), tt.status, tt.cors)
+				t.Errorf("%s: %s, Access-Control-Allow-Origin %q, want %d and %q", tt.name, s.head.Status, s.head.Header.Get("Access-Control-Allow-Origin"), tt.status, tt.cors)
 			}
 			if got := s.head.Header.Get("Vary"); got != "Origin" {
 				t.Errorf("%s: Vary is %q, want Origin", tt.name, got)
@@ -490,18 +494,18 @@ func TestStreamRequests(t *testing.T) {
 				t.Errorf("%s: %d clients", tt.name, n)
 			}
 			if n := h.events.Counts().Refusals[tt.reason] - before; tt.reason != "" && n != 1 {
-				t.Errorf("%s: counted %d times under %s, want once", tt.name, n, tt.reason)
+				t.Errorf("%s: Refusals[%q] grew by %d, want 1", tt.name, tt.reason, n)
 			}
 			s.conn.Close()
 			synctest.Wait()
 			if n := h.admitted.total; n != 0 {
-				t.Fatalf("%s: %d clients are counted after the end", tt.name, n)
+				t.Fatalf("%s: %d clients are admitted after the end, want 0", tt.name, n)
 			}
 		}
 	})
 }
 
-// WebSockets and streams share the caps.
+// TestStreamCaps checks that the caps count WebSockets and streams together.
 func TestStreamCaps(t *testing.T) {
 	for _, tt := range []struct {
 		cfg    Config
@@ -518,13 +522,13 @@ func TestStreamCaps(t *testing.T) {
 			first := h.listen()
 			s, _ := h.ask("GET")
 			if s.head.StatusCode != tt.status || s.head.Header.Get("Retry-After") == "" {
-				t.Errorf("%s: third client: %s, Retry-After %q, want %d and a time", tt.reason, s.head.Status, s.head.Header.Get("Retry-After"), tt.status)
+				t.Errorf("%s: third client: %s, Retry-After %q, want %d and a Retry-After", tt.reason, s.head.Status, s.head.Header.Get("Retry-After"), tt.status)
 			}
 			if resp := h.refused(handshakeHeader()); resp.StatusCode != tt.status {
 				t.Errorf("%s: third WebSocket: %s, want %d", tt.reason, resp.Status, tt.status)
 			}
 			if n := h.events.Counts().Refusals[tt.reason]; n != 2 {
-				t.Errorf("%s is counted %d times, want twice", tt.reason, n)
+				t.Errorf("Counts().Refusals[%q] = %d, want 2", tt.reason, n)
 			}
 			first.conn.Close()
 			synctest.Wait()
@@ -533,7 +537,8 @@ func TestStreamCaps(t *testing.T) {
 	}
 }
 
-// Streams cost those who have none nothing, and a sweep over both kinds allocates nothing.
+// TestStreamsAndSweeps checks that a shard without streams encodes no events, and that a sweep over WebSockets and
+// streams allocates nothing.
 func TestStreamsAndSweeps(t *testing.T) {
 	s, sink := newSinkShard(t, 10)
 	h := s.hub
@@ -558,6 +563,6 @@ func TestStreamsAndSweeps(t *testing.T) {
 	}
 	s.leave(c)
 	if s.using[inStream] != 0 || s.using[inFrames] != 10 {
-		t.Errorf("using is %v, want 10 with frames", s.using)
+		t.Errorf("using = %v, want 10 clients with frames and none with events", s.using)
 	}
 }

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// If this fails after a change of Go's version, see whether crypto/tls has come to give
-// its buffers back by itself, and then remove trimTLS.
+// If TestTrimTLS fails with a new version of Go, check whether crypto/tls now frees these buffers itself. If so,
+// remove trimTLS.
 func TestTrimTLS(t *testing.T) {
 	_, srv := newTLSHub(t, Config{})
 	conn, err := tls.Dial("tcp", srv.Listener.Addr().String(), srv.Client().Transport.(*http.Transport).TLSClientConfig)
@@ -21,7 +21,7 @@ func TestTrimTLS(t *testing.T) {
 		for _, name := range []string{"hand", "rawInput"} {
 			field := reflect.ValueOf(conn).Elem().FieldByName(name)
 			if !field.IsValid() || field.Type() != reflect.TypeFor[bytes.Buffer]() {
-				t.Fatalf("tls.Conn has no bytes.Buffer named %s any more", name)
+				t.Fatalf("tls.Conn has no bytes.Buffer named %s", name)
 			}
 			n += (*bytes.Buffer)(field.Addr().UnsafePointer()).Cap()
 		}
@@ -32,7 +32,7 @@ func TestTrimTLS(t *testing.T) {
 	if after := kept(); before < 1000 || after != 0 {
 		t.Errorf("%d bytes kept before, %d after, want over 1000 and none", before, after)
 	}
-	// The connection works on.
+	// The connection still works.
 	if _, err := conn.Write([]byte(rawHandshake)); err != nil {
 		t.Fatal(err)
 	}

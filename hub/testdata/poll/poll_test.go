@@ -9,7 +9,7 @@ import (
 	"github.com/coder/websocket"
 )
 
-// collect returns a function that returns what ws has received since its last call.
+// collect reads ws. It returns a function that returns the messages received since that function's last call.
 func collect(ws *websocket.Conn) func() string {
 	got := make(chan string, 1000)
 	go func() {
@@ -73,7 +73,7 @@ func TestPoll(t *testing.T) {
 		send(`tea`)
 		want(`{"type":"error","code":"bad_message","message":"Send a JSON object with a string \"action\", such as {\"action\":\"vote\",\"option\":\"tea\"}."}`)
 		if got := h.Stats().Value; got != (Value{1, 1, MaxValue}) {
-			t.Errorf("Stats has the votes %v", got)
+			t.Errorf("Stats().Value = %v, want %v", got, Value{1, 1, MaxValue})
 		}
 	})
 }
