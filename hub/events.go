@@ -19,7 +19,7 @@ type Reason string
 // Reasons to refuse a request, with the HTTP status of the answer.
 const (
 	ReasonOrigin       Reason = "origin"        // 403: pages of that origin may not connect
-	ReasonBadHandshake Reason = "bad_handshake" // 400, 405 or 426: neither an RFC 6455 opening handshake nor a GET of the event stream
+	ReasonBadHandshake Reason = "bad_handshake" // 400, 405 or 426: neither an opening handshake nor a GET of the event stream
 	ReasonAddressFull  Reason = "address_full"  // 429: the address has MaxClientsPerIP clients
 	ReasonFull         Reason = "full"          // 503: the hub has MaxClients clients
 	ReasonNoValue      Reason = "no_value"      // 503: the value is unknown, since the store has not been reached yet
@@ -36,12 +36,12 @@ const (
 	ReasonProtocol  Reason = "protocol_error" // the peer sent a frame that RFC 6455 forbids
 	ReasonNotUTF8   Reason = "not_utf8"       // the peer sent text that is not UTF-8
 	ReasonRubbish   Reason = "rubbish"        // the peer sent 16 messages in a row that are not actions
-	ReasonFlood     Reason = "flood"          // the peer sent too many control frames and refused messages in a short time, or too many bytes on an event stream
+	ReasonFlood     Reason = "flood"          // the peer sent too many control frames and refused messages, or too many bytes on an event stream
 	ReasonFragments Reason = "fragments"      // the peer sent a message in too many frames
 	ReasonTooBig    Reason = "too_big"        // the peer sent a message over MaxMessage
 	ReasonStalled   Reason = "stalled"        // the client was blocked and made no progress for 10 seconds
 	ReasonSilent    Reason = "silent"         // the peer did not answer a ping, or its system acknowledged nothing
-	ReasonDeaf      Reason = "deaf"           // the peer sends messages but does not read the answers, so more than 4 KB are kept for it
+	ReasonDeaf      Reason = "deaf"           // the peer sends but does not read, so more than 4 KB of answers are kept for it
 	ReasonPanic     Reason = "panic"          // a bug in the hub: a panic ended this connection
 )
 

@@ -57,8 +57,8 @@ const (
 
 // check checks p, the next bytes from the client. It returns how many bytes of p the library may read.
 // An error means that the connection has to end. If the error comes with all of p, the frames are
-// valid but too many or too large. Otherwise the byte at n violates the protocol, no more
-// bytes are accepted, and failed returns the error.
+// valid but too many or too large. Otherwise check accepts neither the byte at n nor any
+// later byte, and failed returns the error.
 func (f *frameChecker) check(p []byte) (n int, err error) {
 	if err := f.failed(); err != nil {
 		return 0, err

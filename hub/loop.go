@@ -20,8 +20,8 @@ type actionRun struct {
 // store, loop takes no more, and clients that send more wait in sendTo.
 const maxBatch = 4096
 
-// batch is a series of actions that the store applies as one change. loop owns it, except while
-// commitLoop has it.
+// batch is a series of actions that the store applies as one change. loop owns it. While a
+// batch is in flight, loop and commitLoop only read it.
 type batch struct {
 	delta      Delta       // the sum of actions
 	actions    []action    // the actions that stay within the range, in order
@@ -34,8 +34,10 @@ type batch struct {
 	claimed atomic.Bool
 }
 
+// len returns the number of actions, those that are out of range included.
 func (b *batch) len() int { return len(b.actions) + len(b.outOfRange) }
 
+// reset empties b and keeps its memory for reuse.
 func (b *batch) reset() {
 	clear(b.runs) // otherwise they would keep clients that left in memory
 	clear(b.outOfRange)
@@ -147,8 +149,8 @@ func (h *Hub) loop(snap Snapshot) {
 			h.countOthers(n)
 
 		case <-retry.C:
-			// Try whether the store works again, with an empty batch if no action is waiting:
-			// clients may send none while their actions are refused.
+			// Test the store with an empty batch, since clients may send no action meanwhile. A
+			// batch that is in flight tests the store, too.
 			if inFlight == nil {
 				b := spare
 				spare = nil

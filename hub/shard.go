@@ -9,11 +9,12 @@ import (
 // shard owns some of the clients. Its goroutine runs run, and is the only one that sends them users and
 // state messages. It never waits for a client.
 type shard struct {
-	// Immutable after newShard.
+	// Immutable after newShard. The channels are never closed. members and nowBlocked hold 128, so
+	// that senders seldom wait for a sweep.
 	hub        *Hub
-	wake       chan struct{}   // loop -> run: there is a newer state; 1, since one token is enough; never closed
-	members    chan membership // serve -> run: each client's join, and then its leave; 128, so that clients seldom wait for a sweep; never closed
-	nowBlocked chan *client    // serve, loop and commitLoop -> run: a write of theirs blocked the client; 128 for the same reason; never closed
+	wake       chan struct{}   // loop -> run: there is a newer state; 1, since one token is enough
+	members    chan membership // serve -> run: each client's join, and then its leave
+	nowBlocked chan *client    // serve, loop, commitLoop -> run: a write of theirs has blocked the client
 
 	// Owned by run.
 	clients  []*client
