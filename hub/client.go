@@ -302,7 +302,8 @@ const maxPendingWrite = 1 << 10
 // must not call it: it would wait for itself.
 func (c *client) noteBlocked() { sendTo(c.hub, c.owner.nowBlocked, c) }
 
-// close ends the connection after readLoop has returned err.
+// close ends the connection after readLoop or readStream has returned err. A WebSocket is sent a close frame
+// if err is a closeError.
 func (c *client) close(err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -326,8 +327,9 @@ func (c *client) close(err error) {
 // is still sending, and the peer would then lose our close frame.
 //
 // After a frame that violates the protocol, later frames are not parsed, so the peer's close frame is
-// not recognized. Then the wait is only failTimeout: "An endpoint MUST NOT continue to attempt to process data (including a responding Close frame)
-// from the remote endpoint after being instructed to _Fail the WebSocket Connection_."
+// not recognized. Then the wait is only failTimeout: "An endpoint MUST NOT continue to attempt to
+// process data (including a responding Close frame) from the remote endpoint after being instructed
+// to _Fail the WebSocket Connection_."
 // https://www.rfc-editor.org/rfc/rfc6455#section-7.1.7
 func (c *client) closingHandshake(ce closeError) {
 	w := &c.wire
@@ -347,7 +349,7 @@ func (c *client) closingHandshake(ce closeError) {
 		if blocked := time.Now().Add(flushEvery); w.sock.blocked() && blocked.Before(end) {
 			until = blocked
 		}
-		_ = w.SetReadDeadline(until) // fails on a closed connection, as does Read
+		_ = w.SetReadDeadline(until) // fails only on a closed connection, and then Read fails, too
 		var n int
 		n, err = w.Conn.Read(buf[:])
 		_, _ = w.frames.check(buf[:n]) // only to see a close frame

@@ -11,7 +11,7 @@ import (
 // them for other goroutines once a turn. The clients' goroutines count in atomic integers of
 // their shard, at most once for each message.
 
-// shardCounts is what shard.run counts.
+// shardCounts is what shard.run counts. shard.run owns shard.tally; the copy for others is guarded by shard.mu.
 type shardCounts struct {
 	clients int    // clients of the shard
 	behind  int    // clients that have not been sent the state of the last sweep

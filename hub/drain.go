@@ -40,7 +40,7 @@ func planDrain(ctx context.Context, clients int) drainPlan {
 	return d
 }
 
-// A shardDrain is the progress of a shard that closes its clients.
+// A shardDrain is the progress of a shard that closes its clients. shard.run owns it.
 type shardDrain struct {
 	began time.Time
 	total int // the number of clients when it began

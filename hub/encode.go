@@ -66,7 +66,7 @@ func appendClose(dst []byte, code websocket.StatusCode, reason string) []byte {
 	return appendFrame(dst, opClose, append(payload, reason...))
 }
 
-// encodedState is the messages of a publishedState in one encoding.
+// encodedState is the messages of a publishedState in one encoding. shard.run owns it.
 type encodedState struct {
 	users   []byte            // the users message with the announced number
 	states  []byte            // a state message for each recent value, oldest first

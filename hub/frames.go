@@ -19,6 +19,7 @@ import (
 //   - It limits the number of frames in a message, and of control frames.
 //
 // The library then gets only valid frames, unmasks and assembles them, and answers control frames.
+// The client's serve owns the frameChecker.
 type frameChecker struct {
 	head   [maxFrameHead]byte // the header of the current frame
 	have   uint8              // bytes in head; 0 between frames and within a payload

@@ -18,7 +18,7 @@ func page(t *testing.T, name string) string {
 	return string(data)
 }
 
-// TestReadme checks facts in docs and deploy that this package's constants decide.
+// TestReadme checks facts in docs, in deploy and in doc comments that this package's constants decide.
 func TestReadme(t *testing.T) {
 	protocol := page(t, "protocol.md")
 	docs := strings.Join(strings.Fields(protocol+page(t, "limits.md")+page(t, "operations.md")), " ")
@@ -51,6 +51,22 @@ func TestReadme(t *testing.T) {
 			fmt.Sprintf("From %v s on actions are refused", storeTimeout.Seconds()),
 			fmt.Sprintf("took nothing for %v seconds", stallTimeout.Seconds()),
 		},
+		"doc.go": {
+			fmt.Sprintf("without progress for %v seconds", stallTimeout.Seconds()),
+			fmt.Sprintf("worked on a batch for %v seconds", storeTimeout.Seconds()),
+		},
+		"hub.go": {
+			fmt.Sprintf("Up to %d clients are closed at once", drainSlice/drainPace),
+			fmt.Sprintf("at most %v seconds, to", closeTimeout.Seconds()),
+			fmt.Sprintf("at most another %v seconds", storeTimeout.Seconds()),
+		},
+		"events.go": {
+			fmt.Sprintf("%d messages in a row", maxNotActions),
+			fmt.Sprintf("no progress for %v seconds", stallTimeout.Seconds()),
+			fmt.Sprintf("more than %d KB of answers", maxTail>>10),
+		},
+		"conn.go":               {fmt.Sprintf("would keep more than %d KB", maxTail>>10)},
+		"counts.go":             {fmt.Sprintf("did not answer within %v seconds", storeTimeout.Seconds())},
 		"../deploy/haproxy.cfg": {fmt.Sprintf("pings a silent client after %d s at most, and disconnects it %d s later", pingEvery+pingJitter, pongTimeout)},
 	} {
 		text, err := os.ReadFile(file)
