@@ -15,6 +15,7 @@ import (
 // All of the page can be done with the keyboard alone, and single keys do nothing unless the focus is on
 // one of the two buttons: https://www.w3.org/TR/WCAG22/#character-key-shortcuts
 func TestChromiumKeyboard(t *testing.T) {
+	t.Parallel()
 	browser := chromium(t)
 	s := start(t, "-store", "memory")
 	p := openPage(t, browser, "https://localhost"+portOf(t, s.addrs.HTTPS[0])+"/")
@@ -67,6 +68,7 @@ func TestChromiumKeyboard(t *testing.T) {
 
 // What a screen reader is told: names and roles, and the value without a flood.
 func TestChromiumAccessibility(t *testing.T) {
+	t.Parallel()
 	browser := chromium(t)
 	s := start(t, "-action-rate", "0", "-store", "memory")
 	p := openPage(t, browser, "https://localhost"+portOf(t, s.addrs.HTTPS[0])+"/")
@@ -157,6 +159,7 @@ const contrasts = `(() => {
 
 // Both colour schemes are there, and in each all that one has to see can be seen, in every state.
 func TestChromiumContrast(t *testing.T) {
+	t.Parallel()
 	browser := chromium(t)
 	s := start(t, "-domain", "counter.test")
 	p := openPage(t, browser, "https://counter.test"+portOf(t, s.addrs.HTTPS[0])+"/")
@@ -197,6 +200,7 @@ func TestChromiumContrast(t *testing.T) {
 
 // Nothing moves for those who asked that nothing moves.
 func TestChromiumReducedMotion(t *testing.T) {
+	t.Parallel()
 	browser := chromium(t)
 	s := start(t, "-domain", "counter.test")
 	for _, motion := range []string{"no-preference", "reduce"} {

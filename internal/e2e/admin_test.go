@@ -1,12 +1,7 @@
 package e2e
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"net/http"
 	"os"
@@ -14,16 +9,13 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
-
-	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"plusminus/acme/pebbletest"
 )
 
 func TestAdmin(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	admin := "http://" + s.addrs.Admin
 	for _, tt := range []struct {
@@ -105,6 +97,7 @@ func (s *plusminus) serial(domain string) string {
 }
 
 func TestRenewCommand(t *testing.T) {
+	t.Parallel()
 	s, ca := startCertified(t)
 	first := s.serial("counter.test")
 	ws := s.join("wss://counter.test/")
@@ -156,6 +149,7 @@ func TestRenewCommand(t *testing.T) {
 }
 
 func TestRenewRefused(t *testing.T) {
+	t.Parallel()
 	plain := start(t, "-plain")
 	if resp, body := plain.post("http://"+plain.addrs.Admin+"/renew", nil); resp.StatusCode != 400 || !strings.Contains(body, "with -plain the proxy in front has the certificate") {
 		t.Errorf("POST /renew with -plain = %s %q, want 400 and why", resp.Status, body)
@@ -172,117 +166,4 @@ func TestRenewRefused(t *testing.T) {
 	if resp, body := down.post("http://"+down.addrs.Admin+"/renew", nil); resp.StatusCode != 502 || !strings.Contains(body, "connection refused") {
 		t.Errorf("POST /renew with the CA down = %s %q, want 502 and why", resp.Status, body)
 	}
-}
-
-// SIGHUP makes the process look at its certificate files at once, and does not end it.
-func TestHangup(t *testing.T) {
-	dir, roots := t.TempDir(), x509.NewCertPool()
-	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	roots.AddCert(writePair(t, cert, key))
-	s := newSupervisor(t, []string{"https", "admin"}, "-http", "off", "-domain", "counter.test", "-cert", cert, "-key", key)
-	s.start()
-	s.roots = roots
-	before := s.serial("counter.test")
-	if resp, body := s.post("http://"+s.addrs.Admin+"/renew", nil); resp.StatusCode != 409 || !strings.Contains(body, "comes from files") {
-		t.Errorf("POST /renew with -cert = %s %q, want 409 and why", resp.Status, body)
-	}
-	roots.AddCert(writePair(t, cert, key))
-	if err := s.cmd.Process.Signal(syscall.SIGHUP); err != nil {
-		t.Fatal(err)
-	}
-	for deadline := time.Now().Add(time.Minute); s.serial("counter.test") == before; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the new pair is not served")
-		}
-	}
-}
-
-// writePair writes a new pair for counter.test, signed by itself, to two files, and returns it.
-func writePair(t *testing.T, certFile, keyFile string) *x509.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{DNSNames: []string{"counter.test"}, NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for file, block := range map[string]*pem.Block{
-		certFile: {Type: "CERTIFICATE", Bytes: der},
-		keyFile:  {Type: "EC PRIVATE KEY", Bytes: keyDER},
-	} {
-		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return leaf
-}
-
-// All that the alerts and dashboards of an operator are made of is there and says what is so.
-func TestMetrics(t *testing.T) {
-	s, ca := startCertified(t)
-	ws := s.join("wss://counter.test/")
-	wantRead(t, ws, `{"count":1,"type":"users"}`)
-	ok := `plusminus_acme_attempts_total{ca="` + ca.DirectoryURL + `",domain="counter.test",outcome="ok"} 1`
-	var body string
-	for deadline := time.Now().Add(time.Minute); !strings.Contains(body, ok); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("/metrics has no line %s", ok) // a moment after it is served
-		}
-		_, body = s.get("http://"+s.addrs.Admin+"/metrics", "")
-	}
-	if found, err := promlint.New(strings.NewReader(body)).Lint(); err != nil || len(found) != 0 {
-		t.Errorf("promlint: %v, %v", found, err)
-	}
-	resp, _ := s.get("https://counter.test/", "")
-	leaf := resp.TLS.PeerCertificates[0]
-	domain, both := `{domain="counter.test",source="acme"} `, `{ca="`+ca.DirectoryURL+`",domain="counter.test"} `
-	for _, want := range []string{
-		"plusminus_ready 1",
-		"plusminus_clients 1",
-		"plusminus_store_up 1",
-		"plusminus_certificate_valid" + domain + "1",
-		"plusminus_certificate_not_after_timestamp_seconds" + domain + prometheusNumber(leaf.NotAfter),
-		"plusminus_certificate_not_before_timestamp_seconds" + domain + prometheusNumber(leaf.NotBefore),
-		"plusminus_acme_failures" + both + "0",
-		"plusminus_acme_failed_validations_left" + both + "5",
-		"plusminus_acme_certificates_left" + both + "4",
-		"plusminus_acme_certificate_unsaved" + both + "0",
-		"plusminus_acme_clock_skew_seconds" + both,
-		"plusminus_certificate_next_attempt_timestamp_seconds" + domain,
-		"go_goroutines ",
-		"process_resident_memory_bytes ",
-	} {
-		if !strings.Contains(body, "\n"+want) {
-			t.Errorf("/metrics has no line %s", want)
-		}
-	}
-
-	down := start(t, "-domain", "counter.test", "-acme-directory", "https://127.0.0.1:1/dir")
-	last := regexp.MustCompile(`plusminus_acme_last_error_timestamp_seconds{ca="https://127.0.0.1:1/dir",domain="counter.test",` +
-		`hint="[^"]*outgoing connections",reason="directory: .*connection refused",step="directory",type=""} 1\.\d+e\+09`)
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		_, body := down.get("http://"+down.addrs.Admin+"/metrics", "")
-		if last.MatchString(body) && strings.Contains(body, "\nplusminus_ready 0\n") {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("no failure told by\n%s", body)
-		}
-	}
-}
-
-// prometheusNumber writes t as /metrics does.
-func prometheusNumber(t time.Time) string {
-	return strconv.FormatFloat(float64(t.Unix()), 'g', -1, 64)
 }

@@ -8,6 +8,7 @@ import (
 
 // The exit status, as a shell sees it.
 func TestCheckExitStatus(t *testing.T) {
+	t.Parallel()
 	local := []string{"-data", "d", "-http", "127.0.0.1:0", "-https", "127.0.0.1:0", "-admin", "off"}
 	for _, test := range []struct {
 		args   []string

@@ -36,6 +36,7 @@ func deployFiles(t *testing.T, extensions ...string) map[string]string {
 
 // The units are right in systemd's own eyes, and leave little to somebody who has got in.
 func TestDeploySystemd(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("systemd-analyze"); err != nil {
 		t.Skip("systemd-analyze is missing (Debian: apt install systemd)")
 	}

@@ -191,6 +191,7 @@ func (p *firefoxTab) waitText(id, text string) {
 
 // Two people count together in Firefox, and go on after the server was replaced.
 func TestFirefox(t *testing.T) {
+	t.Parallel()
 	f := newFirefox(t)
 	data := t.TempDir()
 	s := start(t, "-data", data)

@@ -15,7 +15,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -30,6 +32,7 @@ import (
 // TestMain builds the program once, for the tests that start it as a process of its own.
 func TestMain(m *testing.M) {
 	flag.Parse()
+	allowParallel()
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "plusminus-e2e-*")
 		if err != nil {
@@ -42,8 +45,19 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
+		defer func() { stopChromium() }()
 		return m.Run()
 	}())
+}
+
+// allowParallel sets how many tests run at once, unless -parallel says so: two for each processor, because the
+// tests mostly wait for other processes.
+func allowParallel() {
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given {
+		flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0)))
+	}
 }
 
 // root is the top of the repository, where the tests run: they compare README, docs and deploy with the
@@ -58,7 +72,7 @@ var (
 	program string
 
 	build = sync.OnceValue(func() error {
-		args := []string{"build", "-o", program}
+		args := []string{"build", "-ldflags=-w", "-o", program} // -w: no debug information, which links faster
 		if raceEnabled {
 			args = append(args, "-race")
 		}
@@ -257,3 +271,28 @@ const (
 	plus  = `{"action":"plus"}`
 	minus = `{"action":"minus"}`
 )
+
+// waitReady waits for /readyz, at most a minute.
+func (s *plusminus) waitReady() {
+	s.t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		resp, body := s.get("http://"+s.addrs.Admin+"/readyz", "")
+		if resp.StatusCode == 200 {
+			return
+		}
+		if time.Now().After(deadline) {
+			s.t.Fatalf("GET /readyz = %s", body)
+		}
+	}
+}
+
+// trustLocalCA has visitors trust the CA in a data folder, and nobody else.
+func (s *plusminus) trustLocalCA(data string) {
+	s.t.Helper()
+	pem, err := os.ReadFile(filepath.Join(data, "local-ca", "root.pem"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.roots = x509.NewCertPool()
+	s.roots.AppendCertsFromPEM(pem)
+}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 )
 
 // declaredMetrics returns the labels of each metric that metrics.go declares, by its whole name.
@@ -58,6 +59,7 @@ func declaredMetrics(t *testing.T) map[string][]string {
 
 // TestReadmeMetrics compares the tables of docs/metrics.md with the declared metrics.
 func TestReadmeMetrics(t *testing.T) {
+	t.Parallel()
 	page, err := os.ReadFile("docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
@@ -108,6 +110,7 @@ func (s *plusminus) exposedMetrics() map[string]bool {
 
 // What is declared is told, but for what there is a reason not to tell.
 func TestDeclaredMetricsAreExposed(t *testing.T) {
+	t.Parallel()
 	s, _ := startCertified(t)
 	absent := []string{
 		"plusminus_replicas", "plusminus_store_epoch", // the store is not shared
@@ -140,6 +143,7 @@ func TestDeclaredMetricsAreExposed(t *testing.T) {
 
 // The figures of the hub, as they are after a few messages.
 func TestHubMetrics(t *testing.T) {
+	t.Parallel()
 	s := start(t, "-plain", "-store", "memory", "-action-burst", "3", "-action-rate", "0.001", "-max-clients", "7")
 	ws := s.join("ws://localhost:80/")
 	wantRead(t, ws, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`)
@@ -192,4 +196,64 @@ func TestHubMetrics(t *testing.T) {
 		}
 	}
 	ws.Close(websocket.StatusNormalClosure, "")
+}
+
+// All that the alerts and dashboards of an operator are made of is there and says what is so.
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	s, ca := startCertified(t)
+	ws := s.join("wss://counter.test/")
+	wantRead(t, ws, `{"count":1,"type":"users"}`)
+	ok := `plusminus_acme_attempts_total{ca="` + ca.DirectoryURL + `",domain="counter.test",outcome="ok"} 1`
+	var body string
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(body, ok); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("/metrics has no line %s", ok) // a moment after it is served
+		}
+		_, body = s.get("http://"+s.addrs.Admin+"/metrics", "")
+	}
+	if found, err := promlint.New(strings.NewReader(body)).Lint(); err != nil || len(found) != 0 {
+		t.Errorf("promlint: %v, %v", found, err)
+	}
+	resp, _ := s.get("https://counter.test/", "")
+	leaf := resp.TLS.PeerCertificates[0]
+	domain, both := `{domain="counter.test",source="acme"} `, `{ca="`+ca.DirectoryURL+`",domain="counter.test"} `
+	for _, want := range []string{
+		"plusminus_ready 1",
+		"plusminus_clients 1",
+		"plusminus_store_up 1",
+		"plusminus_certificate_valid" + domain + "1",
+		"plusminus_certificate_not_after_timestamp_seconds" + domain + prometheusNumber(leaf.NotAfter),
+		"plusminus_certificate_not_before_timestamp_seconds" + domain + prometheusNumber(leaf.NotBefore),
+		"plusminus_acme_failures" + both + "0",
+		"plusminus_acme_failed_validations_left" + both + "5",
+		"plusminus_acme_certificates_left" + both + "4",
+		"plusminus_acme_certificate_unsaved" + both + "0",
+		"plusminus_acme_clock_skew_seconds" + both,
+		"plusminus_certificate_next_attempt_timestamp_seconds" + domain,
+		"go_goroutines ",
+		"process_resident_memory_bytes ",
+	} {
+		if !strings.Contains(body, "\n"+want) {
+			t.Errorf("/metrics has no line %s", want)
+		}
+	}
+
+	down := start(t, "-domain", "counter.test", "-acme-directory", "https://127.0.0.1:1/dir")
+	last := regexp.MustCompile(`plusminus_acme_last_error_timestamp_seconds{ca="https://127.0.0.1:1/dir",domain="counter.test",` +
+		`hint="[^"]*outgoing connections",reason="directory: .*connection refused",step="directory",type=""} 1\.\d+e\+09`)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		_, body := down.get("http://"+down.addrs.Admin+"/metrics", "")
+		if last.MatchString(body) && strings.Contains(body, "\nplusminus_ready 0\n") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no failure told by\n%s", body)
+		}
+	}
+}
+
+// prometheusNumber writes t as /metrics does.
+func prometheusNumber(t time.Time) string {
+	return strconv.FormatFloat(float64(t.Unix()), 'g', -1, 64)
 }

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
-	"time"
 
 	"plusminus/acme/pebbletest"
 )
@@ -72,8 +71,10 @@ func (f *forwarder) forward(in net.Conn) {
 // The whole program gets its certificate by either challenge alone, counts over it, and
 // orders nothing after a restart, or while the CA is away.
 func TestPebble(t *testing.T) {
+	t.Parallel()
 	for _, challenge := range []string{"tls-alpn-01", "http-01"} {
 		t.Run(challenge, func(t *testing.T) {
+			t.Parallel()
 			f := newForwarder(t)
 			cfg := pebbletest.Config{TLSPort: f.port}
 			if challenge == "http-01" {
@@ -114,19 +115,5 @@ func TestPebble(t *testing.T) {
 				t.Errorf("%d orders after a restart, want still %d", got, orders)
 			}
 		})
-	}
-}
-
-// waitReady waits for /readyz, at most a minute.
-func (s *plusminus) waitReady() {
-	s.t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		resp, body := s.get("http://"+s.addrs.Admin+"/readyz", "")
-		if resp.StatusCode == 200 {
-			return
-		}
-		if time.Now().After(deadline) {
-			s.t.Fatalf("GET /readyz = %s", body)
-		}
 	}
 }

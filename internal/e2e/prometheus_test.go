@@ -21,6 +21,7 @@ import (
 
 // Alerts and dashboard use the names that there are. deploy/check looks at their labels, too.
 func TestDeployMetrics(t *testing.T) {
+	t.Parallel()
 	declared := declaredMetrics(t)
 	name := regexp.MustCompile(`\bplusminus_[a-z0-9_]+`)
 	for file, text := range deployFiles(t, ".yml", ".json") {
@@ -115,6 +116,7 @@ func (p *promServer) ask(s *plusminus, path string, data any) bool {
 // Each panel of the dashboard shows something of a plusminus that serves, and no alert is on. This is a
 // Prometheus, not a Grafana.
 func TestDeployPrometheus(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("starts a Prometheus")
 	}

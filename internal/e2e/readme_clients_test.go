@@ -74,6 +74,7 @@ func writeIn(t *testing.T, dir, name, text string) string {
 
 // The clients that README offers run as they are, but for the address.
 func TestReadmeClients(t *testing.T) {
+	t.Parallel()
 	readme, err := os.ReadFile("README.md")
 	if err != nil {
 		t.Fatal(err)
@@ -86,6 +87,7 @@ func TestReadmeClients(t *testing.T) {
 		code := blocks[c.language]
 		delete(blocks, c.language)
 		t.Run(c.language, func(t *testing.T) {
+			t.Parallel()
 			const address = "counter.example.com"
 			if strings.Count(code, address) != 1 {
 				t.Fatalf("README's client connects to %s %d times, want once:\n%s", address, strings.Count(code, address), code)

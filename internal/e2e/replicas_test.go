@@ -19,15 +19,15 @@ import (
 )
 
 // visitor is a client that collects what it is sent.
-type visitor struct {
+type collectingClient struct {
 	t   *testing.T
 	ws  *websocket.Conn
 	got chan string
 }
 
-func (s *plusminus) visit() *visitor {
+func (s *plusminus) visit() *collectingClient {
 	s.t.Helper()
-	v := &visitor{t: s.t, ws: s.join("ws://localhost:80/"), got: make(chan string, 1000)}
+	v := &collectingClient{t: s.t, ws: s.join("ws://localhost:80/"), got: make(chan string, 1000)}
 	go func() {
 		defer close(v.got)
 		for {
@@ -54,7 +54,7 @@ func (s *plusminus) visit() *visitor {
 }
 
 // await reads until want comes, at most for limit.
-func (v *visitor) await(limit time.Duration, want string) {
+func (v *collectingClient) await(limit time.Duration, want string) {
 	v.t.Helper()
 	began := time.Now()
 	var got []string
@@ -80,6 +80,7 @@ func (v *visitor) await(limit time.Duration, want string) {
 // Replicas on one server are one counter to their visitors, who stay connected whatever
 // happens to the server, and are told what becomes of their actions.
 func TestReplicas(t *testing.T) {
+	t.Parallel()
 	srv := redistest.Start(t)
 	store := "redis://" + srv.Addr + "/1?prefix=test"
 	replica := func() *plusminus { return start(t, "-plain", "-store", store) }
@@ -181,6 +182,7 @@ func TestReplicas(t *testing.T) {
 
 // Replicas of the whole program that have only a server in common share a certificate, too.
 func TestReplicasShareCertificates(t *testing.T) {
+	t.Parallel()
 	srv := redistest.Start(t)
 	f := newForwarder(t)
 	ca := pebbletest.Start(t, pebbletest.Config{TLSPort: f.port})

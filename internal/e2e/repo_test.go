@@ -1,8 +1,11 @@
 package e2e
 
 import (
+	"bytes"
+	"encoding/xml"
 	"go/parser"
 	"go/token"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -17,6 +20,7 @@ import (
 // a file that exists, and each #anchor to a heading, that README links to each page of docs, and that
 // README stays short.
 func TestPages(t *testing.T) {
+	t.Parallel()
 	const readmeLines = 230 // five screens
 	var pages []string
 	for _, pattern := range []string{"*.md", "docs/*.md", "bench/*.md", "deploy/*.md"} {
@@ -86,6 +90,7 @@ func TestPages(t *testing.T) {
 
 // TestPackageComments wants each package to have exactly one.
 func TestPackageComments(t *testing.T) {
+	t.Parallel()
 	count := map[string]int{}
 	walkGo(t, func(file string) {
 		dir := path.Dir(file)
@@ -117,6 +122,7 @@ var levels = [][]string{{"cli"}, {"server"}, {"admin"}, {"ingress", "config", "l
 // TestImports keeps the walls of the house: imports point one way, and hub, acme and static import
 // nothing of internal and nothing of each other.
 func TestImports(t *testing.T) {
+	t.Parallel()
 	level := map[string]int{"main": -1}
 	for i, names := range levels {
 		for _, name := range names {
@@ -166,6 +172,7 @@ func TestImports(t *testing.T) {
 
 // TestTop wants one Go file at the top of the repository.
 func TestTop(t *testing.T) {
+	t.Parallel()
 	files, err := filepath.Glob("*.go")
 	if err != nil || !slices.Equal(files, []string{"main.go"}) {
 		t.Errorf("the Go files at the top are %v, %v, want main.go", files, err)
@@ -174,6 +181,7 @@ func TestTop(t *testing.T) {
 
 // TestGoMod wants no replace, which would make go install of this module fail.
 func TestGoMod(t *testing.T) {
+	t.Parallel()
 	mod, err := os.ReadFile("go.mod")
 	if err != nil {
 		t.Fatal(err)
@@ -203,5 +211,44 @@ func walkGo(t *testing.T, f func(file string)) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestDiagram compares the picture of how an action travels with hub/doc.go: its goroutines and channels are
+// the same, so that neither outlives a change of the other.
+func TestDiagram(t *testing.T) {
+	t.Parallel()
+	svg, err := os.ReadFile(filepath.Join(".ci", "pictures", "action.svg"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := os.ReadFile(filepath.Join("hub", "doc.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	find := func(in []byte, expression string) []string {
+		var names []string
+		for _, m := range regexp.MustCompile(expression).FindAllSubmatch(in, -1) {
+			names = append(names, string(m[1]))
+		}
+		slices.Sort(names)
+		return slices.Compact(names)
+	}
+	for what, expressions := range map[string][2]string{
+		"goroutines": {`(?m)^//\t(\S+) +one\b`, `class="box goroutine".*\n<text class="name"[^>]*>([^<]*)<`},
+		"channels":   {`--(\w+)-->`, `class="channel"[^>]*>([^<]*)<`},
+	} {
+		want, got := find(doc, expressions[0]), find(svg, expressions[1])
+		if len(want) < 3 || !slices.Equal(got, want) {
+			t.Errorf("%s in the diagram: %q, in hub/doc.go: %q", what, got, want)
+		}
+	}
+	d := xml.NewDecoder(bytes.NewReader(svg))
+	for {
+		if _, err := d.Token(); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
 	}
 }

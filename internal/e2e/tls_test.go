@@ -31,6 +31,7 @@ func (s *plusminus) tlsDial(config *tls.Config) (tls.ConnectionState, error) {
 }
 
 func TestTLSVersions(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	for _, tt := range []struct {
 		version uint16
@@ -51,6 +52,7 @@ func TestTLSVersions(t *testing.T) {
 // Of all suites for TLS 1.2 that Go knows, each offered alone, those are accepted that are forward secret and
 // authenticated encryption.
 func TestCipherSuites(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	accepted := 0
 	for _, suite := range append(tls.CipherSuites(), tls.InsecureCipherSuites()...) {
@@ -74,6 +76,7 @@ func TestCipherSuites(t *testing.T) {
 
 // A client that was here before is spared the long handshake.
 func TestSessionResumption(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		cache := tls.NewLRUClientSessionCache(1)
@@ -89,6 +92,7 @@ func TestSessionResumption(t *testing.T) {
 // A client that renegotiates, which costs the server far more than the client, is disconnected. Go's client
 // does not know how to.
 func TestRenegotiation(t *testing.T) {
+	t.Parallel()
 	openssl, err := exec.LookPath("openssl")
 	if err != nil {
 		t.Skip("OpenSSL is not installed (Debian: openssl)")
@@ -108,9 +112,10 @@ func TestRenegotiation(t *testing.T) {
 
 // HSTS is sent with a certificate that browsers trust, to those who came to port 443.
 func TestHSTS(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	roots := writeCertificate(t, dir, "localhost")
-	s := newSupervisor(t, []string{"https", "admin"}, "-http", "off",
+	s := newFakeSystemd(t, []string{"https", "admin"}, "-http", "off",
 		"-cert", filepath.Join(dir, "cert.pem"), "-key", filepath.Join(dir, "key.pem"))
 	s.env = []string{"SSL_CERT_FILE=" + filepath.Join(dir, "cert.pem")} // what the system trusts
 	s.start()

@@ -9,6 +9,7 @@ import (
 
 // The counter of a stopped server can be read and set; the server goes on from there.
 func TestValueCommand(t *testing.T) {
+	t.Parallel()
 	data := filepath.Join(t.TempDir(), "data")
 	run := func(args string, env ...string) (out string, status int) {
 		t.Helper()
@@ -70,6 +71,7 @@ func TestValueCommand(t *testing.T) {
 
 // A server does not start on a counter that cannot be trusted, and says what to do; which helps.
 func TestDamagedCounter(t *testing.T) {
+	t.Parallel()
 	data := t.TempDir()
 	counter := filepath.Join(data, "counter.db")
 	serve := []string{"-data", data, "-https", "127.0.0.1:0", "-http", "off", "-admin", "off"}

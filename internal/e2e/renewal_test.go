@@ -18,6 +18,7 @@ import (
 // A thousand clients stay connected through three renewals, one that an operator asks for, and a change to
 // another CA, and see every value that the counter takes meanwhile.
 func TestNobodyIsDropped(t *testing.T) {
+	t.Parallel()
 	const clients, life = 1000, 12 * time.Second
 	f := newForwarder(t)
 	profiles := map[string]time.Duration{"short": life}

@@ -24,6 +24,7 @@ import (
 
 // An address that asks too often is told when to come back, and one that goes on is not heard.
 func TestAddressRates(t *testing.T) {
+	t.Parallel()
 	const (
 		clients            = 10 // the least burst: with fewer, the burst would be more than the cap
 		connectionsPerJoin = 4  // TCP connections for each WebSocket connection
@@ -78,6 +79,7 @@ func TestAddressRates(t *testing.T) {
 
 // Each reason and outcome is in /metrics from the start, and docs/limits.md explains it.
 func TestReasonsAreTold(t *testing.T) {
+	t.Parallel()
 	s := start(t, "-connection-rate", "0")
 	_, metrics := s.get("http://"+s.addrs.Admin+"/metrics", "")
 	page, err := os.ReadFile("docs/limits.md")
@@ -111,6 +113,7 @@ func TestReasonsAreTold(t *testing.T) {
 // With few file descriptors, strangers who take all that they can leave enough for clients,
 // for visitors of the page, and for the operator.
 func TestFewDescriptors(t *testing.T) {
+	t.Parallel()
 	const files = 96
 	room := machine.Machine{Files: files, Memory: 1 << 40}.Room()
 	cmd := command(t)

@@ -87,6 +87,7 @@ func (s *stream) wantEnd() {
 
 // The stream over TLS and without it, beside a WebSocket, until the server stops.
 func TestStream(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name, scheme string
 		args         []string
@@ -95,6 +96,7 @@ func TestStream(t *testing.T) {
 		{"plain", "", []string{"-plain"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			s := start(t, append(tt.args, "-store", "memory")...)
 			ws := s.join("ws" + tt.scheme + "://localhost/")
 			wantRead(t, ws, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`)
@@ -132,6 +134,7 @@ func TestStream(t *testing.T) {
 
 // Streams are held to the rate of joining, and not to that of other requests.
 func TestStreamRate(t *testing.T) {
+	t.Parallel()
 	s := start(t, "-store", "memory", "-connection-rate", "0.001", "-max-clients-per-ip", "10")
 	streams := 0
 	for range 20 {
@@ -158,6 +161,7 @@ func TestStreamRate(t *testing.T) {
 
 // curl -N, as README has it.
 func TestCurl(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("curl"); err != nil {
 		t.Skip("curl is not installed (Debian: curl)")
 	}
@@ -191,12 +195,13 @@ func TestCurl(t *testing.T) {
 
 // EventSource in a browser, on a page of another origin: one that -origin lets in, and one that it does not.
 func TestEventSource(t *testing.T) {
+	t.Parallel()
 	browser := chromium(t)
 	page := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		_, _ = io.WriteString(w, "<!doctype html><title>elsewhere</title>")
 	}))
-	defer page.Close()
+	t.Cleanup(page.Close)
 	for _, tt := range []struct {
 		name string
 		args []string
@@ -206,6 +211,7 @@ func TestEventSource(t *testing.T) {
 		{"may not", nil, `window.source.readyState === EventSource.CLOSED && window.got.length === 0`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			s := start(t, append(tt.args, "-store", "memory")...)
 			ws := s.join("wss://localhost/")
 			wantRead(t, ws, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`)

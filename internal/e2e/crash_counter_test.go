@@ -3,54 +3,22 @@ package e2e
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"plusminus/internal/ingress"
-
 	"github.com/coder/websocket"
 )
 
-// newLocalMortal returns a plusminus for localhost with a certificate of its own CA, started.
-func newLocalMortal(t *testing.T, args ...string) *mortal {
-	t.Helper()
-	m := &mortal{output: new(lockedBuffer)}
-	m.t = t
-	m.addrs = ingress.Addresses{HTTPS: []string{freeAddr(t)}, Admin: freeAddr(t)}
-	m.data = t.TempDir()
-	m.args = append([]string{"-data", m.data, "-https", m.addrs.HTTPS[0], "-http", "off", "-admin", m.addrs.Admin,
-		"-max-clients-per-ip", "0", "-action-rate", "0", "-log-format", "text"}, args...)
-	t.Cleanup(func() {
-		m.kill()
-		if t.Failed() {
-			text := m.output.String()
-			t.Logf("its processes logged:\n%s", text[max(0, len(text)-8000):])
-		}
-	})
-	m.start()
-	m.waitUp()
-	pem, err := os.ReadFile(filepath.Join(m.data, "local-ca", "root.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.roots = x509.NewCertPool()
-	m.roots.AppendCertsFromPEM(pem)
-	return m
-}
-
 // A clicker is a client that notes what it sees.
-type clicker struct {
+type countingClient struct {
 	ws    *websocket.Conn
 	first int64 // the value at its arrival
 
@@ -59,8 +27,8 @@ type clicker struct {
 	gone    chan struct{} // closed when the connection has ended
 }
 
-// dialClicker waits until the server takes clients, and returns a client that has seen the value.
-func (m *mortal) dialClicker() *clicker {
+// joinCounting waits until the server takes clients, and returns a client that has seen the value.
+func (m *process) joinCounting() *countingClient {
 	m.t.Helper()
 	transport := &http.Transport{
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
@@ -73,7 +41,7 @@ func (m *mortal) dialClicker() *clicker {
 	for {
 		ws, _, err := websocket.Dial(ctx, "wss://localhost/", &websocket.DialOptions{HTTPClient: &http.Client{Transport: transport}})
 		if err == nil {
-			c := &clicker{ws: ws, gone: make(chan struct{})}
+			c := &countingClient{ws: ws, gone: make(chan struct{})}
 			states := make(chan int64, 1)
 			go c.read(states)
 			select {
@@ -91,7 +59,7 @@ func (m *mortal) dialClicker() *clicker {
 }
 
 // read reads until the connection ends. The first state goes to states.
-func (c *clicker) read(states chan<- int64) {
+func (c *countingClient) read(states chan<- int64) {
 	defer close(c.gone)
 	for first := true; ; {
 		_, data, err := c.ws.Read(context.Background())
@@ -119,12 +87,12 @@ func (c *clicker) read(states chan<- int64) {
 }
 
 // click sends an action. It may have been counted even if that fails.
-func (c *clicker) click() error {
+func (c *countingClient) click() error {
 	return c.ws.Write(context.Background(), websocket.MessageText, []byte(plus))
 }
 
 // waitSeen waits until the client has seen at least value, and reports whether it came to that.
-func (c *clicker) waitSeen(value int64) bool {
+func (c *countingClient) waitSeen(value int64) bool {
 	for c.seen.Load() < value {
 		select {
 		case <-c.gone:
@@ -138,18 +106,19 @@ func (c *clicker) waitSeen(value int64) bool {
 // The process is killed hundreds of times at random moments while clients act. What any of them has seen is
 // never lost, and what they sent counts once at most: exactly once if all had been answered when the kill came.
 func TestKilledUnderLoad(t *testing.T) {
-	lives := 400
-	if testing.Short() {
-		lives = 40
+	t.Parallel()
+	lives := 40
+	if *long {
+		lives = 400
 	}
-	m := newLocalMortal(t)
+	m := newLocalProcess(t)
 	var (
 		value, room    int64 // what was seen last, and how many more may have counted
 		actions, exact int64
 		kills          int
 	)
-	arrive := func() *clicker {
-		c := m.dialClicker()
+	arrive := func() *countingClient {
+		c := m.joinCounting()
 		if c.first < value || c.first > value+room {
 			t.Fatalf("after kill %d the value is %d, want %d, which was seen, to %d, which were sent", kills, c.first, value, value+room)
 		}
@@ -162,12 +131,12 @@ func TestKilledUnderLoad(t *testing.T) {
 			kills++
 			m.start()
 		}
-		clients := []*clicker{arrive()}
+		clients := []*countingClient{arrive()}
 		first := clients[0].first
 		value, room = first, 0
 		if life%2 == 1 { // several
 			for range 1 + rand.IntN(5) {
-				clients = append(clients, m.dialClicker())
+				clients = append(clients, m.joinCounting())
 			}
 		}
 		// In one life of three each action waits for the one before; in others some hundred are on their way.
@@ -246,7 +215,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	t.Logf("%d kills, %d of them with all answered; %d actions", kills, exact, actions)
 }
 
-func (m *mortal) state() string {
+func (m *process) state() string {
 	m.t.Helper()
 	_, body := m.get("https://localhost/state", "")
 	return body

@@ -50,6 +50,7 @@ func pythonWebsockets(t *testing.T) string {
 }
 
 func TestPythonWebsockets(t *testing.T) {
+	t.Parallel()
 	python := pythonWebsockets(t)
 	data := t.TempDir()
 	s := start(t, "-data", data)

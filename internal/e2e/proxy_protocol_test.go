@@ -71,6 +71,7 @@ const proxyLocal = "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00" // version 2
 
 // The cap per address counts the addresses that balancers tell of.
 func TestProxyProtocol(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		scheme string
 		args   string
@@ -79,6 +80,7 @@ func TestProxyProtocol(t *testing.T) {
 		{"ws", "-plain"},
 	} {
 		t.Run(tt.scheme, func(t *testing.T) {
+			t.Parallel()
 			s := start(t, append(strings.Fields(tt.args), "-proxy-protocol", "10.0.0.0/8,127.0.0.1", "-proxy-protocol", "::1", "-max-clients-per-ip", "2")...)
 			url := tt.scheme + "://localhost/"
 			var all []*websocket.Conn
@@ -116,6 +118,7 @@ func TestProxyProtocol(t *testing.T) {
 }
 
 func TestProxyProtocolRefused(t *testing.T) {
+	t.Parallel()
 	long := "\r\n\r\n\x00\r\nQUIT\n\x21\x11\xff\xff"
 	for _, tt := range []struct {
 		name, from, first     string
@@ -146,6 +149,7 @@ func TestProxyProtocolRefused(t *testing.T) {
 		})
 	}
 	t.Run("from elsewhere without one", func(t *testing.T) {
+		t.Parallel()
 		s := start(t, "-proxy-protocol", "192.0.2.0/24")
 		wantRead(t, s.join("wss://localhost/"), `{"count":1,"type":"users"}`, `{"type":"state","value":0}`)
 		s.wantProxyRefusals(0, 0, 0)
@@ -171,6 +175,7 @@ backend v2
 
 // Behind a real balancer the cap counts its clients' addresses, and its checks are no refusals.
 func TestHAProxy(t *testing.T) {
+	t.Parallel()
 	needLoopbacks(t)
 	haproxy, err := lookPath("haproxy")
 	if err != nil {
@@ -178,6 +183,7 @@ func TestHAProxy(t *testing.T) {
 	}
 	for _, backend := range []string{"v1", "v2"} {
 		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
 			s := start(t, "-proxy-protocol", "127.0.0.1", "-max-clients-per-ip", "1")
 			in := freeAddr(t)
 			file := filepath.Join(t.TempDir(), "haproxy.cfg")

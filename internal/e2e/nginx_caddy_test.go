@@ -79,8 +79,10 @@ http {
 // Behind real proxies, as docs/run.md sets them up: the page and the hub work, the cap counts the clients' addresses
 // whatever they say of themselves, and they are told of a restart.
 func TestBehindProxy(t *testing.T) {
+	t.Parallel()
 	for _, proxy := range proxies {
 		t.Run(proxy.name, func(t *testing.T) {
+			t.Parallel()
 			needLoopbacks(t)
 			path, err := lookPath(proxy.name)
 			if err != nil {

@@ -1,17 +1,12 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
-	"encoding/xml"
 	"flag"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"regexp"
-	"slices"
 	"testing"
 	"time"
 
@@ -52,6 +47,7 @@ const fits = `(() => {
 // TestScreenshots looks at the page in each state, at sizes from a small phone to a wall, in both colour
 // schemes. With -artifacts it leaves a picture of each, and with -update it writes those of README.
 func TestScreenshots(t *testing.T) {
+	t.Parallel()
 	browser := chromium(t)
 	s := start(t, "-domain", "counter.test", "-action-rate", "0", "-store", "memory")
 	url := "https://counter.test" + portOf(t, s.addrs.HTTPS[0]) + "/"
@@ -131,6 +127,7 @@ func TestScreenshots(t *testing.T) {
 
 // The longest value there is stays on one line of the smallest phone.
 func TestLongestValue(t *testing.T) {
+	t.Parallel()
 	browser := chromium(t)
 	data := t.TempDir()
 	if out, err := command(t, "value", "set", "-9007199254740991", "-data", data).CombinedOutput(); err != nil {
@@ -148,44 +145,6 @@ func TestLongestValue(t *testing.T) {
 	p.waitText("message", "The counter is at its limit: this action was not counted.")
 	if bad := p.eval(fits); bad != "" {
 		t.Error(bad)
-	}
-}
-
-// TestDiagram compares the picture of how an action travels with hub/doc.go: its goroutines and channels are
-// the same, so that neither outlives a change of the other.
-func TestDiagram(t *testing.T) {
-	svg, err := os.ReadFile(filepath.Join(".ci", "pictures", "action.svg"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	doc, err := os.ReadFile(filepath.Join("hub", "doc.go"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	find := func(in []byte, expression string) []string {
-		var names []string
-		for _, m := range regexp.MustCompile(expression).FindAllSubmatch(in, -1) {
-			names = append(names, string(m[1]))
-		}
-		slices.Sort(names)
-		return slices.Compact(names)
-	}
-	for what, expressions := range map[string][2]string{
-		"goroutines": {`(?m)^//\t(\S+) +one\b`, `class="box goroutine".*\n<text class="name"[^>]*>([^<]*)<`},
-		"channels":   {`--(\w+)-->`, `class="channel"[^>]*>([^<]*)<`},
-	} {
-		want, got := find(doc, expressions[0]), find(svg, expressions[1])
-		if len(want) < 3 || !slices.Equal(got, want) {
-			t.Errorf("%s in the diagram: %q, in hub/doc.go: %q", what, got, want)
-		}
-	}
-	d := xml.NewDecoder(bytes.NewReader(svg))
-	for {
-		if _, err := d.Token(); err == io.EOF {
-			break
-		} else if err != nil {
-			t.Fatal(err)
-		}
 	}
 }
 

@@ -30,6 +30,7 @@ type vectors struct {
 // unknown action silently), and stays connected (the tutorial's server closes it with
 // 1011 after rubbish).
 func TestVectors(t *testing.T) {
+	t.Parallel()
 	data, err := os.ReadFile(vectorsFile)
 	if err != nil {
 		t.Fatal(err)
@@ -43,6 +44,7 @@ func TestVectors(t *testing.T) {
 	}
 	for _, conversation := range v.Conversations {
 		t.Run(conversation.Name, func(t *testing.T) {
+			t.Parallel()
 			s := start(t, "-store", "memory")
 			clients := map[string]*websocket.Conn{}
 			var stayed []string // whom the tutorial's server had closed by now
@@ -93,6 +95,7 @@ func TestVectors(t *testing.T) {
 // TestVectorsAreCurrent compares our copy with the recording that the project keeps
 // beside its checkouts, where there is one.
 func TestVectorsAreCurrent(t *testing.T) {
+	t.Parallel()
 	theirs, err := os.ReadFile("../shared/protocol/vectors.json")
 	if errors.Is(err, fs.ErrNotExist) {
 		return

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -22,7 +21,7 @@ import (
 )
 
 // A supervisor holds sockets and starts plusminus on them, as systemd does.
-type supervisor struct {
+type fakeSystemd struct {
 	plusminus // reaches the process that runs
 	args      []string
 	files     []*os.File
@@ -32,10 +31,10 @@ type supervisor struct {
 	cmd       *exec.Cmd     // the last process
 }
 
-// newSupervisor returns one that holds a socket on loopback for each name.
-func newSupervisor(t *testing.T, names []string, args ...string) *supervisor {
+// newFakeSystemd returns one that holds a socket on loopback for each name.
+func newFakeSystemd(t *testing.T, names []string, args ...string) *fakeSystemd {
 	t.Helper()
-	s := &supervisor{names: names, args: args, output: new(lockedBuffer)}
+	s := &fakeSystemd{names: names, args: args, output: new(lockedBuffer)}
 	s.t = t
 	for _, name := range names {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -70,19 +69,8 @@ func newSupervisor(t *testing.T, names []string, args ...string) *supervisor {
 	return s
 }
 
-// trustLocalCA has visitors trust the CA in a data folder, and nobody else.
-func (s *plusminus) trustLocalCA(data string) {
-	s.t.Helper()
-	pem, err := os.ReadFile(filepath.Join(data, "local-ca", "root.pem"))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.roots = x509.NewCertPool()
-	s.roots.AppendCertsFromPEM(pem)
-}
-
 // start starts the next process.
-func (s *supervisor) start() {
+func (s *fakeSystemd) start() {
 	s.t.Helper()
 	cmd := command(s.t, s.args...)
 	// The process that is told of sockets has to be named, and only it knows its name.
@@ -101,9 +89,10 @@ func (s *supervisor) start() {
 // Ten restarts, as systemd makes them: the old process ends, and then the next one starts. Those who come
 // meanwhile are not refused but wait, nothing that was seen is lost, and who was connected is told to come back.
 func TestRestartsRefuseNobody(t *testing.T) {
+	t.Parallel()
 	const restarts, clients = 10, 4
 	data := t.TempDir()
-	s := newSupervisor(t, []string{"https", "http", "admin"}, "-data", data, "-log-format", "text", "-max-clients-per-ip", "0",
+	s := newFakeSystemd(t, []string{"https", "http", "admin"}, "-data", data, "-log-format", "text", "-max-clients-per-ip", "0",
 		// None of these is listened on: the sockets take their place.
 		"-https", "192.0.2.1:443", "-http", "192.0.2.1:80", "-admin", "192.0.2.1:9180")
 	s.start()
@@ -244,6 +233,7 @@ func TestRestartsRefuseNobody(t *testing.T) {
 
 // What is wrong with the sockets is said by name, and nothing is served.
 func TestPassedSockets(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name  string
 		names []string
@@ -259,7 +249,7 @@ func TestPassedSockets(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			s := newSupervisor(t, tt.names, strings.Fields(tt.args)...)
+			s := newFakeSystemd(t, tt.names, strings.Fields(tt.args)...)
 			s.start()
 			if err := s.cmd.Wait(); exitStatus(err) != 1 || !strings.Contains(s.output.String(), tt.want) {
 				t.Errorf("%v and\n%s\nwant exit status 1 and %q", err, s.output, tt.want)
@@ -268,48 +258,9 @@ func TestPassedSockets(t *testing.T) {
 	}
 }
 
-// A signal that comes while clients are being closed ends the process at once.
-func TestSecondSignal(t *testing.T) {
-	s := newSupervisor(t, []string{"https", "admin"}, "-http", "off", "-drain", "1m", "-log-format", "text")
-	s.start()
-	if _, body := s.get("http://"+s.addrs.Admin+"/readyz", ""); body != "ready\n" {
-		t.Fatalf("GET /readyz = %q", body)
-	}
-	silent, err := net.Dial("tcp", s.addrs.HTTPS[0]) // says nothing, and so is waited for
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer silent.Close()
-	for deadline := time.Now().Add(time.Minute); s.metric("plusminus_arrivals") != "1"; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the connection is not accepted")
-		}
-	}
-	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
-		resp, body := s.get("http://"+s.addrs.Admin+"/readyz", "")
-		if resp.StatusCode == http.StatusServiceUnavailable && body == "not ready: stopping\n" {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("GET /readyz = %s %q after SIGTERM, want 503 and that it is stopping", resp.Status, body)
-		}
-	}
-	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.cmd.Wait(); err == nil || err.Error() != "signal: terminated" {
-		t.Errorf("after a second signal: %v, want that it ended the process", err)
-	}
-	if strings.Contains(s.output.String(), "msg=stopped") {
-		t.Error("the process stopped in an orderly way, which takes longer")
-	}
-}
-
 // systemd is told when the listeners are open, and when they are not any more.
 func TestNotify(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "notify")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {

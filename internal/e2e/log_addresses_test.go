@@ -10,10 +10,12 @@ import (
 
 // With -log-addresses=false nothing that visitors do puts their address into the log.
 func TestLogAddresses(t *testing.T) {
+	t.Parallel()
 	for _, hidden := range []bool{false, true} {
 		t.Run(fmt.Sprintf("hidden=%v", hidden), func(t *testing.T) {
+			t.Parallel()
 			data := t.TempDir()
-			s := newSupervisor(t, []string{"https", "http", "admin"}, "-log-level", "debug", fmt.Sprintf("-log-addresses=%v", !hidden),
+			s := newFakeSystemd(t, []string{"https", "http", "admin"}, "-log-level", "debug", fmt.Sprintf("-log-addresses=%v", !hidden),
 				"-proxy-protocol", "127.0.0.1", "-data", data)
 			s.start()
 			if _, body := s.get("http://"+s.addrs.Admin+"/readyz", ""); body != "ready\n" {

@@ -11,7 +11,7 @@ import (
 
 // limitFiles sets how large files may be that the process writes to, and returns what the limit was. At 0
 // it can write to none: then write(2) fails with EFBIG.
-func (m *mortal) limitFiles(to uint64) {
+func (m *process) limitFiles(to uint64) {
 	m.t.Helper()
 	limit := syscall.Rlimit{Cur: to, Max: ^uint64(0)}
 	_, _, errno := syscall.RawSyscall6(syscall.SYS_PRLIMIT64, uintptr(m.cmd.Process.Pid), syscall.RLIMIT_FSIZE, uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
@@ -22,7 +22,8 @@ func (m *mortal) limitFiles(to uint64) {
 
 // While the disk takes nothing, actions are refused and the rest goes on; when it does again, so do they.
 func TestDiskFails(t *testing.T) {
-	m := newLocalMortal(t)
+	t.Parallel()
+	m := newLocalProcess(t)
 	ws := m.join("wss://localhost/")
 	wantRead(t, ws, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`)
 	send(t, ws, plus)
@@ -71,6 +72,7 @@ func TestDiskFails(t *testing.T) {
 
 // A server whose first start meets a full disk says so, and leaves nothing that keeps the next one from starting.
 func TestFirstStartOnFullDisk(t *testing.T) {
+	t.Parallel()
 	data := t.TempDir()
 	serve := command(t, "-data", data, "-plain", "-http", "127.0.0.1:0", "-admin", "off")
 	for _, size := range []string{"0", "8"} { // blocks of 512 bytes: nothing, half of the file

@@ -8,6 +8,7 @@ import (
 
 // Who asks for the state with the ETag of the last answer is told 304 until something changes.
 func TestStateETag(t *testing.T) {
+	t.Parallel()
 	s := start(t, "-store", "memory")
 	ask := func(method, etag string) (*http.Response, string) {
 		t.Helper()
