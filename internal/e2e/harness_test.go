@@ -225,6 +225,16 @@ func (s *plusminus) join(url string) *websocket.Conn {
 	return ws
 }
 
+// waitUntil waits until ok reports true, at most for two minutes.
+func waitUntil(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited two minutes for %s", what)
+		}
+	}
+}
+
 // read returns the next message in a form that can be compared.
 func read(t *testing.T, ws *websocket.Conn) string {
 	t.Helper()

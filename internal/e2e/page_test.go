@@ -253,7 +253,9 @@ func TestChromiumCrowd(t *testing.T) {
 	// The last value before an end is shown, and shown as old.
 	p.eval(`(ws.onmessage({ data: '{"type":"state","value":5}' }), ws.onclose({ code: 1013 }))`)
 	p.waitText("value", "5")
-	p.do(chromedp.Sleep(100 * time.Millisecond)) // several frames, one of which could undo it
+	// One of the next frames could undo it.
+	p.eval(`(window.frames = 0, requestAnimationFrame(function count() { window.frames++; requestAnimationFrame(count); }))`)
+	p.wait(`window.frames >= 6`)
 	if class := p.eval(`value.className`); class != "stale" {
 		t.Errorf("without a connection, the value has class %q, want stale", class)
 	}
