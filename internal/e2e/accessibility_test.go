@@ -13,8 +13,8 @@ import (
 	"github.com/chromedp/chromedp/kb"
 )
 
-// All of the page can be done with the keyboard alone, and single keys do nothing unless the focus is on
-// one of the two buttons: https://www.w3.org/TR/WCAG22/#character-key-shortcuts
+// TestChromiumKeyboard uses the page with the keyboard alone. Single keys work only while one of the two buttons has the
+// focus: https://www.w3.org/TR/WCAG22/#character-key-shortcuts
 func TestChromiumKeyboard(t *testing.T) {
 	t.Parallel()
 	browser := chromium(t)
@@ -23,7 +23,7 @@ func TestChromiumKeyboard(t *testing.T) {
 	p.waitOpen()
 	p.wait(`document.activeElement.id === "plus"`)
 	if p.eval(`getComputedStyle(document.getElementById("keys")).visibility`) != "visible" {
-		t.Error("the keys work, and the page does not say so")
+		t.Error("the line about keys is hidden while the keys work, want it visible")
 	}
 	want := 0
 	press := func(keys string, delta int, options ...chromedp.KeyOption) {
@@ -46,28 +46,28 @@ func TestChromiumKeyboard(t *testing.T) {
 	press(" ", +1)
 	outline := p.eval(`getComputedStyle(document.activeElement).outlineStyle`)
 	if outline != "solid" {
-		t.Errorf("the focus is seen by an outline of style %q", outline)
+		t.Errorf("the outline of the focus has the style %q, want solid", outline)
 	}
 
 	p.key("+", chromedp.KeyModifiers(chromedp.ModifierCtrl))
 	p.key("x")
 	p.do(chromedp.Blur(chromedp.ID("plus")))
 	if got := p.eval(`getComputedStyle(document.getElementById("keys")).visibility`); got != "hidden" {
-		t.Errorf("without focus, the line about keys is %s", got)
+		t.Errorf("without focus the line about keys is %s, want hidden", got)
 	}
 	for _, keys := range []string{"+", "=", kb.ArrowUp, "-"} {
 		p.key(keys)
 	}
-	p.click("plus") // one more, so that what the others may have done is in
+	p.click("plus") // when this action counts, the server has handled all earlier ones
 	want++
 	p.waitText("value", format(int64(want)))
 	if got := valueOf(s, "https://localhost/"); got != int64(want) {
 		t.Errorf("the value is %d, want %d", got, want)
 	}
-	p.quiet("with keys")
+	p.wantNoProblems("with keys")
 }
 
-// What a screen reader is told: names and roles, and the value without a flood.
+// TestChromiumAccessibility checks what a screen reader gets: names, roles, and few announcements of the value.
 func TestChromiumAccessibility(t *testing.T) {
 	t.Parallel()
 	browser := chromium(t)
@@ -95,7 +95,7 @@ func TestChromiumAccessibility(t *testing.T) {
 		}
 		got[role+" "+name] = true
 		if name == "" && (role == "button" || role == "image" || role == "group") {
-			t.Errorf("a %s without a name", role)
+			t.Errorf("a %s has no name", role)
 		}
 	}
 	for _, want := range []string{"RootWebArea 0 · plusminus", "heading plusminus", "button Plus one", "button Minus one",
@@ -105,7 +105,7 @@ func TestChromiumAccessibility(t *testing.T) {
 		}
 	}
 	if lang := p.eval(`document.documentElement.lang`); lang != "en" {
-		t.Errorf("lang = %q", lang)
+		t.Errorf("lang = %q, want en", lang)
 	}
 
 	// Of a hundred values in a second, a screen reader announces a few, and always the last one.
@@ -127,12 +127,12 @@ func TestChromiumAccessibility(t *testing.T) {
 		t.Errorf("the page announced %d of 101 values, want 2 to %d: %s", n, most, p.eval(`spoken`))
 	}
 	if live := p.eval(`[...document.querySelectorAll("[aria-live], [role=status]")].map((e) => e.id).sort()`); live != "announcer,live,message,sentence" {
-		t.Errorf("live regions: %s", live)
+		t.Errorf("live regions = %s, want announcer,live,message,sentence", live)
 	}
 }
 
-// contrasts is JavaScript that returns what is less than WCAG AA wants: 4.5 for text, 3 for what one has to
-// see to use the page. https://www.w3.org/TR/WCAG22/#contrast-minimum, #non-text-contrast
+// contrasts is JavaScript that returns all contrasts below WCAG AA: 4.5 for text, 3 for parts that a visitor must see
+// to use the page. https://www.w3.org/TR/WCAG22/#contrast-minimum, #non-text-contrast
 const contrasts = `(() => {
 	const rgb = (color) => color.match(/[\d.]+/g).map(Number);
 	const light = (color) => {
@@ -166,7 +166,7 @@ const contrasts = `(() => {
 	return n < 10 ? "looked at " + n + " only" : bad.join("; ");
 })()`
 
-// Both colour schemes are there, and in each all that one has to see can be seen, in every state.
+// TestChromiumContrast checks the contrasts in both colour schemes and in every state of the page.
 func TestChromiumContrast(t *testing.T) {
 	t.Parallel()
 	browser := chromium(t)
@@ -189,7 +189,7 @@ func TestChromiumContrast(t *testing.T) {
 			}
 		}
 		if len(papers) != 2 {
-			t.Errorf("both schemes have the background %v", papers)
+			t.Errorf("the schemes have the backgrounds %v, want two", papers)
 		}
 	}
 	check("live")
@@ -207,7 +207,7 @@ func TestChromiumContrast(t *testing.T) {
 	check("waiting")
 }
 
-// Nothing moves for those who asked that nothing moves.
+// TestChromiumReducedMotion checks that nothing moves on the page if the system asks for reduced motion.
 func TestChromiumReducedMotion(t *testing.T) {
 	t.Parallel()
 	browser := chromium(t)
@@ -232,7 +232,7 @@ func TestChromiumReducedMotion(t *testing.T) {
 		p.waitText("message", "Not connected: that did not count.")
 		moved := p.eval(`[...new Set(moved)].sort()`)
 		if want := map[string]string{"no-preference": "plus,value", "reduce": ""}[motion]; moved != want {
-			t.Errorf("with %s, %q moved, want %q", motion, moved, want)
+			t.Errorf("prefers-reduced-motion %s: moved %q, want %q", motion, moved, want)
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"plusminus/acme/pebbletest"
 )
 
+// TestAdmin checks the paths of the admin listener, and plusminus healthcheck.
 func TestAdmin(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -56,11 +57,11 @@ func TestAdmin(t *testing.T) {
 		t.Fatal(err)
 	}
 	if out, err := command(t, "healthcheck", "-admin", s.addrs.Admin).CombinedOutput(); exitStatus(err) != 1 {
-		t.Errorf("healthcheck of nobody = %q, %v, want exit status 1", out, err)
+		t.Errorf("healthcheck without a server = %q, %v, want exit status 1", out, err)
 	}
 }
 
-// post returns the response to a POST without a body, and its own.
+// post sends a POST without a body, and returns the response and its body.
 func (s *plusminus) post(url string, header http.Header) (*http.Response, string) {
 	s.t.Helper()
 	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodPost, url, nil)
@@ -73,7 +74,7 @@ func (s *plusminus) post(url string, header http.Header) (*http.Response, string
 	return s.do(req)
 }
 
-// startCertified runs plusminus for counter.test with a Pebble as its CA, until it is ready.
+// startCertified runs a server for counter.test with Pebble as its CA, and waits until it is ready.
 func startCertified(t *testing.T, args ...string) (*plusminus, *pebbletest.CA) {
 	t.Helper()
 	f := newForwarder(t)
@@ -89,13 +90,14 @@ func startCertified(t *testing.T, args ...string) (*plusminus, *pebbletest.CA) {
 	return s, ca
 }
 
-// serial returns the serial number of the certificate that a visitor is served, as Status tells it.
+// serial returns the serial number of the served certificate, in the form of /status.
 func (s *plusminus) serial(domain string) string {
 	s.t.Helper()
 	resp, _ := s.get("https://"+domain+"/", "")
 	return fmt.Sprintf("%x", resp.TLS.PeerCertificates[0].SerialNumber.Bytes())
 }
 
+// TestRenewCommand renews with plusminus renew and with POST /renew, until the limit of certificates is reached.
 func TestRenewCommand(t *testing.T) {
 	t.Parallel()
 	s, ca := startCertified(t)
@@ -104,26 +106,26 @@ func TestRenewCommand(t *testing.T) {
 	wantRead(t, ws, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`)
 
 	renewed := regexp.MustCompile(`^renewed: counter\.test, serial ([0-9a-f]+), expires 20\d\d-.*Z\n$`)
-	for _, args := range [][]string{{"-domain", "Counter.Test."}, {}} { // there is only one
+	for _, args := range [][]string{{"-domain", "Counter.Test."}, {}} { // without -domain: the only one
 		out, err := command(t, append([]string{"renew", "-admin", s.addrs.Admin}, args...)...).Output()
 		m := renewed.FindSubmatch(out)
 		if err != nil || m == nil || string(m[1]) == first {
 			t.Fatalf("renew %v = %q, %v, want another serial than %s", args, out, err, first)
 		}
 		if got := s.serial("counter.test"); got != string(m[1]) {
-			t.Errorf("renew %v said serial %s, visitors get %s", args, m[1], got)
+			t.Errorf("renew %v printed the serial %s, and the server serves %s, want the same", args, m[1], got)
 		}
 	}
 	out, err := command(t, "renew", "-admin", s.addrs.Admin, "-domain", "other.example").CombinedOutput()
 	if exitStatus(err) != 1 || !strings.Contains(string(out), "other.example: acme: not one of the domains") {
-		t.Errorf("renew of another domain = %q, %v, want exit status 1 and why", out, err)
+		t.Errorf("renew of another domain = %q, %v, want exit status 1 and the reason", out, err)
 	}
 
-	// What is open stays as it is.
+	// Open connections stay open.
 	send(t, ws, plus)
 	wantRead(t, ws, `{"type":"state","value":1}`)
 
-	// The budget is for everybody.
+	// Renewals by command and by POST share one budget.
 	admin := "http://" + s.addrs.Admin + "/renew?domain=counter.test"
 	for range 2 {
 		if resp, body := s.post(admin, nil); resp.StatusCode != 200 {
@@ -148,6 +150,7 @@ func TestRenewCommand(t *testing.T) {
 	}
 }
 
+// TestRenewRefused checks the reasons for which POST /renew fails.
 func TestRenewRefused(t *testing.T) {
 	t.Parallel()
 	plain := start(t, "-plain")

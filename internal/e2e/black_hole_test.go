@@ -6,15 +6,16 @@ import (
 	"testing"
 )
 
-// A hole passes TCP connections on to a server, until it swallows what they carry.
+// blackHole is a TCP proxy in front of a server. It can drop the bytes of its connections and keep them open.
 type blackHole struct {
 	addr string
 
 	mu    sync.Mutex
-	all   bool              // swallow new connections, too. Guarded by mu.
-	conns map[net.Conn]bool // both ends of each; true if it is swallowed. Guarded by mu.
+	all   bool              // drop the bytes of new connections, too. Guarded by mu.
+	conns map[net.Conn]bool // both ends of each connection; true if their bytes are dropped. Guarded by mu.
 }
 
+// newBlackHole starts a blackHole in front of server, which passes everything on at first.
 func newBlackHole(t *testing.T, server string) *blackHole {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -23,14 +24,14 @@ func newBlackHole(t *testing.T, server string) *blackHole {
 	}
 	h := &blackHole{addr: ln.Addr().String(), conns: map[net.Conn]bool{}}
 	var wg sync.WaitGroup
-	pass := func(to, from net.Conn) {
+	forward := func(to, from net.Conn) {
 		buf := make([]byte, 4096)
 		for {
 			n, err := from.Read(buf)
 			h.mu.Lock()
-			swallowed := h.conns[from]
+			dropped := h.conns[from]
 			h.mu.Unlock()
-			if swallowed {
+			if dropped {
 				if err != nil {
 					return
 				}
@@ -57,8 +58,8 @@ func newBlackHole(t *testing.T, server string) *blackHole {
 			h.mu.Lock()
 			h.conns[a], h.conns[b] = h.all, h.all
 			h.mu.Unlock()
-			wg.Go(func() { pass(a, b) })
-			wg.Go(func() { pass(b, a) })
+			wg.Go(func() { forward(a, b) })
+			wg.Go(func() { forward(b, a) })
 		}
 	})
 	t.Cleanup(func() {
@@ -73,8 +74,8 @@ func newBlackHole(t *testing.T, server string) *blackHole {
 	return h
 }
 
-// swallow swallows the connections that there are, and those to come if all is set.
-func (h *blackHole) swallow(all bool) {
+// drop makes the proxy drop all bytes of the open connections. If all is set, new connections get the same.
+func (h *blackHole) drop(all bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.all = all
@@ -83,8 +84,8 @@ func (h *blackHole) swallow(all bool) {
 	}
 }
 
-// open lets new connections through again.
-func (h *blackHole) open() {
+// pass makes the proxy pass new connections on again.
+func (h *blackHole) pass() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.all = false

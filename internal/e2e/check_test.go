@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// The exit status, as a shell sees it.
+// TestCheckExitStatus runs plusminus check and compares its exit status and output.
 func TestCheckExitStatus(t *testing.T) {
 	t.Parallel()
 	local := []string{"-data", "d", "-http", "127.0.0.1:0", "-https", "127.0.0.1:0", "-admin", "off"}
@@ -30,7 +30,7 @@ func TestCheckExitStatus(t *testing.T) {
 			t.Errorf("plusminus check %q: exit status %d, want %d", test.args, got, test.status)
 		}
 		if !strings.Contains(stdout.String(), test.stdout) || !strings.Contains(stderr.String(), test.stderr) || test.stderr == "" && stderr.Len() > 0 {
-			t.Errorf("plusminus check %q printed %q and, as errors, %q", test.args, stdout.String(), stderr.String())
+			t.Errorf("plusminus check %q: stdout %q, stderr %q, want %q and %q", test.args, stdout.String(), stderr.String(), test.stdout, test.stderr)
 		}
 	}
 }

@@ -59,16 +59,16 @@ func chromium(t *testing.T) context.Context {
 	return browser
 }
 
-// page is one tab that shows the page of a plusminus.
+// page is a tab of Chromium.
 type page struct {
 	t   *testing.T
 	ctx context.Context
 
 	mu       sync.Mutex
-	problems []string // what the browser complained about
+	problems []string // errors and warnings of the browser since the last takeProblems
 }
 
-// openPage opens url in a tab of its own.
+// openPage opens url in a new tab.
 func openPage(t *testing.T, browser context.Context, url string) *page {
 	t.Helper()
 	p := newPage(t, browser)
@@ -82,7 +82,7 @@ func newPage(t *testing.T, browser context.Context) *page {
 	ctx, cancel := chromedp.NewContext(browser, chromedp.WithNewBrowserContext())
 	t.Cleanup(cancel)
 	p := &page{t: t, ctx: ctx}
-	console := chromedp.Console(ctx) // exceptions and violations of the policy, too
+	console := chromedp.Console(ctx) // with exceptions and violations of the content security policy
 	go func() {
 		for m, err := range console {
 			if err != nil {
@@ -99,6 +99,7 @@ func newPage(t *testing.T, browser context.Context) *page {
 	return p
 }
 
+// do runs actions of chromedp.
 func (p *page) do(actions ...chromedp.Action[chromedp.Void]) {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.ctx, maxDelay)
@@ -111,12 +112,12 @@ func (p *page) do(actions ...chromedp.Action[chromedp.Void]) {
 // wait waits until the JavaScript expression is true.
 func (p *page) wait(expression string) {
 	p.t.Helper()
-	// Not at each animation frame, the default: a tab in the background has none.
+	// The default is to look at each animation frame, but a tab in the background has no frames.
 	_, err := chromedp.Run(p.ctx, chromedp.Poll[bool](expression,
 		chromedp.WithPollingInterval(20*time.Millisecond), chromedp.WithPollingTimeout(maxDelay)))
 	if err != nil {
 		text, _ := chromedp.Run(p.ctx, chromedp.Text(chromedp.CSS("body")))
-		p.t.Fatalf("waiting for %s: %v; the page says %q", expression, err, text)
+		p.t.Fatalf("waiting for %s: %v; the page shows %q", expression, err, text)
 	}
 }
 
@@ -130,7 +131,7 @@ func call[P, R any](p *page, cmd cdp.Command[P, R], params P) R {
 	return result
 }
 
-// eval returns what the JavaScript expression is, as text.
+// eval returns the value of a JavaScript expression as text.
 func (p *page) eval(expression string) string {
 	p.t.Helper()
 	text, err := chromedp.Run(p.ctx, chromedp.Evaluate[string]("String("+expression+")"))
@@ -140,7 +141,7 @@ func (p *page) eval(expression string) string {
 	return text
 }
 
-// emulate sets media features, given as names and values in turn.
+// emulate sets media features. features are names and values in turn.
 func (p *page) emulate(features ...string) {
 	p.t.Helper()
 	var params emulation.SetEmulatedMediaParams
@@ -150,23 +151,25 @@ func (p *page) emulate(features ...string) {
 	call(p, emulation.SetEmulatedMedia, params)
 }
 
-// inject makes the pages that the tab opens from now on run script first.
+// inject makes each page that the tab opens from now on run script before its own scripts.
 func (p *page) inject(script string) {
 	p.t.Helper()
 	call(p, cdppage.AddScriptToEvaluateOnNewDocument, cdppage.AddScriptToEvaluateOnNewDocumentParams{Source: script})
 }
 
+// click clicks the element with this id.
 func (p *page) click(id chromedp.ID) {
 	p.t.Helper()
 	p.do(chromedp.Click(id))
 }
 
+// waitText waits until the element with this id has this text.
 func (p *page) waitText(id, text string) {
 	p.t.Helper()
 	p.wait(fmt.Sprintf("document.getElementById(%q).textContent === %q", id, text))
 }
 
-// takeProblems returns what the browser has complained about since the last call.
+// takeProblems returns the errors and warnings of the browser since the last call.
 func (p *page) takeProblems() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -175,15 +178,16 @@ func (p *page) takeProblems() []string {
 	return problems
 }
 
-// quiet fails the test if the browser has complained about anything: an exception, a violation of the
-// policy, a request that failed.
-func (p *page) quiet(when string) {
+// wantNoProblems fails the test if the browser has reported an error or warning since the last takeProblems:
+// an exception, a violation of the content security policy, a request that failed.
+func (p *page) wantNoProblems(when string) {
 	p.t.Helper()
 	if problems := p.takeProblems(); problems != nil {
-		p.t.Errorf("%s, the browser complains: %q", when, problems)
+		p.t.Errorf("%s, the browser reports %q, want nothing", when, problems)
 	}
 }
 
+// waitState waits until the page shows this state of its connection.
 func (p *page) waitState(state string) {
 	p.t.Helper()
 	p.wait(fmt.Sprintf("document.getElementById('status').dataset.state === %q", state))
@@ -194,12 +198,13 @@ func (p *page) waitOpen() {
 	p.waitState("open")
 }
 
+// key presses and releases keys.
 func (p *page) key(keys string, options ...chromedp.KeyOption) {
 	p.t.Helper()
 	p.do(chromedp.KeyEvent(keys, options...))
 }
 
-// network puts the tab online or offline, as the browser tells the page.
+// network puts the tab online or offline. The browser tells the page.
 func (p *page) network(online bool) {
 	p.t.Helper()
 	call(p, network.OverrideNetworkState, network.OverrideNetworkStateParams{

@@ -10,20 +10,21 @@ import (
 	"plusminus/acme/pebbletest"
 )
 
-// The process is killed as the CA takes each of its requests, before the CA works on it or just after. The
-// next process goes on where the first one was: no order is lost that the CA told of, no certificate that
-// it made. Only an attempt of which nothing is known has to be made again, a minute later or when asked.
+// TestKilledAtEachStep kills the process at each of its requests to the CA, before the CA handles the request or just
+// after. The next process continues where the first one stopped. It uses the order and the certificate that the CA has
+// made, if their address had reached the first process. Otherwise it makes a new attempt a minute later, or when an
+// operator asks for one.
 func TestKilledAtEachStep(t *testing.T) {
 	t.Parallel()
 	for _, at := range []struct {
 		name, path string
 		resumes    bool // the next process needs no new order and no wait
-		lost       bool // what the CA did could not be known
+		lost       bool // if the kill comes after the request, the next process cannot know what the CA did
 	}{
 		{"newAccount", pebbletest.NewAccountPath, false, false},
 		{"newOrder", pebbletest.NewOrderPath, false, true},
 		{"authorization", pebbletest.AuthorizationPath, true, false},
-		{"challenge", pebbletest.ChallengePath, true, true}, // nobody answers: a failed validation
+		{"challenge", pebbletest.ChallengePath, true, true}, // no process answers the CA: a failed validation
 		{"order", pebbletest.OrderPath, true, false},
 		{"finalize", pebbletest.FinalizePath, true, false},
 		{"certificate", pebbletest.CertificatePath, true, false},
@@ -49,7 +50,7 @@ func TestKilledAtEachStep(t *testing.T) {
 				lost := at.lost && when == "after"
 				if !at.resumes || lost {
 					for deadline := time.Now().Add(time.Minute); !m.ready(); time.Sleep(100 * time.Millisecond) {
-						// Perhaps it is still finding out that there is nothing to go on with.
+						// The first requests may fail: the process still looks for an order to continue.
 						resp, body := m.post("http://"+m.addrs.Admin+"/renew", nil)
 						if resp.StatusCode != 200 && time.Now().After(deadline) {
 							t.Fatalf("POST /renew = %s %s", resp.Status, body)
@@ -76,9 +77,9 @@ func TestKilledAtEachStep(t *testing.T) {
 				m.kill()
 				m.start()
 				m.waitUp()
-				m.waitReady() // it may have been killed between serving the certificate and storing it
+				m.waitReady() // the kill may have come between serving the certificate and storing it
 				if got := m.serial("counter.test"); got != serial || ca.Orders() != want {
-					t.Errorf("after another kill: serial %s, %d orders, want %s and %d", got, ca.Orders(), serial, want)
+					t.Errorf("after another kill: serial %s and %d orders, want %s and %d", got, ca.Orders(), serial, want)
 				}
 			})
 		}

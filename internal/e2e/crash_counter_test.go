@@ -17,17 +17,17 @@ import (
 	"github.com/coder/websocket"
 )
 
-// A clicker is a client that notes what it sees.
+// countingClient is a client that sends actions and records the values it receives.
 type countingClient struct {
 	ws    *websocket.Conn
-	first int64 // the value at its arrival
+	first int64 // the first value it received
 
 	seen    atomic.Int64  // the newest value
 	refused atomic.Int64  // error messages
 	gone    chan struct{} // closed when the connection has ended
 }
 
-// joinCounting waits until the server takes clients, and returns a client that has seen the value.
+// joinCounting tries to connect until the server accepts, and returns a client that has received a value.
 func (m *process) joinCounting() *countingClient {
 	m.t.Helper()
 	transport := &http.Transport{
@@ -48,17 +48,17 @@ func (m *process) joinCounting() *countingClient {
 			case c.first = <-states:
 				return c
 			case <-c.gone:
-				err = errors.New("it closed the connection")
+				err = errors.New("the server closed the connection")
 			}
 		}
 		if ctx.Err() != nil {
-			m.t.Fatalf("no client can join: %v", err)
+			m.t.Fatalf("connecting: %v", err)
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
 }
 
-// read reads until the connection ends. The first state goes to states.
+// read reads messages until the connection ends. It sends the first value to states.
 func (c *countingClient) read(states chan<- int64) {
 	defer close(c.gone)
 	for first := true; ; {
@@ -86,12 +86,12 @@ func (c *countingClient) read(states chan<- int64) {
 	}
 }
 
-// click sends an action. It may have been counted even if that fails.
-func (c *countingClient) click() error {
+// act sends an action. The action may count even if act returns an error.
+func (c *countingClient) act() error {
 	return c.ws.Write(context.Background(), websocket.MessageText, []byte(plus))
 }
 
-// waitSeen waits until the client has seen at least value, and reports whether it came to that.
+// waitSeen waits until the client has received value or a higher one. It reports false if the connection ended first.
 func (c *countingClient) waitSeen(value int64) bool {
 	for c.seen.Load() < value {
 		select {
@@ -103,8 +103,8 @@ func (c *countingClient) waitSeen(value int64) bool {
 	return true
 }
 
-// The process is killed hundreds of times at random moments while clients act. What any of them has seen is
-// never lost, and what they sent counts once at most: exactly once if all had been answered when the kill came.
+// TestKilledUnderLoad kills the process many times, at random moments, while clients act. A value that any client has
+// received is never lost. Each action counts at most once, and exactly once if the server had answered it.
 func TestKilledUnderLoad(t *testing.T) {
 	t.Parallel()
 	lives := 24 // each combination of life%8, life%4 and life%3 once
@@ -113,19 +113,20 @@ func TestKilledUnderLoad(t *testing.T) {
 	}
 	m := newLocalProcess(t)
 	var (
-		value, room    int64 // what was seen last, and how many more may have counted
-		actions, exact int64
-		kills          int
+		value, open int64 // the highest value received, and the number of later actions that may have counted
+		actions     int64 // sent, in all lives
+		answered    int   // kills when all actions had an answer
+		kills       int
 	)
 	arrive := func() *countingClient {
 		c := m.joinCounting()
-		if c.first < value || c.first > value+room {
-			t.Fatalf("after kill %d the value is %d, want %d, which was seen, to %d, which were sent", kills, c.first, value, value+room)
+		if c.first < value || c.first > value+open {
+			t.Fatalf("value after kill %d = %d, want %d (received before) to %d (sent before)", kills, c.first, value, value+open)
 		}
 		return c
 	}
 	for life := range lives {
-		if life%8 == 7 { // it does not even come up
+		if life%8 == 7 { // another kill, while the process starts
 			time.Sleep(rand.N(40 * time.Millisecond))
 			m.kill()
 			kills++
@@ -133,22 +134,22 @@ func TestKilledUnderLoad(t *testing.T) {
 		}
 		clients := []*countingClient{arrive()}
 		first := clients[0].first
-		value, room = first, 0
-		if life%2 == 1 { // several
+		value, open = first, 0
+		if life%2 == 1 { // several clients
 			for range 1 + rand.IntN(5) {
 				clients = append(clients, m.joinCounting())
 			}
 		}
-		// In one life of three each action waits for the one before; in others some hundred are on their way.
+		// In one life of three each action waits for the answer to the one before. In others up to 300 are in flight.
 		window := int64(1)
 		if life%3 > 0 {
 			window = 1 + rand.Int64N(300)
 		}
 		var sent atomic.Int64
 		stop := make(chan struct{})
-		var clicking sync.WaitGroup
+		var acting sync.WaitGroup
 		for _, c := range clients {
-			clicking.Go(func() {
+			acting.Go(func() {
 				for {
 					select {
 					case <-stop:
@@ -159,62 +160,63 @@ func TestKilledUnderLoad(t *testing.T) {
 					}
 					if n := sent.Load(); n-(c.seen.Load()-first) >= window || !sent.CompareAndSwap(n, n+1) {
 						time.Sleep(20 * time.Microsecond)
-					} else if c.click() != nil {
+					} else if c.act() != nil {
 						return
 					}
 				}
 			})
 		}
 		time.Sleep(rand.N(60 * time.Millisecond))
-		answered := life%4 < 2
-		if answered { // nothing is on its way, so that what is seen is what there is
+		waits := life%4 < 2
+		if waits { // for all answers, so that no action is in flight at the kill
 			close(stop)
-			clicking.Wait()
+			acting.Wait()
 			for _, c := range clients {
 				if !c.waitSeen(first + sent.Load()) {
-					t.Fatal("the process ended by itself")
+					t.Fatal("the connection ended before the kill")
 				}
 			}
-			exact++
+			answered++
 		}
 		m.kill()
 		kills++
-		if !answered {
+		if !waits {
 			close(stop)
 		}
-		clicking.Wait()
+		acting.Wait()
 		for _, c := range clients {
 			<-c.gone
 			c.ws.CloseNow()
 			value = max(value, c.seen.Load())
 			if n := c.refused.Load(); n > 0 {
-				t.Errorf("%d actions were refused", n)
+				t.Errorf("the server refused %d actions, want none", n)
 			}
 		}
-		room = first + sent.Load() - value
-		if room < 0 || answered && room != 0 {
-			t.Fatalf("%d actions were sent from %d on, and %d was seen", sent.Load(), first, value)
+		open = first + sent.Load() - value
+		if open < 0 || waits && open != 0 {
+			t.Fatalf("after %d actions from the value %d on, the highest value received is %d", sent.Load(), first, value)
 		}
 		actions += sent.Load()
 		m.start()
 	}
-	// At last all is answered, and nobody is killed: it adds up to the last.
+	// Without a kill each of the last actions counts.
 	c := arrive()
 	for range 100 {
-		if err := c.click(); err != nil {
+		if err := c.act(); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if !c.waitSeen(c.first + 100) {
-		t.Fatal("the last actions were not answered")
+		t.Fatal("the connection ended before the last actions had an answer")
 	}
 	if got := m.state(); got != fmt.Sprintf(`{"value":%d,"users":1}`+"\n", c.first+100) {
 		t.Errorf("GET /state = %q, want the value %d", got, c.first+100)
 	}
 	c.ws.CloseNow()
-	t.Logf("%d kills, %d of them with all answered; %d actions", kills, exact, actions)
+	t.Logf("%d kills, %d of them after an answer to each action; %d actions", kills, answered, actions)
 }
 
+// state returns the body of GET /state.
 func (m *process) state() string {
 	m.t.Helper()
 	_, body := m.get("https://localhost/state", "")

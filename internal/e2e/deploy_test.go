@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// deployFiles returns the files of deploy that have one of these extensions, and their text.
+// deployFiles returns the text of each file in deploy that has one of these extensions.
 func deployFiles(t *testing.T, extensions ...string) map[string]string {
 	t.Helper()
 	files := make(map[string]string)
@@ -34,7 +34,8 @@ func deployFiles(t *testing.T, extensions ...string) map[string]string {
 	return files
 }
 
-// The units are right in systemd's own eyes, and leave little to somebody who has got in.
+// TestDeploySystemd checks the units with systemd-analyze: they are valid, and confine a process that an attacker
+// controls.
 func TestDeploySystemd(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("systemd-analyze"); err != nil {
@@ -45,7 +46,7 @@ func TestDeploySystemd(t *testing.T) {
 	var units []string
 	for file, text := range deployFiles(t, ".service", ".socket") {
 		unit := filepath.Join(dir, filepath.Base(file))
-		text = strings.ReplaceAll(text, "/usr/local/bin/plusminus", exe) // verify looks whether it is there
+		text = strings.ReplaceAll(text, "/usr/local/bin/plusminus", exe) // verify wants the program to exist
 		if err := os.WriteFile(unit, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -61,17 +62,17 @@ func TestDeploySystemd(t *testing.T) {
 		}
 		return string(out)
 	}
-	// It says what it does not understand, and exits with 0 all the same.
+	// systemd-analyze verify prints its warnings and exits with 0 all the same.
 	if out := analyze(append([]string{"verify"}, units...)...); out != "" {
 		t.Errorf("systemd-analyze verify:\n%s", out)
 	}
-	// An exposure of 1.5 of 10; a unit without any of it has 9.6.
+	// An exposure of at most 1.5 of 10. A unit without hardening has 9.6.
 	analyze("security", "--offline=true", "--no-pager", "--threshold=15", filepath.Join(dir, "plusminus.service"))
 
 	for file, text := range deployFiles(t, ".socket") {
 		m := regexp.MustCompile(`(?m)^FileDescriptorName=(.*)$`).FindStringSubmatch(text)
 		if m == nil || !slices.Contains([]string{"https", "http", "admin"}, m[1]) {
-			t.Errorf("%s names its socket %q, and flags of that name say where to listen", file, m)
+			t.Errorf("%s has FileDescriptorName= %q, want https, http or admin", file, m)
 		}
 	}
 }

@@ -5,12 +5,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 	"unsafe"
 )
 
-// limitFiles sets how large files may be that the process writes to, and returns what the limit was. At 0
-// it can write to none: then write(2) fails with EFBIG.
+// limitFiles sets the largest size of files that the process may write (RLIMIT_FSIZE). At 0 each write(2) to a file
+// fails with EFBIG.
 func (m *process) limitFiles(to uint64) {
 	m.t.Helper()
 	limit := syscall.Rlimit{Cur: to, Max: ^uint64(0)}
@@ -20,7 +19,8 @@ func (m *process) limitFiles(to uint64) {
 	}
 }
 
-// While the disk takes nothing, actions are refused and the rest goes on; when it does again, so do they.
+// TestDiskFails makes all writes fail for a while. The server refuses actions and serves everything else. When writes
+// succeed again, it accepts actions again.
 func TestDiskFails(t *testing.T) {
 	t.Parallel()
 	m := newLocalProcess(t)
@@ -35,20 +35,16 @@ func TestDiskFails(t *testing.T) {
 			wantRead(t, ws, `{"code":"store_unavailable","type":"error"}`)
 		}
 		if got := m.state(); got != `{"value":1,"users":1}`+"\n" {
-			t.Errorf("GET /state = %q, want the value that was", got)
+			t.Errorf("GET /state = %q, want the value 1 as before", got)
 		}
 		resp, body := m.get("http://"+m.addrs.Admin+"/readyz", "")
 		if resp.StatusCode != 503 || !strings.Contains(body, "counter.db: file too large") {
 			t.Errorf("GET /readyz = %s %q, want 503 and why", resp.Status, body)
 		}
 		m.limitFiles(^uint64(0))
-		for deadline := time.Now().Add(30 * time.Second); !m.ready(); time.Sleep(50 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatal("it does not heal")
-			}
-		}
+		waitUntil(t, "GET /readyz = 200 when the disk works again", m.ready)
 	}
-	// The process is killed while the disk takes nothing: what was refused does not count.
+	// A kill while writes fail: the refused actions do not count.
 	m.limitFiles(0)
 	send(t, ws, plus)
 	wantRead(t, ws, `{"code":"store_unavailable","type":"error"}`)
@@ -60,7 +56,7 @@ func TestDiskFails(t *testing.T) {
 	send(t, ws, plus)
 	wantRead(t, ws, `{"type":"state","value":2}`)
 
-	// Half of the file can be written: that copy is put back.
+	// Writes to the first half of the file succeed, and the next process repairs the file.
 	m.limitFiles(4096)
 	send(t, ws, plus)
 	wantRead(t, ws, `{"code":"store_unavailable","type":"error"}`)
@@ -70,17 +66,18 @@ func TestDiskFails(t *testing.T) {
 	wantRead(t, m.join("wss://localhost/"), `{"count":1,"type":"users"}`, `{"type":"state","value":2}`)
 }
 
-// A server whose first start meets a full disk says so, and leaves nothing that keeps the next one from starting.
+// TestFirstStartOnFullDisk starts a server on a new data folder while writes fail. The error names the file, and the
+// next start succeeds.
 func TestFirstStartOnFullDisk(t *testing.T) {
 	t.Parallel()
 	data := t.TempDir()
 	serve := command(t, "-data", data, "-plain", "-http", "127.0.0.1:0", "-admin", "off")
-	for _, size := range []string{"0", "8"} { // blocks of 512 bytes: nothing, half of the file
+	for _, size := range []string{"0", "8"} { // blocks of 512 bytes: no file, half of the file
 		full := exec.Command("sh", append([]string{"-c", `ulimit -f "$0" && exec "$@"`, size}, serve.Args...)...)
 		full.Env, full.Dir = serve.Env, serve.Dir
 		out, err := full.CombinedOutput()
 		if exitStatus(err) != 1 || !strings.Contains(string(out), "counter.db: file too large") {
-			t.Errorf("a first start with files of %s blocks: %v and %q, want exit status 1 and why", size, err, out)
+			t.Errorf("first start with files of at most %s blocks: %v and %q, want exit status 1 and the file", size, err, out)
 		}
 	}
 	s := start(t, "-data", data)

@@ -15,14 +15,14 @@ import (
 	"github.com/coder/websocket"
 )
 
-// stream is what one client gets from GET /events.
+// stream reads the events of one client of GET /events.
 type stream struct {
 	t    *testing.T
 	in   *bufio.Reader
 	head *http.Response // nil for a program's output
 }
 
-// listen joins s with a stream.
+// listen requests GET /events and returns its stream.
 func (s *plusminus) listen(url string) *stream {
 	s.t.Helper()
 	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet, url, nil)
@@ -35,12 +35,12 @@ func (s *plusminus) listen(url string) *stream {
 	}
 	s.t.Cleanup(func() { resp.Body.Close() })
 	if resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != "text/event-stream" {
-		s.t.Fatalf("GET %s = %s, %v", url, resp.Status, resp.Header)
+		s.t.Fatalf("GET %s = %s, header %v, want 200 and an event stream", url, resp.Status, resp.Header)
 	}
 	return &stream{s.t, bufio.NewReader(resp.Body), resp}
 }
 
-// next returns the next event's line, or "" at the end of the stream. Blank lines are passed over.
+// next returns the next line that is not blank, or "" at the end of the stream.
 func (s *stream) next() string {
 	s.t.Helper()
 	for {
@@ -57,35 +57,35 @@ func (s *stream) next() string {
 	}
 }
 
-// want checks which messages come next.
+// want reads an event for each of messages and compares them.
 func (s *stream) want(messages ...string) {
 	s.t.Helper()
 	for _, want := range messages {
 		if got := s.next(); got != "data: "+want {
-			s.t.Fatalf("the stream brought %q, want the message %s", got, want)
+			s.t.Fatalf("next line = %q, want the message %s", got, want)
 		}
 	}
 }
 
-// wantRetry checks that the peer is told to come back within these times, in milliseconds.
+// wantRetry checks that the next line tells the client to reconnect after least to most milliseconds.
 func (s *stream) wantRetry(least, most int) {
 	s.t.Helper()
 	line, ms := s.next(), 0
 	if n, _ := fmt.Sscanf(line, "retry: %d", &ms); n != 1 || ms < least || ms > most {
-		s.t.Fatalf("the stream brought %q, want a retry of %d to %d ms", line, least, most)
+		s.t.Fatalf("next line = %q, want a retry of %d to %d ms", line, least, most)
 	}
 }
 
-// wantEnd checks that the server stops the stream in good order.
+// wantEnd checks that the server announces a time to reconnect and then ends the stream.
 func (s *stream) wantEnd() {
 	s.t.Helper()
 	s.wantRetry(5000, 30_000)
 	if line := s.next(); line != "" {
-		s.t.Errorf("the stream brought %q, want its end", line)
+		s.t.Errorf("next line = %q, want the end of the stream", line)
 	}
 }
 
-// The stream over TLS and without it, beside a WebSocket, until the server stops.
+// TestStream reads a stream, with and without TLS, beside a WebSocket, until the server stops.
 func TestStream(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -109,16 +109,16 @@ func TestStream(t *testing.T) {
 			events.want(`{"type":"state","value":1}`, `{"type":"state","value":0}`)
 			wantRead(t, ws, `{"type":"state","value":1}`, `{"type":"state","value":0}`)
 			if _, body := s.get("http://"+s.addrs.Admin+"/metrics", ""); !strings.Contains(body, "plusminus_clients 2\n") {
-				t.Error("the stream is not counted in plusminus_clients")
+				t.Error("/metrics has no line plusminus_clients 2, want the stream counted as a client")
 			}
 			stopped := make(chan error, 1)
 			go func() { stopped <- s.stop() }()
 			if _, _, err := ws.Read(t.Context()); websocket.CloseStatus(err) != websocket.StatusServiceRestart {
-				t.Errorf("the WebSocket ended with %v, want status code 1012", err)
+				t.Errorf("Read = %v, want status code 1012", err)
 			}
 			events.wantEnd()
 			if err := <-stopped; err != nil {
-				t.Errorf("serve = %v", err)
+				t.Errorf("Run = %v, want nil", err)
 			}
 		})
 	}
@@ -128,11 +128,11 @@ func TestStream(t *testing.T) {
 			t.Errorf("GET /events for %s = %s, want 421", host, resp.Status)
 		}
 	}
-	ws := s.join("wss://localhost/events") // a WebSocket on any path, on this one, too
+	ws := s.join("wss://localhost/events") // a WebSocket may use any path, this one included
 	wantRead(t, ws, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`)
 }
 
-// Streams are held to the rate of joining, and not to that of other requests.
+// TestStreamRate checks that the rate of new clients limits streams. The rate of other requests does not.
 func TestStreamRate(t *testing.T) {
 	t.Parallel()
 	s := start(t, "-store", "memory", "-connection-rate", "0.001", "-max-clients-per-ip", "10")
@@ -146,7 +146,7 @@ func TestStreamRate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		resp.Body.Close() // and so never more than a few at a time
+		resp.Body.Close() // so that few streams are open at a time
 		switch {
 		case resp.StatusCode == http.StatusOK:
 			streams++
@@ -155,11 +155,11 @@ func TestStreamRate(t *testing.T) {
 		}
 	}
 	if streams != 10 {
-		t.Errorf("%d streams at once, want as many as clients of an address", streams)
+		t.Errorf("%d streams got 200, want 10, the clients that an address may have", streams)
 	}
 }
 
-// curl -N, as README has it.
+// TestCurl reads the stream with curl -N, as README shows.
 func TestCurl(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("curl"); err != nil {
@@ -193,7 +193,7 @@ func TestCurl(t *testing.T) {
 	}
 }
 
-// EventSource in a browser, on a page of another origin: one that -origin lets in, and one that it does not.
+// TestEventSource uses EventSource in a browser, on a page of another origin, with and without -origin for that page.
 func TestEventSource(t *testing.T) {
 	t.Parallel()
 	browser := chromium(t)

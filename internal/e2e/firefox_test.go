@@ -17,7 +17,7 @@ import (
 	"github.com/coder/websocket/wsjson"
 )
 
-// firefoxPrefs keep a new profile from asking the internet for anything: every name is this machine.
+// firefoxPrefs keep a new profile from connecting to the internet: every name resolves to this machine.
 const firefoxPrefs = `
 user_pref("network.dns.forceResolve", "127.0.0.1");
 user_pref("services.settings.server", "https://localhost:1/");
@@ -28,7 +28,7 @@ user_pref("network.connectivity-service.enabled", false);
 user_pref("browser.shell.checkDefaultBrowser", false);
 `
 
-// firefox is a Firefox that is driven by WebDriver BiDi: JSON messages over a WebSocket.
+// firefox controls a Firefox by WebDriver BiDi: JSON messages over a WebSocket.
 // https://www.w3.org/TR/webdriver-bidi/
 type firefox struct {
 	t    *testing.T
@@ -36,11 +36,11 @@ type firefox struct {
 	last int // id of the last command
 }
 
-// newFirefox starts one that ends with the test, or skips it.
+// newFirefox starts a Firefox that ends with the test, or skips the test if Firefox is not installed.
 func newFirefox(t *testing.T) *firefox {
 	t.Helper()
 	if testing.Short() {
-		t.Skip("starts a browser")
+		t.Skip("this test needs a browser, and -short starts none")
 	}
 	path := ""
 	for _, name := range []string{"firefox-esr", "firefox"} {
@@ -80,7 +80,7 @@ func newFirefox(t *testing.T) *firefox {
 		<-ended
 		cmd.Wait()
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), maxDelay)
 	defer cancel()
 	f := &firefox{t: t}
 	select {
@@ -89,9 +89,9 @@ func newFirefox(t *testing.T) *firefox {
 			t.Fatal(err)
 		}
 	case <-ended:
-		t.Fatalf("%s ended", path)
+		t.Fatalf("%s ended before it listened", path)
 	case <-ctx.Done():
-		t.Fatalf("%s does not listen", path)
+		t.Fatalf("%s does not listen after %v", path, maxDelay)
 	}
 	f.ws.SetReadLimit(1 << 20)
 	t.Cleanup(func() { f.ws.CloseNow() })
@@ -102,7 +102,7 @@ func newFirefox(t *testing.T) *firefox {
 // do sends a command and decodes its result.
 func (f *firefox) do(method, params string, result any) {
 	f.t.Helper()
-	ctx, cancel := context.WithTimeout(f.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(f.t.Context(), maxDelay)
 	defer cancel()
 	f.last++
 	command := map[string]any{"id": f.last, "method": method, "params": json.RawMessage(params)}
@@ -123,7 +123,7 @@ func (f *firefox) do(method, params string, result any) {
 		}
 		switch {
 		case answer.Method == "log.entryAdded" && answer.Params.Level == "error":
-			f.t.Errorf("Firefox complains: %s", answer.Params.Text)
+			f.t.Errorf("Firefox reports %q, want nothing", answer.Params.Text)
 		case answer.ID != f.last:
 		case answer.Error != "":
 			f.t.Fatalf("%s: %s: %s", method, answer.Error, answer.Message)
@@ -138,7 +138,7 @@ func (f *firefox) do(method, params string, result any) {
 	}
 }
 
-// A firefoxTab is one of its tabs.
+// firefoxTab is a tab of Firefox.
 type firefoxTab struct {
 	*firefox
 	context string
@@ -153,7 +153,7 @@ func (f *firefox) open(url string) *firefoxTab {
 	return &firefoxTab{f, tab.Context}
 }
 
-// eval returns what the JavaScript expression is, as text.
+// eval returns the value of a JavaScript expression as text.
 func (p *firefoxTab) eval(expression string) string {
 	p.t.Helper()
 	params, err := json.Marshal(map[string]any{
@@ -174,22 +174,22 @@ func (p *firefoxTab) eval(expression string) string {
 	return answer.Result.Value
 }
 
-// waitText waits until the element says text.
+// waitText waits until the element with this id has this text.
 func (p *firefoxTab) waitText(id, text string) {
 	p.t.Helper()
 	expression := fmt.Sprintf("document.getElementById(%q).textContent", id)
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(maxDelay); ; time.Sleep(20 * time.Millisecond) {
 		got := p.eval(expression)
 		if got == text {
 			return
 		}
 		if time.Now().After(deadline) {
-			p.t.Fatalf("%s says %q, want %q; the page says %q", id, got, text, p.eval("document.body.innerText"))
+			p.t.Fatalf("%s is %q, want %q; the page shows %q", id, got, text, p.eval("document.body.innerText"))
 		}
 	}
 }
 
-// Two people count together in Firefox, and go on after the server was replaced.
+// TestFirefox counts with two visitors, restarts the server on the same data folder, and goes on counting.
 func TestFirefox(t *testing.T) {
 	t.Parallel()
 	f := newFirefox(t)
@@ -205,7 +205,7 @@ func TestFirefox(t *testing.T) {
 	}
 	a.eval(`document.getElementById("plus").click()`)
 	b.waitText("value", "1")
-	// A true key, for the one that has the focus.
+	// Keys of the browser, which go to the element that has the focus.
 	f.do("browsingContext.activate", fmt.Sprintf(`{"context":%q}`, b.context), nil)
 	b.eval(`document.getElementById("plus").focus()`)
 	f.do("input.performActions", fmt.Sprintf(`{"context":%q,"actions":[{"type":"key","id":"k","actions":[%s]}]}`, b.context,
@@ -213,7 +213,7 @@ func TestFirefox(t *testing.T) {
 	a.waitText("value", "−1")
 	b.waitText("value", "−1")
 
-	f.do("session.unsubscribe", `{"events":["log.entryAdded"]}`, nil) // it cannot connect for a while, and says so
+	f.do("session.unsubscribe", `{"events":["log.entryAdded"]}`, nil) // the page cannot connect for a while, and Firefox logs that
 	if err := s.stop(); err != nil {
 		t.Fatal(err)
 	}

@@ -1,3 +1,20 @@
+// Package e2e tests the whole program, in the ways in which clients, browsers, proxies, CAs and operators use it.
+// It has tests only.
+//
+// The tests run in parallel, with the top of the repository as their working folder. Each test makes its own server:
+//
+//   - start runs a server in this process, on free ports of loopback. Most tests use it.
+//   - command runs the program, which the tests build once. process and fakeSystemd use it for a server that a test
+//     kills, restarts, limits or signals.
+//
+// The peers are real where they can be: Chromium (page_test.go and others, one process for all tests), Firefox, curl,
+// Node, Python, nginx, Caddy, HAProxy, Prometheus, Redis and OpenSSL. A test skips, and names the program, where a
+// peer is not installed. The CA is Pebble, in this process (acme/pebbletest).
+// forwarder and blackHole are proxies that a test controls; serveTo is a server that misbehaves as a test wants.
+//
+// Long trials have a short form by default. The flag -long runs them in full, as CI does:
+//
+//	go test ./internal/e2e -args -long
 package e2e
 
 import (
@@ -29,7 +46,7 @@ import (
 	"github.com/coder/websocket"
 )
 
-// TestMain builds the program once, for the tests that start it as a process of its own.
+// TestMain makes a folder for the program and changes to the top of the repository, where the tests run.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	allowParallel()
@@ -60,17 +77,17 @@ func allowParallel() {
 	}
 }
 
-// root is the top of the repository, where the tests run: they compare README, docs and deploy with the
-// program.
+// root is the top of the repository. Tests read README, docs and deploy there.
 const root = "../.."
 
 var (
-	// long runs the long forms of the trials, as CI does.
-	long = flag.Bool("long", false, "run the long forms of the trials, as CI does")
+	// long is the flag -long.
+	long = flag.Bool("long", false, "run the full form of each long trial, as CI does")
 
-	// program is the path of the program, once build has made it.
+	// program is the path of the built program. It exists when build has returned nil.
 	program string
 
+	// build builds the program once, with the race detector if the tests have it.
 	build = sync.OnceValue(func() error {
 		args := []string{"build", "-ldflags=-w", "-o", program} // -w: no debug information, which links faster
 		if raceEnabled {
@@ -83,7 +100,7 @@ var (
 	})
 )
 
-// command returns a command that runs plusminus with args in an empty folder.
+// command returns a command that runs the program with args in an empty folder. The process ends with the test.
 func command(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	if err := build(); err != nil {
@@ -95,16 +112,14 @@ func command(t *testing.T, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// plusminus is a running server.
+// plusminus is a server and what its peers need to reach it.
 type plusminus struct {
 	t     *testing.T
-	addrs ingress.Addresses
-	roots *x509.CertPool // that its visitors trust
-	stop  func() error   // stops it and returns the error of Run; later calls do nothing
+	addrs ingress.Addresses // where the server listens
+	roots *x509.CertPool    // CAs that the peers trust
+	stop  func() error      // stops the server and returns the error of Run; later calls do nothing
 
-	reload func() // as SIGHUP does
-
-	// How its visitors connect; nil is a [net.Dialer].
+	// connect opens the connections of the peers. nil means a [net.Dialer].
 	connect func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
@@ -130,7 +145,7 @@ func start(t *testing.T, args ...string) *plusminus {
 	}
 	served := make(chan error, 1)
 	go func() { served <- srv.Run(ctx) }()
-	s := &plusminus{t: t, addrs: srv.Addresses(), roots: x509.NewCertPool(), reload: srv.Reload}
+	s := &plusminus{t: t, addrs: srv.Addresses(), roots: x509.NewCertPool()}
 	stopped := false
 	s.stop = func() error {
 		if stopped {
@@ -151,8 +166,7 @@ func start(t *testing.T, args ...string) *plusminus {
 	return s
 }
 
-// client returns an HTTP client that reaches s under any name, trusts its root alone,
-// and does not follow redirects.
+// client returns an HTTP client that reaches s under any name, trusts s.roots only, and follows no redirects.
 func (s *plusminus) client() *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
@@ -178,8 +192,7 @@ func (s *plusminus) client() *http.Client {
 	}
 }
 
-// get returns the response to a GET and its body. host is the Host header, or "" for
-// the URL's.
+// get returns the response to a GET, and its body. If host is not empty it replaces the URL's host in the header.
 func (s *plusminus) get(url, host string) (*http.Response, string) {
 	s.t.Helper()
 	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet, url, nil)
@@ -207,6 +220,7 @@ func (s *plusminus) do(req *http.Request) (*http.Response, string) {
 	return resp, string(body)
 }
 
+// dial opens a WebSocket. The response tells why the server refused one.
 func (s *plusminus) dial(url string, opts websocket.DialOptions) (*websocket.Conn, *http.Response, error) {
 	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
 	defer cancel()
@@ -214,7 +228,7 @@ func (s *plusminus) dial(url string, opts websocket.DialOptions) (*websocket.Con
 	return websocket.Dial(ctx, url, &opts)
 }
 
-// join returns a client of the hub.
+// join connects a client to the hub. The client leaves when the test ends.
 func (s *plusminus) join(url string) *websocket.Conn {
 	s.t.Helper()
 	ws, _, err := s.dial(url, websocket.DialOptions{})
@@ -235,7 +249,7 @@ func waitUntil(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// read returns the next message in a form that can be compared.
+// read returns the next message in its canonical form.
 func read(t *testing.T, ws *websocket.Conn) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -247,13 +261,14 @@ func read(t *testing.T, ws *websocket.Conn) string {
 	return canonical(t, data)
 }
 
+// canonical returns a message with sorted keys and without the text for people, so that tests can compare it.
 func canonical(t *testing.T, data []byte) string {
 	t.Helper()
 	var m map[string]any
 	if err := json.Unmarshal(data, &m); err != nil {
 		t.Fatalf("%q: %v", data, err)
 	}
-	delete(m, "message") // free text
+	delete(m, "message")
 	out, err := json.Marshal(m)
 	if err != nil {
 		t.Fatal(err)
@@ -261,6 +276,7 @@ func canonical(t *testing.T, data []byte) string {
 	return string(out)
 }
 
+// send sends a text message.
 func send(t *testing.T, ws *websocket.Conn, text string) {
 	t.Helper()
 	if err := ws.Write(t.Context(), websocket.MessageText, []byte(text)); err != nil {
@@ -268,6 +284,7 @@ func send(t *testing.T, ws *websocket.Conn, text string) {
 	}
 }
 
+// wantRead reads one message for each of want, and compares them in their canonical form.
 func wantRead(t *testing.T, ws *websocket.Conn, want ...string) {
 	t.Helper()
 	for _, w := range want {
@@ -282,21 +299,16 @@ const (
 	minus = `{"action":"minus"}`
 )
 
-// waitReady waits for /readyz, at most a minute.
+// waitReady waits until /readyz answers 200.
 func (s *plusminus) waitReady() {
 	s.t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		resp, body := s.get("http://"+s.addrs.Admin+"/readyz", "")
-		if resp.StatusCode == 200 {
-			return
-		}
-		if time.Now().After(deadline) {
-			s.t.Fatalf("GET /readyz = %s", body)
-		}
-	}
+	waitUntil(s.t, "GET /readyz = 200", func() bool {
+		resp, _ := s.get("http://"+s.addrs.Admin+"/readyz", "")
+		return resp.StatusCode == http.StatusOK
+	})
 }
 
-// trustLocalCA has visitors trust the CA in a data folder, and nobody else.
+// trustLocalCA makes the peers trust the local CA of a data folder, and no other CA.
 func (s *plusminus) trustLocalCA(data string) {
 	s.t.Helper()
 	pem, err := os.ReadFile(filepath.Join(data, "local-ca", "root.pem"))

@@ -22,7 +22,7 @@ import (
 	"github.com/coder/websocket"
 )
 
-// A signal that comes while clients are being closed ends the process at once.
+// TestSecondSignal checks that a second SIGTERM ends a process that is stopping at once.
 func TestSecondSignal(t *testing.T) {
 	t.Parallel()
 	s := newFakeSystemd(t, []string{"https", "admin"}, "-http", "off", "-drain", "1m", "-log-format", "text")
@@ -30,16 +30,12 @@ func TestSecondSignal(t *testing.T) {
 	if _, body := s.get("http://"+s.addrs.Admin+"/readyz", ""); body != "ready\n" {
 		t.Fatalf("GET /readyz = %q", body)
 	}
-	silent, err := net.Dial("tcp", s.addrs.HTTPS[0]) // says nothing, and so is waited for
+	silent, err := net.Dial("tcp", s.addrs.HTTPS[0]) // sends nothing, so the stop waits for it
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer silent.Close()
-	for deadline := time.Now().Add(time.Minute); s.metric("plusminus_arrivals") != "1"; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the connection is not accepted")
-		}
-	}
+	waitUntil(t, "plusminus_arrivals to be 1", func() bool { return s.metric("plusminus_arrivals") == "1" })
 	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -49,21 +45,21 @@ func TestSecondSignal(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("GET /readyz = %s %q after SIGTERM, want 503 and that it is stopping", resp.Status, body)
+			t.Fatalf("GET /readyz after SIGTERM = %s %q, want 503 and stopping", resp.Status, body)
 		}
 	}
 	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.cmd.Wait(); err == nil || err.Error() != "signal: terminated" {
-		t.Errorf("after a second signal: %v, want that it ended the process", err)
+		t.Errorf("after a second signal: %v, want signal: terminated", err)
 	}
 	if strings.Contains(s.output.String(), "msg=stopped") {
-		t.Error("the process stopped in an orderly way, which takes longer")
+		t.Error("the log says that the process stopped in order, want an end at once")
 	}
 }
 
-// The value outlives the process, and a second process does not take it.
+// TestRestart checks that the next process has the value, and that two processes cannot use one data folder.
 func TestRestart(t *testing.T) {
 	t.Parallel()
 	data := t.TempDir()
@@ -76,7 +72,7 @@ func TestRestart(t *testing.T) {
 
 	out, err := command(t, "-data", data, "-https", "127.0.0.1:0", "-http", "off", "-admin", "off").CombinedOutput()
 	if exitStatus(err) != 1 || !strings.Contains(string(out), "in use by another process") {
-		t.Errorf("a second process on the data folder: %v, %q, want exit status 1 and the reason", err, out)
+		t.Errorf("second process on the data folder: %v, %q, want exit status 1 and the reason", err, out)
 	}
 
 	ws.CloseNow()
@@ -87,6 +83,7 @@ func TestRestart(t *testing.T) {
 	wantRead(t, ws, `{"count":1,"type":"users"}`, `{"type":"state","value":2}`)
 }
 
+// exitStatus returns the exit status of a command, or -1 if it did not exit by itself.
 func exitStatus(err error) int {
 	var exit *exec.ExitError
 	switch {
@@ -98,7 +95,7 @@ func exitStatus(err error) int {
 	return -1
 }
 
-// The process as its supervisor sees it: SIGTERM, 1012 to clients, exit status 0.
+// TestProcess checks the stop of a process: SIGTERM, 1012 to clients, exit status 0.
 func TestProcess(t *testing.T) {
 	t.Parallel()
 	cmd := command(t, "-https", "127.0.0.1:0", "-http", "off", "-admin", "off", "-log-format", "json")
@@ -135,7 +132,7 @@ func TestProcess(t *testing.T) {
 	}
 	_, _, err = ws.Read(t.Context())
 	if got := websocket.CloseStatus(err); got != websocket.StatusServiceRestart {
-		t.Errorf("the connection ended with %v, want status code 1012", err)
+		t.Errorf("Read = %v, want status code 1012", err)
 	}
 	rest, err := io.ReadAll(io.MultiReader(log.Buffered(), stderr))
 	if err != nil {
@@ -149,6 +146,7 @@ func TestProcess(t *testing.T) {
 	}
 }
 
+// TestExitStatus compares exit status and output of command lines that end by themselves.
 func TestExitStatus(t *testing.T) {
 	t.Parallel()
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
@@ -182,7 +180,7 @@ func TestExitStatus(t *testing.T) {
 	}
 }
 
-// SIGHUP makes the process look at its certificate files at once, and does not end it.
+// TestHangup checks that SIGHUP makes the process read its certificate files again, and does not end it.
 func TestHangup(t *testing.T) {
 	t.Parallel()
 	dir, roots := t.TempDir(), x509.NewCertPool()
@@ -199,14 +197,10 @@ func TestHangup(t *testing.T) {
 	if err := s.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(time.Minute); s.serial("counter.test") == before; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the new pair is not served")
-		}
-	}
+	waitUntil(t, "the server to serve the new certificate", func() bool { return s.serial("counter.test") != before })
 }
 
-// writePair writes a new pair for counter.test, signed by itself, to two files, and returns it.
+// writePair writes a new self-signed certificate for counter.test and its key to two files, and returns the certificate.
 func writePair(t *testing.T, certFile, keyFile string) *x509.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -22,11 +22,12 @@ import (
 	"plusminus/internal/machine"
 )
 
-// An address that asks too often is told when to come back, and one that goes on is not heard.
+// TestAddressRates checks the limits of one address. Over the first limit it gets 429 with Retry-After. Over the second
+// one the server closes its connections without an answer.
 func TestAddressRates(t *testing.T) {
 	t.Parallel()
 	const (
-		clients            = 10 // the least burst: with fewer, the burst would be more than the cap
+		clients            = 10 // the smallest burst; with fewer clients the burst would exceed the cap
 		connectionsPerJoin = 4  // TCP connections for each WebSocket connection
 	)
 	s := start(t, "-connection-rate", "0.01", "-max-clients-per-ip", strconv.Itoa(clients))
@@ -44,7 +45,7 @@ func TestAddressRates(t *testing.T) {
 			t.Fatalf("over the rate, upgrade %v: %v, want 429 and the end of the connection", upgrade, resp)
 		}
 		wait, err := strconv.Atoi(resp.Header.Get("Retry-After"))
-		// A tenth of a connection a hundredth of a second each: 10 s for a page.
+		// A request costs a tenth of a connection. At 0.01 connections a second that takes 10 s.
 		if most := map[bool]int{true: 100, false: 10}[upgrade]; err != nil || wait < 1 || wait > most {
 			t.Errorf("over the rate, upgrade %v: Retry-After %q, want at most %d", upgrade, resp.Header.Get("Retry-After"), most)
 		}
@@ -62,9 +63,9 @@ func TestAddressRates(t *testing.T) {
 		}
 		conn.Close()
 	}
-	const taken = clients + 2 // above
+	const taken = clients + 2 // connections of the lines above
 	if want := 2*clients*connectionsPerJoin - (clients*connectionsPerJoin - taken); unheard != want {
-		t.Errorf("%d connections were closed without an answer, want %d", unheard, want)
+		t.Errorf("the server closed %d connections without an answer, want %d", unheard, want)
 	}
 	_, body := s.get("http://"+s.addrs.Admin+"/metrics", "")
 	for _, want := range []string{
@@ -77,7 +78,7 @@ func TestAddressRates(t *testing.T) {
 	}
 }
 
-// Each reason and outcome is in /metrics from the start, and docs/limits.md explains it.
+// TestReasonsAreTold checks that /metrics has each reason and outcome from the start, and that docs/limits.md explains it.
 func TestReasonsAreTold(t *testing.T) {
 	t.Parallel()
 	s := start(t, "-connection-rate", "0")
@@ -110,15 +111,15 @@ func TestReasonsAreTold(t *testing.T) {
 	}
 }
 
-// With few file descriptors, strangers who take all that they can leave enough for clients,
-// for visitors of the page, and for the operator.
+// TestFewDescriptors limits the process to few file descriptors, and opens more silent connections than that. Clients,
+// visitors of the page, and the admin listener still get descriptors.
 func TestFewDescriptors(t *testing.T) {
 	t.Parallel()
 	const files = 96
 	room := machine.Machine{Files: files, Memory: 1 << 40}.Room()
 	cmd := command(t)
 	cmd.Args = append([]string{"/bin/sh", "-c", fmt.Sprintf("ulimit -n %d && exec %q \"$@\"", files, cmd.Path), "plusminus"},
-		"-https", "127.0.0.1:0", "-http", "off", "-admin", "127.0.0.1:0", "-max-clients-per-ip", "0", "-log-format", "json")
+		"-https", "127.0.0.1:0", "-http", "off", "-admin", "127.0.0.1:0", "-max-clients-per-ip", "0", "-drain", "1s", "-log-format", "json")
 	cmd.Path = "/bin/sh"
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
@@ -169,7 +170,7 @@ func TestFewDescriptors(t *testing.T) {
 	}
 	silent()
 	if _, resp, err := s.dial("wss://localhost/", websocket.DialOptions{}); err == nil || resp == nil || resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
-		t.Errorf("one client more: %v, %v, want 503 and Retry-After", resp, err)
+		t.Errorf("one client more than fit: response %v, %v, want 503 and Retry-After", resp, err)
 	}
 	for _, url := range []string{"https://localhost/", "http://" + s.addrs.Admin + "/readyz"} {
 		if resp, body := s.get(url, ""); resp.StatusCode != 200 {

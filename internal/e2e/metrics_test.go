@@ -18,7 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 )
 
-// declaredMetrics returns the labels of each metric that metrics.go declares, by its whole name.
+// declaredMetrics returns the labels of each metric that internal/admin/metrics.go declares, by the full name.
 func declaredMetrics(t *testing.T) map[string][]string {
 	t.Helper()
 	file, err := parser.ParseFile(token.NewFileSet(), "internal/admin/metrics.go", nil, 0)
@@ -70,7 +70,7 @@ func TestReadmeMetrics(t *testing.T) {
 	for _, row := range regexp.MustCompile("(?m)^\\| (`plusminus_[^|]*) \\|").FindAllStringSubmatch(string(page), -1) {
 		for _, m := range name.FindAllStringSubmatch(row[1], -1) {
 			if explained[m[1]] {
-				t.Errorf("docs/metrics.md explains %s twice", m[1])
+				t.Errorf("docs/metrics.md has two rows for %s, want one", m[1])
 			}
 			explained[m[1]] = true
 		}
@@ -91,13 +91,13 @@ func TestReadmeMetrics(t *testing.T) {
 		}
 		for _, m := range regexp.MustCompile(`plusminus_[a-z0-9_]+`).FindAllString(string(text), -1) {
 			if _, ok := declared[m]; !ok {
-				t.Errorf("%s names %s, and there is no such metric", file, m)
+				t.Errorf("%s names %s, which metrics.go does not declare", file, m)
 			}
 		}
 	}
 }
 
-// exposedMetrics returns the names and labels that /metrics has.
+// exposedMetrics returns the names of the metrics in /metrics.
 func (s *plusminus) exposedMetrics() map[string]bool {
 	s.t.Helper()
 	_, body := s.get("http://"+s.addrs.Admin+"/metrics", "")
@@ -108,13 +108,13 @@ func (s *plusminus) exposedMetrics() map[string]bool {
 	return names
 }
 
-// What is declared is told, but for what there is a reason not to tell.
+// TestDeclaredMetricsAreExposed checks that /metrics has each declared metric, except those that do not apply now.
 func TestDeclaredMetricsAreExposed(t *testing.T) {
 	t.Parallel()
 	s, _ := startCertified(t)
 	absent := []string{
 		"plusminus_replicas", "plusminus_store_epoch", // the store is not shared
-		"plusminus_acme_backoff_until_timestamp_seconds", "plusminus_acme_last_error_timestamp_seconds", // all is well
+		"plusminus_acme_backoff_until_timestamp_seconds", "plusminus_acme_last_error_timestamp_seconds", // no attempt has failed
 	}
 	var missing []string
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
@@ -141,7 +141,7 @@ func TestDeclaredMetricsAreExposed(t *testing.T) {
 	}
 }
 
-// The figures of the hub, as they are after a few messages.
+// TestHubMetrics compares the figures of the hub after a few messages.
 func TestHubMetrics(t *testing.T) {
 	t.Parallel()
 	s := start(t, "-plain", "-store", "memory", "-action-burst", "3", "-action-rate", "0.001", "-max-clients", "7")
@@ -183,7 +183,7 @@ func TestHubMetrics(t *testing.T) {
 		"plusminus_store_errors_total 0",
 		"plusminus_store_apply_duration_seconds_count 3",
 	}
-	// A sweep is counted when it is over, a moment after its last message is there.
+	// The hub counts a sweep at its end, a moment after the client has the message.
 	var missing []string
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		_, body := s.get("http://"+s.addrs.Admin+"/metrics", "")
@@ -198,7 +198,7 @@ func TestHubMetrics(t *testing.T) {
 	ws.Close(websocket.StatusNormalClosure, "")
 }
 
-// All that the alerts and dashboards of an operator are made of is there and says what is so.
+// TestMetrics checks the metrics that alerts and dashboards use, for a server with a certificate and for one without.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	s, ca := startCertified(t)
@@ -208,7 +208,7 @@ func TestMetrics(t *testing.T) {
 	var body string
 	for deadline := time.Now().Add(time.Minute); !strings.Contains(body, ok); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("/metrics has no line %s", ok) // a moment after it is served
+			t.Fatalf("/metrics has no line %s", ok)
 		}
 		_, body = s.get("http://"+s.addrs.Admin+"/metrics", "")
 	}
@@ -248,12 +248,12 @@ func TestMetrics(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("no failure told by\n%s", body)
+			t.Fatalf("/metrics has no failed attempt, want one:\n%s", body)
 		}
 	}
 }
 
-// prometheusNumber writes t as /metrics does.
+// prometheusNumber formats a time as /metrics does.
 func prometheusNumber(t time.Time) string {
 	return strconv.FormatFloat(float64(t.Unix()), 'g', -1, 64)
 }

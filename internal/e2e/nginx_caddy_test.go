@@ -21,11 +21,11 @@ import (
 	"github.com/coder/websocket"
 )
 
-// proxyTestDomain is the domain in docs/run.md.
+// proxyTestDomain is the domain in the examples of docs/run.md.
 const proxyTestDomain = "counter.example.com"
 
-// readmeExample returns the indented block of docs/run.md that matches pattern.
-func readmeExample(t *testing.T, pattern string) string {
+// proxyExample returns the indented block of docs/run.md whose first line matches pattern.
+func proxyExample(t *testing.T, pattern string) string {
 	t.Helper()
 	page, err := os.ReadFile("docs/run.md")
 	if err != nil {
@@ -38,7 +38,8 @@ func readmeExample(t *testing.T, pattern string) string {
 	return string(example)
 }
 
-// Each proxy runs the example of docs/run.md, with this test's addresses and a certificate. The files are in dir.
+// proxies are the reverse proxies of TestBehindProxy. config returns the example of docs/run.md, with the addresses of
+// the test, and a certificate in dir.
 var proxies = []struct {
 	name, debian string
 	config       func(t *testing.T, dir, listen, upstream string) string
@@ -62,12 +63,12 @@ http {
 %[4]s
     }
 }
-`, dir, listen, proxyTestDomain, strings.ReplaceAll(readmeExample(t, "location / {"), "127.0.0.1:8080", upstream))
+`, dir, listen, proxyTestDomain, strings.ReplaceAll(proxyExample(t, "location / {"), "127.0.0.1:8080", upstream))
 	}, func(dir string) []string {
 		return []string{"-p", dir, "-e", "stderr", "-c", filepath.Join(dir, "config")}
 	}},
 	{"caddy", "caddy", func(t *testing.T, dir, listen, upstream string) string {
-		example := strings.ReplaceAll(readmeExample(t, regexp.QuoteMeta(proxyTestDomain)+" {"), "127.0.0.1:8080", upstream)
+		example := strings.ReplaceAll(proxyExample(t, regexp.QuoteMeta(proxyTestDomain)+" {"), "127.0.0.1:8080", upstream)
 		_, port, _ := net.SplitHostPort(listen)
 		at := fmt.Sprintf("%s:%s {\n bind 127.0.0.1\n tls %s/cert.pem %[3]s/key.pem\n", proxyTestDomain, port, dir)
 		return "{\n admin off\n auto_https disable_redirects\n}\n" + strings.Replace(example, proxyTestDomain+" {\n", at, 1)
@@ -76,8 +77,9 @@ http {
 	}},
 }
 
-// Behind real proxies, as docs/run.md sets them up: the page and the hub work, the cap counts the clients' addresses
-// whatever they say of themselves, and they are told of a restart.
+// TestBehindProxy runs a server behind nginx and Caddy, configured as in docs/run.md. The page and the hub work.
+// -max-clients-per-ip counts the addresses of the clients, and ignores an X-Forwarded-For that a client sends. At a
+// stop of the server the clients receive 1012.
 func TestBehindProxy(t *testing.T) {
 	t.Parallel()
 	for _, proxy := range proxies {
@@ -118,7 +120,7 @@ func TestBehindProxy(t *testing.T) {
 					ws, resp, err := s.dial(url, websocket.DialOptions{HTTPHeader: forged})
 					if i == 2 {
 						if err == nil || resp == nil || resp.StatusCode < http.StatusBadRequest {
-							t.Errorf("a third client of %s: %v, %v, want that it is refused", ip, resp, err)
+							t.Errorf("third client of %s: response %v, %v, want a refusal", ip, resp, err)
 						}
 						continue
 					}
@@ -132,7 +134,7 @@ func TestBehindProxy(t *testing.T) {
 						send(t, ws, plus)
 						for read(t, ws) != `{"type":"state","value":1}` {
 						}
-						for events.next() != `data: {"type":"state","value":1}` { // those of users before it
+						for events.next() != `data: {"type":"state","value":1}` { // messages about users may come first
 						}
 						ended := make(chan error, 1)
 						go func() {
@@ -143,7 +145,7 @@ func TestBehindProxy(t *testing.T) {
 							t.Fatal(err)
 						}
 						if err := <-ended; websocket.CloseStatus(err) != websocket.StatusServiceRestart {
-							t.Errorf("the connection ended with %v, want status code 1012", err)
+							t.Errorf("Read = %v, want status code 1012", err)
 						}
 						events.wantEnd()
 						return
@@ -154,7 +156,7 @@ func TestBehindProxy(t *testing.T) {
 	}
 }
 
-// lookPath finds a program, also where only administrators look.
+// lookPath finds a program in PATH or in /usr/sbin.
 func lookPath(name string) (string, error) {
 	path, err := exec.LookPath(name)
 	if err != nil {
@@ -163,7 +165,7 @@ func lookPath(name string) (string, error) {
 	return path, err
 }
 
-// writeCertificate writes cert.pem and key.pem for a domain to a folder, and returns whom to trust.
+// writeCertificate writes a self-signed cert.pem and its key.pem to dir, and returns a pool that trusts it.
 func writeCertificate(t *testing.T, dir, domain string) *x509.CertPool {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -19,7 +19,7 @@ import (
 	"plusminus/static"
 )
 
-// Two people count together in a browser, and go on after the server was replaced.
+// TestChromium counts with two visitors, restarts the server on the same data folder, and goes on counting.
 func TestChromium(t *testing.T) {
 	t.Parallel()
 	browser := chromium(t)
@@ -44,7 +44,7 @@ func TestChromium(t *testing.T) {
 	b.wait(`document.title === "−1 · plusminus"`)
 	b.waitText("caption", "Last 5 minutes: −1 to 1")
 	for _, p := range []*page{a, b} {
-		p.quiet("counting")
+		p.wantNoProblems("counting")
 	}
 
 	if err := s.stop(); err != nil {
@@ -58,17 +58,17 @@ func TestChromium(t *testing.T) {
 	for _, p := range []*page{a, b} {
 		p.waitOpen()
 		p.waitText("value", "−1")
-		p.takeProblems() // it could not connect for a while, and said so
+		p.takeProblems() // the failed tries to connect
 	}
 	a.click("plus")
 	b.waitText("value", "0")
 	for _, p := range []*page{a, b} {
-		p.quiet("after the restart")
+		p.wantNoProblems("after the restart")
 	}
 }
 
-// A server is killed under the page: an action that it had answered is still there when it is back, one
-// that was sent to nobody is not, and the page does not send anything twice.
+// TestChromiumKill kills the server while a page is open. After the restart, each action that the server had answered
+// counts, and clicks without a connection do not. The page sends no action twice.
 func TestChromiumKill(t *testing.T) {
 	t.Parallel()
 	browser := chromium(t)
@@ -100,7 +100,7 @@ func TestChromiumKill(t *testing.T) {
 		p.click("plus")
 	}
 	p.waitText("value", "3")
-	p.quiet("counting")
+	p.wantNoProblems("counting")
 	cmd.Process.Kill()
 	cmd.Wait()
 	p.wait(`document.getElementById("status").dataset.state !== "open"`)
@@ -115,14 +115,15 @@ func TestChromiumKill(t *testing.T) {
 	p.waitText("value", "2")
 }
 
-// The policy holds in a browser, and quiet would tell of what breaks it.
+// TestChromiumPolicy checks that the browser enforces the content security policy, and that wantNoProblems reports
+// violations.
 func TestChromiumPolicy(t *testing.T) {
 	t.Parallel()
 	browser := chromium(t)
 	s := start(t)
 	p := openPage(t, browser, "https://localhost"+portOf(t, s.addrs.HTTPS[0])+"/")
 	p.waitOpen()
-	p.quiet("as it is")
+	p.wantNoProblems("without a violation")
 	for what, code := range map[string]string{
 		"inline style":    `document.body.setAttribute("style", "color: red")`,
 		"inline script":   `document.body.append(Object.assign(document.createElement("script"), { textContent: "window.broken = true" }))`,
@@ -132,11 +133,12 @@ func TestChromiumPolicy(t *testing.T) {
 	} {
 		p.eval(code)
 		var problems []string
-		for deadline := time.Now().Add(10 * time.Second); problems == nil && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		waitUntil(t, "the browser to report an "+what, func() bool {
 			problems = p.takeProblems()
-		}
+			return problems != nil
+		})
 		if !strings.Contains(strings.Join(problems, "\n"), "Content Security Policy") {
-			t.Errorf("%s: the browser says %q", what, problems)
+			t.Errorf("%s: the browser reports %q, want a violation of the Content Security Policy", what, problems)
 		}
 	}
 	if p.eval(`window.broken`) != "undefined" {
@@ -144,7 +146,8 @@ func TestChromiumPolicy(t *testing.T) {
 	}
 }
 
-// Offline is said at once, a click is refused, and the page is back by itself.
+// TestChromiumOffline puts the browser offline and back. The page shows that it is offline, refuses clicks, and
+// reconnects without help.
 func TestChromiumOffline(t *testing.T) {
 	t.Parallel()
 	browser := chromium(t)
@@ -164,7 +167,7 @@ func TestChromiumOffline(t *testing.T) {
 	p.click("plus")
 	p.waitText("value", "2")
 	p.waitText("sentence", "")
-	p.quiet("offline and back")
+	p.wantNoProblems("offline and back")
 }
 
 // swift makes the timers of a page run 20 times as fast, and timers of 2 minutes and more 100 times as fast. Timers
@@ -175,8 +178,8 @@ const swift = `{
 	AbortSignal.timeout = (ms) => timeout.call(AbortSignal, ms / 20);
 }`
 
-// A page that only watches notices that its connection is dead, although nobody tells it: what is between
-// swallows all packets, as a router does that has forgotten the connection.
+// TestChromiumDeadConnection checks that a page without clicks notices a dead connection. A black hole drops all bytes
+// without a reset, like a router that has lost its state of the connection.
 func TestChromiumDeadConnection(t *testing.T) {
 	t.Parallel()
 	browser := chromium(t)
@@ -191,20 +194,20 @@ func TestChromiumDeadConnection(t *testing.T) {
 			p.waitOpen()
 			p.wait(`/^−?\d+$/.test(document.getElementById("value").textContent)`)
 			p.eval(`(window.seen = [], new MutationObserver(() => seen.push(sentence.textContent)).observe(sentence, { childList: true }))`)
-			hole.swallow(what == "network")
-			if what == "connection" { // the way to the server is open, but this page's connection is forgotten
+			hole.drop(what == "network")
+			if what == "connection" { // new connections reach the server, and this page's connection is dead
 				send(t, s.join("wss://counter.test/"), `{"action":"plus"}`)
 			}
 			p.wait(`seen.includes("The server does not answer.")`)
-			hole.open()
+			hole.pass()
 			p.waitOpen()
 			p.waitText("value", format(valueOf(s, "https://counter.test/")))
 		})
 	}
 }
 
-// A click that goes into a connection which is dead is not lost silently: the page says that it waits, then
-// that nobody can tell whether it counted. It is not sent again.
+// TestChromiumLostClick clicks on a page with a dead connection. The page first shows that it waits for an answer, then
+// that the click may have counted or not. It does not send the click again.
 func TestChromiumLostClick(t *testing.T) {
 	t.Parallel()
 	browser := chromium(t)
@@ -215,21 +218,21 @@ func TestChromiumLostClick(t *testing.T) {
 	p.do(chromedp.Navigate("https://counter.test" + portOf(t, hole.addr) + "/"))
 	p.waitText("value", "0")
 	p.eval(`(window.said = [], new MutationObserver(() => said.push(message.textContent)).observe(message, { childList: true }))`)
-	hole.swallow(false)
+	hole.drop(false)
 	p.click("plus")
 	p.click("plus")
 	p.wait(`said.includes("Waiting for the server's answer…")`)
 	p.wait(`said.includes("The last click got no answer: it may have counted or not.")`)
 	p.waitOpen()
 	p.waitText("message", "")
-	p.click("plus") // the first action that the server gets
+	p.click("plus") // the first action that reaches the server
 	p.waitText("value", "1")
 	if got := valueOf(s, "https://counter.test/"); got != 1 {
-		t.Errorf("the value is %d, want 1", got)
+		t.Errorf("GET /state has the value %d, want 1", got)
 	}
 }
 
-// A page is not overwhelmed by a crowd: of values that come faster than it can show them it shows the newest.
+// TestChromiumCrowd sends a page 1,000 values at once. The page shows only the newest one.
 func TestChromiumCrowd(t *testing.T) {
 	t.Parallel()
 	browser := chromium(t)
@@ -246,22 +249,22 @@ func TestChromiumCrowd(t *testing.T) {
 	p.waitText("value", "400")
 	p.waitText("caption", "Last 5 minutes: 0 to 700")
 	if shown := p.eval(`shown`); shown != "400" {
-		t.Errorf("a thousand values at once were shown as %s", shown)
+		t.Errorf("of 1,000 values at once the page showed %s, want 400 only", shown)
 	}
-	p.quiet("with a crowd")
+	p.wantNoProblems("with a crowd")
 
-	// The last value before an end is shown, and shown as old.
+	// The page shows the last value before the end of a connection, and marks it as stale.
 	p.eval(`(ws.onmessage({ data: '{"type":"state","value":5}' }), ws.onclose({ code: 1013 }))`)
 	p.waitText("value", "5")
 	// One of the next frames could undo it.
 	p.eval(`(window.frames = 0, requestAnimationFrame(function count() { window.frames++; requestAnimationFrame(count); }))`)
 	p.wait(`window.frames >= 6`)
 	if class := p.eval(`value.className`); class != "stale" {
-		t.Errorf("without a connection, the value has class %q, want stale", class)
+		t.Errorf("without a connection the value has the class %q, want stale", class)
 	}
 }
 
-// What the server says reaches the person: an error, a full house, a close code.
+// TestChromiumRefusals checks what the page shows for each error, for a full server, and for each close code.
 func TestChromiumRefusals(t *testing.T) {
 	t.Parallel()
 	browser := chromium(t)
@@ -275,7 +278,7 @@ func TestChromiumRefusals(t *testing.T) {
 		p.click("plus")
 		p.waitText("message", "Too many actions at once: this one was not counted.")
 		p.waitText("value", "1")
-		p.quiet("with an error")
+		p.wantNoProblems("with an error")
 	})
 	t.Run("full", func(t *testing.T) {
 		t.Parallel()
@@ -339,13 +342,13 @@ func TestChromiumRefusals(t *testing.T) {
 			p.wait(`/^Trying again (in \d+ s\.|now…)$/.test(document.getElementById("countdown").textContent)`)
 			p.click("retry")
 			p.waitOpen()
-			p.wait(`document.activeElement.id === "plus"`) // and not lost with the button
-			p.quiet("with a close code")
+			p.wait(`document.activeElement.id === "plus"`) // the hidden retry button does not keep the focus
+			p.wantNoProblems("with a close code")
 		})
 	}
 }
 
-// serveTo serves the page, and each WebSocket by f, until the test ends.
+// serveTo serves the page until the test ends, and calls f for each WebSocket.
 func serveTo(t *testing.T, f func(*websocket.Conn)) (url string) {
 	t.Helper()
 	files := static.Handler()
@@ -375,7 +378,7 @@ func format(v int64) string {
 	return strings.ReplaceAll(strconv.FormatInt(v, 10), "-", "−")
 }
 
-// valueOf returns what GET /state says under url.
+// valueOf returns the value in GET /state under url.
 func valueOf(s *plusminus, url string) int64 {
 	s.t.Helper()
 	_, body := s.get(url+"state", "")

@@ -11,14 +11,15 @@ import (
 	"plusminus/acme/pebbletest"
 )
 
-// forwarder is a port of loopback that leads to an address that is known only later:
-// the CA has to know where it will find a server before that server can start.
+// forwarder is a loopback port that passes connections on to a server. The address of the server may come later: a CA
+// needs a port for its validations before the server can start.
 type forwarder struct {
 	port   int
 	target string        // Immutable once known is closed.
 	known  chan struct{} // closed by to; connections wait for it
 }
 
+// newForwarder starts a forwarder that ends with the test.
 func newForwarder(t *testing.T) *forwarder {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -43,12 +44,13 @@ func newForwarder(t *testing.T) *forwarder {
 	return f
 }
 
-// to is to be called once.
+// to sets the address of the server. A test calls it once.
 func (f *forwarder) to(target string) {
 	f.target = target
 	close(f.known)
 }
 
+// forward passes the bytes of one connection on, in both directions.
 func (f *forwarder) forward(in net.Conn) {
 	defer in.Close()
 	<-f.known
@@ -68,8 +70,8 @@ func (f *forwarder) forward(in net.Conn) {
 	<-back
 }
 
-// The whole program gets its certificate by either challenge alone, counts over it, and
-// orders nothing after a restart, or while the CA is away.
+// TestPebble gets a certificate by one challenge alone, and counts over it. After a restart without the CA the server
+// uses the same certificate and orders nothing.
 func TestPebble(t *testing.T) {
 	t.Parallel()
 	for _, challenge := range []string{"tls-alpn-01", "http-01"} {
@@ -112,7 +114,7 @@ func TestPebble(t *testing.T) {
 			ws = s.join("wss://counter.test/")
 			wantRead(t, ws, `{"count":1,"type":"users"}`, `{"type":"state","value":1}`)
 			if got := ca.Orders(); got != orders {
-				t.Errorf("%d orders after a restart, want still %d", got, orders)
+				t.Errorf("orders after a restart = %d, want %d as before", got, orders)
 			}
 		})
 	}

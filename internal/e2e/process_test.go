@@ -13,25 +13,24 @@ import (
 	"strconv"
 	"sync"
 	"testing"
-	"time"
 
 	"plusminus/acme/pebbletest"
 	"plusminus/internal/ingress"
 )
 
-// process is a plusminus in a process of its own, which can be killed and started again on the same
-// ports and the same data folder.
+// process runs the program as a process that a test can kill and start again, on the same ports and the same data
+// folder.
 type process struct {
-	plusminus // reaches the process that runs
+	plusminus // the process that runs now
 	args      []string
-	data      string        // the folder
-	output    *lockedBuffer // of all its processes
+	data      string        // the data folder
+	output    *lockedBuffer // of all processes so far
 
 	mu  sync.Mutex
-	cmd *exec.Cmd // nil before the first start. Guarded by mu.
+	cmd *exec.Cmd // the last process; nil before the first start. Guarded by mu.
 }
 
-// A lockedBuffer is a [bytes.Buffer] that is safe for concurrent use.
+// lockedBuffer is a [bytes.Buffer] that is safe for concurrent use.
 type lockedBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -49,22 +48,30 @@ func (b *lockedBuffer) String() string {
 	return b.buf.String()
 }
 
-// freeAddr returns an address of loopback at which nobody listens. Its port is below those that systems
-// give to outgoing connections, one of which could take it while the process that is to listen is away.
+// freePorts are the ports that freeAddr has returned.
+var freePorts sync.Map
+
+// freeAddr returns a loopback address with a free port, and never returns it again. The port is below the range that
+// systems use for outgoing connections: such a connection could take the port between two processes of a test.
 func freeAddr(t *testing.T) string {
 	t.Helper()
 	for range 100 {
-		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000)))
+		port := 20000 + rand.IntN(12000)
+		if _, used := freePorts.LoadOrStore(port, true); used {
+			continue
+		}
+		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err == nil {
 			defer ln.Close()
 			return ln.Addr().String()
 		}
 	}
-	t.Fatal("no port is free from 20000 to 31999")
+	t.Fatal("100 ports from 20000 to 31999 are in use")
 	return ""
 }
 
-// newCertifiedProcess returns one for counter.test, not started yet, and the CA that finds it.
+// newCertifiedProcess returns a process for counter.test, which it does not start, and the CA of its certificates.
+// The CA validates at the port of the process, unless cfg names another one.
 func newCertifiedProcess(t *testing.T, cfg pebbletest.Config) (*process, *pebbletest.CA) {
 	t.Helper()
 	m := &process{output: new(lockedBuffer)}
@@ -87,12 +94,13 @@ func newCertifiedProcess(t *testing.T, cfg pebbletest.Config) (*process, *pebble
 	t.Cleanup(func() {
 		m.kill()
 		if t.Failed() {
-			t.Logf("its processes logged:\n%s", m.output)
+			t.Logf("the processes logged:\n%s", m.output)
 		}
 	})
 	return m, ca
 }
 
+// start starts the next process.
 func (m *process) start() {
 	m.t.Helper()
 	m.mu.Lock()
@@ -104,7 +112,7 @@ func (m *process) start() {
 	}
 }
 
-// kill sends SIGKILL and returns when the process is gone.
+// kill sends SIGKILL and returns when the process has ended. It does nothing if no process runs.
 func (m *process) kill() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -114,7 +122,7 @@ func (m *process) kill() {
 	}
 }
 
-// ready reports whether /readyz says so.
+// ready reports whether /readyz answers 200.
 func (m *process) ready() bool {
 	resp, err := http.Get("http://" + m.addrs.Admin + "/readyz")
 	if err != nil {
@@ -124,20 +132,19 @@ func (m *process) ready() bool {
 	return resp.StatusCode == 200
 }
 
+// waitUp waits until the process answers on its admin listener.
 func (m *process) waitUp() {
 	m.t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
-		if resp, err := http.Get("http://" + m.addrs.Admin + "/livez"); err == nil {
+	waitUntil(m.t, "GET /livez to be answered", func() bool {
+		resp, err := http.Get("http://" + m.addrs.Admin + "/livez")
+		if err == nil {
 			resp.Body.Close()
-			return
 		}
-		if time.Now().After(deadline) {
-			m.t.Fatal("it does not come up")
-		}
-	}
+		return err == nil
+	})
 }
 
-// newLocalProcess returns a plusminus for localhost with a certificate of its own CA, started.
+// newLocalProcess starts a process for localhost, with a certificate of its local CA, and waits until it answers.
 func newLocalProcess(t *testing.T, args ...string) *process {
 	t.Helper()
 	m := &process{output: new(lockedBuffer)}
@@ -150,7 +157,7 @@ func newLocalProcess(t *testing.T, args ...string) *process {
 		m.kill()
 		if t.Failed() {
 			text := m.output.String()
-			t.Logf("its processes logged:\n%s", text[max(0, len(text)-8000):])
+			t.Logf("the processes logged:\n%s", text[max(0, len(text)-8000):])
 		}
 	})
 	m.start()

@@ -19,7 +19,7 @@ import (
 	"plusminus/hub/valkey/redistest"
 )
 
-// Alerts and dashboard use the names that there are. deploy/check looks at their labels, too.
+// TestDeployMetrics checks that alerts and dashboard use declared metrics only. deploy/check also checks the labels.
 func TestDeployMetrics(t *testing.T) {
 	t.Parallel()
 	declared := declaredMetrics(t)
@@ -28,19 +28,19 @@ func TestDeployMetrics(t *testing.T) {
 		for _, m := range name.FindAllString(text, -1) {
 			base := regexp.MustCompile(`_(bucket|sum|count)$`).ReplaceAllString(m, "")
 			if _, ok := declared[m]; !ok && !(strings.HasSuffix(base, "_seconds") && declared[base] != nil) {
-				t.Errorf("%s uses %s, and there is no such metric", file, m)
+				t.Errorf("%s uses %s, which metrics.go does not declare", file, m)
 			}
 		}
 	}
 }
 
-// promServer is a Prometheus that scrapes one plusminus, with the rules of deploy.
+// promServer is a Prometheus that scrapes one server and evaluates the rules of deploy.
 type promServer struct {
 	t   *testing.T
 	url string
 }
 
-// startPrometheus runs it with deploy's own configuration until the test ends.
+// startPrometheus runs Prometheus with the configuration of deploy until the test ends.
 func startPrometheus(t *testing.T, s *plusminus) *promServer {
 	t.Helper()
 	dir := t.TempDir()
@@ -89,14 +89,14 @@ func startPrometheus(t *testing.T, s *plusminus) *promServer {
 	case a := <-address:
 		return &promServer{t, "http://" + a}
 	case <-ended:
-		t.Fatal("Prometheus does not start")
+		t.Fatal("Prometheus ended before it listened")
 	case <-time.After(time.Minute):
-		t.Fatal("Prometheus does not listen")
+		t.Fatal("Prometheus does not listen after a minute")
 	}
 	return nil
 }
 
-// ask asks its API, and reports false if it is not there yet.
+// ask decodes the data that the API of Prometheus returns for path. It reports false while Prometheus starts.
 func (p *promServer) ask(s *plusminus, path string, data any) bool {
 	p.t.Helper()
 	resp, body := s.get(p.url+"/api/v1/"+path, "")
@@ -113,12 +113,12 @@ func (p *promServer) ask(s *plusminus, path string, data any) bool {
 	return true
 }
 
-// Each panel of the dashboard shows something of a plusminus that serves, and no alert is on. This is a
-// Prometheus, not a Grafana.
+// TestDeployPrometheus scrapes a server that clients use. The query of each panel of the dashboard has a result, and no
+// alert fires. The test runs Prometheus, not Grafana.
 func TestDeployPrometheus(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
-		t.Skip("starts a Prometheus")
+		t.Skip("-short starts no Prometheus")
 	}
 	if _, err := exec.LookPath("prometheus"); err != nil {
 		t.Skip("prometheus is missing (Debian: apt install prometheus)")
@@ -127,7 +127,7 @@ func TestDeployPrometheus(t *testing.T) {
 	s, _ := startCertified(t, "-store", "redis://"+redis.Addr)
 	p := startPrometheus(t, s)
 
-	// Somebody has to be there and act, all the time.
+	// A client stays connected and acts all the time, so that all series have values.
 	ws := s.join("wss://counter.test/")
 	go func() {
 		for {
@@ -144,8 +144,8 @@ func TestDeployPrometheus(t *testing.T) {
 
 	queries := dashboardQueries(t)
 	empty := []string{
-		"Last error of the CA", // there is none
-		"Memory per client",    // shown from 1,000 clients on
+		"Last error of the CA", // no attempt has failed
+		"Memory per client",    // has values from 1,000 clients on
 	}
 	for deadline := time.Now().Add(time.Minute); len(queries) > 0; time.Sleep(200 * time.Millisecond) {
 		act()
@@ -155,7 +155,7 @@ func TestDeployPrometheus(t *testing.T) {
 			return ok && len(data.Result) > 0 != slices.Contains(empty, q.panel)
 		})
 		if time.Now().After(deadline) {
-			t.Fatalf("nothing is shown, or something that should not be, by %q", queries)
+			t.Fatalf("these panels have no result, or one that they should not have: %q", queries)
 		}
 	}
 
@@ -180,21 +180,22 @@ func TestDeployPrometheus(t *testing.T) {
 	want := strings.Count(text, "- alert: ")
 	for deadline := time.Now().Add(time.Minute); evaluated() < want; time.Sleep(200 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("not all of %d rules work: %+v", want, rules)
+			t.Fatalf("not all of %d rules are healthy: %+v", want, rules)
 		}
 	}
 	for _, g := range rules.Groups {
 		for _, r := range g.Rules {
 			if r.State != "inactive" {
-				t.Errorf("%s is %s, and all is well", r.Name, r.State)
+				t.Errorf("alert %s is %s, want inactive", r.Name, r.State)
 			}
 		}
 	}
 }
 
-// dashboardQuery is what one panel asks.
+// dashboardQuery is a query of a panel.
 type dashboardQuery struct{ panel, expr string }
 
+// dashboardQueries returns the queries of the dashboard, with the variables of Grafana replaced.
 func dashboardQueries(t *testing.T) []dashboardQuery {
 	t.Helper()
 	var dashboard struct {
@@ -214,7 +215,7 @@ func dashboardQueries(t *testing.T) []dashboardQuery {
 		}
 	}
 	if len(queries) == 0 {
-		t.Fatal("the dashboard asks nothing")
+		t.Fatal("the dashboard has no query")
 	}
 	return queries
 }

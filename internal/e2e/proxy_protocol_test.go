@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,7 +22,7 @@ import (
 	"plusminus/internal/ingress"
 )
 
-// sayFirst has visitors begin each connection with some bytes.
+// sayFirst makes the peers of s send first at the beginning of each connection.
 func (s *plusminus) sayFirst(first string) {
 	s.connect = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		nc, err := new(net.Dialer).DialContext(ctx, network, addr)
@@ -32,7 +33,7 @@ func (s *plusminus) sayFirst(first string) {
 	}
 }
 
-// metric returns the value of a line of /metrics, which begins with name.
+// metric returns the value of a series in /metrics, or "". name has the labels, too.
 func (s *plusminus) metric(name string) string {
 	s.t.Helper()
 	_, body := s.get("http://"+s.addrs.Admin+"/metrics", "")
@@ -44,7 +45,8 @@ func (s *plusminus) metric(name string) string {
 	return ""
 }
 
-// wantProxyRefusals compares what was counted.
+// wantProxyRefusals compares the counts of refused connections: with a PROXY header from a peer that is no balancer,
+// without a header, and with a malformed one.
 func (s *plusminus) wantProxyRefusals(foreign, missing, bad int) {
 	s.t.Helper()
 	s.connect = nil
@@ -56,7 +58,7 @@ func (s *plusminus) wantProxyRefusals(foreign, missing, bad int) {
 	}
 }
 
-// header returns a PROXY protocol header for a connection from an address.
+// header returns a PROXY protocol header that states from as the client's address.
 func header(t *testing.T, version byte, from string) string {
 	t.Helper()
 	h := proxyproto.HeaderProxyFromAddrs(version, &net.TCPAddr{IP: net.ParseIP(from), Port: 4711}, &net.TCPAddr{IP: net.ParseIP(from), Port: 443})
@@ -67,9 +69,10 @@ func header(t *testing.T, version byte, from string) string {
 	return string(b)
 }
 
-const proxyLocal = "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00" // version 2
+// proxyLocal is a header of version 2 with the command LOCAL: the connection is the balancer's own.
+const proxyLocal = "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
 
-// The cap per address counts the addresses that balancers tell of.
+// TestProxyProtocol checks that -max-clients-per-ip counts the addresses that PROXY headers state.
 func TestProxyProtocol(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -89,21 +92,21 @@ func TestProxyProtocol(t *testing.T) {
 				header(t, 1, "2001:db8::1"),
 				header(t, 2, "192.0.2.2"),
 				header(t, 2, "2001:db8:0:1::1"),
-				proxyLocal, // the balancer's own, and so counted under its address
+				proxyLocal, // counts for the address of the balancer
 			} {
 				s.sayFirst(first)
 				for range 2 {
 					all = append(all, s.join(url))
 				}
 				if _, resp, err := s.dial(url, websocket.DialOptions{}); err == nil || resp == nil || resp.StatusCode/100 < 4 {
-					t.Errorf("a third client after %q: %v, %v, want that it is refused", first, resp, err)
+					t.Errorf("third client after %q: response %v, %v, want a refusal", first, resp, err)
 				}
 			}
 			s.sayFirst("PROXY UNKNOWN\r\n")
 			if _, resp, err := s.dial(url, websocket.DialOptions{}); err == nil || resp == nil {
-				t.Errorf("a third client of the balancer: %v, %v, want that it is refused", resp, err)
+				t.Errorf("third client with the balancer's address: response %v, %v, want a refusal", resp, err)
 			}
-			// The hub writes to them beside what reads.
+			// The hub's writes bypass the reader that has removed the header.
 			send(t, all[0], plus)
 			for i, ws := range all {
 				for read(t, ws) != `{"type":"state","value":1}` {
@@ -117,6 +120,8 @@ func TestProxyProtocol(t *testing.T) {
 	}
 }
 
+// TestProxyProtocolRefused sends headers that the listener must refuse, and checks that it closes the connection and
+// counts the reason.
 func TestProxyProtocolRefused(t *testing.T) {
 	t.Parallel()
 	long := "\r\n\r\n\x00\r\nQUIT\n\x21\x11\xff\xff"
@@ -141,7 +146,7 @@ func TestProxyProtocolRefused(t *testing.T) {
 			s.sayFirst(tt.first)
 			client := s.client()
 			if resp, err := client.Get("https://localhost/state"); err == nil {
-				t.Errorf("GET /state = %s, want that the connection is closed", resp.Status)
+				t.Errorf("GET /state = %s, want a closed connection", resp.Status)
 				resp.Body.Close()
 			}
 			client.CloseIdleConnections()
@@ -156,7 +161,7 @@ func TestProxyProtocolRefused(t *testing.T) {
 	})
 }
 
-// haproxyConfig passes connections on, and looks every 50 ms whether the server is there.
+// haproxyConfig passes connections on and checks the server every 50 ms.
 const haproxyConfig = `
 defaults
     mode tcp
@@ -173,7 +178,8 @@ backend v2
     server a %[3]s send-proxy-v2 check-send-proxy check inter 50ms
 `
 
-// Behind a real balancer the cap counts its clients' addresses, and its checks are no refusals.
+// TestHAProxy checks behind a real balancer that -max-clients-per-ip counts the clients' addresses, and that the
+// balancer's health checks do not count as refusals.
 func TestHAProxy(t *testing.T) {
 	t.Parallel()
 	needLoopbacks(t)
@@ -191,13 +197,16 @@ func TestHAProxy(t *testing.T) {
 				t.Fatal(err)
 			}
 			startPeer(t, exec.CommandContext(t.Context(), haproxy, "-db", "-f", file), in)
-			time.Sleep(200 * time.Millisecond) // some checks
+			waitUntil(t, "five checks of HAProxy", func() bool {
+				checks, _ := strconv.Atoi(s.metric(`plusminus_handshakes_total{outcome="gone"}`))
+				return checks >= 5
+			})
 			for _, ip := range []string{"127.0.0.2", "127.0.0.3"} {
 				s.from(ip, in)
 				ws := s.join("wss://localhost/")
 				read(t, ws)
 				if _, resp, err := s.dial("wss://localhost/", websocket.DialOptions{}); err == nil || resp == nil || resp.StatusCode < http.StatusBadRequest {
-					t.Errorf("a second client of %s: %v, %v, want that it is refused", ip, resp, err)
+					t.Errorf("second client of %s: response %v, %v, want a refusal", ip, resp, err)
 				}
 			}
 			s.wantProxyRefusals(0, 0, 0)
@@ -205,17 +214,17 @@ func TestHAProxy(t *testing.T) {
 	}
 }
 
-// needLoopbacks skips the test where clients cannot have addresses of their own.
+// needLoopbacks skips the test where a client cannot connect from 127.0.0.2.
 func needLoopbacks(t *testing.T) {
 	t.Helper()
 	ln, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)})
 	if err != nil {
-		t.Skip("only Linux has all of 127.0.0.0/8: ", err)
+		t.Skip("127.0.0.2 is not a local address here; Linux has all of 127.0.0.0/8: ", err)
 	}
 	ln.Close()
 }
 
-// from has visitors come from an address of loopback to another one.
+// from makes the peers of s connect from ip to the address to.
 func (s *plusminus) from(ip, to string) {
 	s.connect = func(ctx context.Context, network, _ string) (net.Conn, error) {
 		d := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}
@@ -223,12 +232,12 @@ func (s *plusminus) from(ip, to string) {
 	}
 }
 
-// startPeer starts a program that listens on addr and ends it with the test.
+// startPeer starts a program, waits until it listens on addr, and ends it with the test.
 func startPeer(t *testing.T, cmd *exec.Cmd, addr string) {
 	t.Helper()
 	output := new(lockedBuffer)
 	cmd.Stdout, cmd.Stderr = output, output
-	cmd.WaitDelay = time.Second // for children that outlive it
+	cmd.WaitDelay = time.Second // its children may keep stderr open
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -243,7 +252,7 @@ func startPeer(t *testing.T, cmd *exec.Cmd, addr string) {
 			<-ended
 		}
 		if t.Failed() {
-			t.Logf("%s said:\n%s", cmd.Path, output)
+			t.Logf("%s printed:\n%s", cmd.Path, output)
 		}
 	})
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {

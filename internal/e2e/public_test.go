@@ -10,6 +10,7 @@ import (
 	"github.com/coder/websocket"
 )
 
+// TestPublicListener compares the answers on the HTTPS and HTTP listeners for paths and Host headers.
 func TestPublicListener(t *testing.T) {
 	t.Parallel()
 	s := start(t, "-domain", "localhost,counter.test", "-domain", "127.0.0.1")
@@ -54,6 +55,7 @@ func TestPublicListener(t *testing.T) {
 	}
 }
 
+// TestIPv6 serves on an IPv6 and an IPv4 address at once.
 func TestIPv6(t *testing.T) {
 	t.Parallel()
 	probe, err := net.Listen("tcp", "[::1]:0")
@@ -73,6 +75,7 @@ func TestIPv6(t *testing.T) {
 	}
 }
 
+// portOf returns the port of an address, with its colon.
 func portOf(t *testing.T, addr string) string {
 	t.Helper()
 	_, port, err := net.SplitHostPort(addr)
@@ -82,6 +85,7 @@ func portOf(t *testing.T, addr string) string {
 	return ":" + port
 }
 
+// TestOrigin checks which origins and hosts may open a WebSocket.
 func TestOrigin(t *testing.T) {
 	t.Parallel()
 	s := start(t, "-domain", "counter.test", "-origin", "https://friend.example")
@@ -118,6 +122,7 @@ func TestOrigin(t *testing.T) {
 	}
 }
 
+// TestPlain checks a server with -plain: HTTP and WebSockets on one listener, without TLS.
 func TestPlain(t *testing.T) {
 	t.Parallel()
 	s := start(t, "-plain", "-domain", "counter.example.com")
@@ -130,12 +135,11 @@ func TestPlain(t *testing.T) {
 	ws := s.join("ws://counter.example.com/")
 	wantRead(t, ws, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`)
 	if len(s.addrs.HTTPS) != 0 {
-		t.Errorf("listens on %q with -plain", s.addrs.HTTPS)
+		t.Errorf("HTTPS listeners with -plain = %q, want none", s.addrs.HTTPS)
 	}
 }
 
-// A certificate that is not there yet is why the server is not ready, and the reason
-// says so.
+// TestNotReady checks that a server without its certificate is not ready, and that /readyz names the domain.
 func TestNotReady(t *testing.T) {
 	t.Parallel()
 	s := start(t, "-domain", "counter.test", "-acme-directory", "https://127.0.0.1:1/dir")

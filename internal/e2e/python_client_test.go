@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// pythonClient is a client as the tutorial's readers write it.
+// pythonClient is a client like that of the tutorial of the websockets library.
 const pythonClient = `
 import asyncio, json, ssl, sys, websockets
 
@@ -36,10 +36,10 @@ async def main(url, root):
 asyncio.run(main(*sys.argv[1:]))
 `
 
-// pythonWebsockets returns a Python that has websockets, or skips the test.
+// pythonWebsockets returns the name of a Python that has the websockets library, or skips the test.
 func pythonWebsockets(t *testing.T) string {
 	t.Helper()
-	// Debian's package is for Debian's Python, which need not be the first one in PATH.
+	// Debian's package belongs to Debian's Python, which may not be the first one in PATH.
 	for _, name := range []string{"python3", "/usr/bin/python3"} {
 		if exec.CommandContext(t.Context(), name, "-c", "import websockets").Run() == nil {
 			return name
@@ -49,6 +49,7 @@ func pythonWebsockets(t *testing.T) string {
 	return ""
 }
 
+// TestPythonWebsockets counts with two clients in Python, and sends a message that is too big.
 func TestPythonWebsockets(t *testing.T) {
 	t.Parallel()
 	python := pythonWebsockets(t)

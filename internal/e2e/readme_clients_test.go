@@ -12,23 +12,23 @@ import (
 	"time"
 )
 
-// readmeClients are the clients that README offers for copying, by the language of their code block.
+// readmeClients are the example clients of README, by the language of their code block.
 var readmeClients = []struct {
 	language string
-	sends    bool // a plus of its own
+	sends    bool // the client sends a plus
 	command  func(t *testing.T, dir, code string) *exec.Cmd
 }{
 	{"js", true, func(t *testing.T, dir, code string) *exec.Cmd {
 		if _, err := exec.LookPath("node"); err != nil {
 			t.Skip("Node is not installed (Debian: nodejs)")
 		}
-		for _, options := range [][]string{nil, {"--experimental-websocket"}} { // without from Node 22 on
+		for _, options := range [][]string{nil, {"--experimental-websocket"}} { // Node 22 and later needs no option
 			probe := exec.CommandContext(t.Context(), "node", append(options, "-e", "new WebSocket('ws://127.0.0.1:1/').onerror = () => {}")...)
 			if probe.Run() == nil {
 				return exec.CommandContext(t.Context(), "node", append(options, writeIn(t, dir, "client.js", code))...)
 			}
 		}
-		t.Skip("this Node has no WebSocket; those from 20.10 on do")
+		t.Skip("this Node has no WebSocket; Node 20.10 and later has one")
 		return nil
 	}},
 	{"python", true, func(t *testing.T, dir, code string) *exec.Cmd {
@@ -51,7 +51,7 @@ var readmeClients = []struct {
 		}
 		writeIn(t, dir, "go.sum", string(sum))
 		cmd := exec.CommandContext(t.Context(), "go", "run", ".")
-		cmd.Env = append(os.Environ(), "GOPROXY=off", "GOWORK=off", "GOFLAGS=") // this module has it already
+		cmd.Env = append(os.Environ(), "GOPROXY=off", "GOWORK=off", "GOFLAGS=") // the library is in the module cache
 		return cmd
 	}},
 	{"sh", false, func(t *testing.T, dir, code string) *exec.Cmd {
@@ -72,7 +72,7 @@ func writeIn(t *testing.T, dir, name, text string) string {
 	return path
 }
 
-// The clients that README offers run as they are, but for the address.
+// TestReadmeClients runs the example clients of README. Only the address changes.
 func TestReadmeClients(t *testing.T) {
 	t.Parallel()
 	readme, err := os.ReadFile("README.md")
@@ -112,7 +112,7 @@ func TestReadmeClients(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(func() { _ = s.stop(); _ = cmd.Wait() }) // the end of the connection ends it; how is its own affair
+			t.Cleanup(func() { _ = s.stop(); _ = cmd.Wait() }) // the client ends with its connection, with any exit status
 			lines := bufio.NewReader(out)
 			wantValue := func(want string) {
 				t.Helper()
@@ -140,6 +140,6 @@ func TestReadmeClients(t *testing.T) {
 		})
 	}
 	for language := range blocks {
-		t.Errorf("README has a block of %s that no test runs", language)
+		t.Errorf("README has a block of %s, and no test runs it", language)
 	}
 }

@@ -42,7 +42,7 @@ func TestNobodyIsDropped(t *testing.T) {
 	s.waitReady()
 
 	var (
-		counted atomic.Int64 // values that arrived, at all clients
+		counted atomic.Int64 // values that all clients together have received
 		dropped atomic.Int64
 		reading sync.WaitGroup
 		conns   []*websocket.Conn
@@ -69,7 +69,7 @@ func TestNobodyIsDropped(t *testing.T) {
 					continue
 				}
 				if m.Value != next {
-					t.Errorf("a client got %d after %d", m.Value, next-1)
+					t.Errorf("a client received %d after %d, want %d", m.Value, next-1, next)
 				}
 				next = m.Value + 1
 				counted.Add(1)
@@ -81,7 +81,7 @@ func TestNobodyIsDropped(t *testing.T) {
 		t.Helper()
 		for deadline := time.Now().Add(time.Minute); counted.Load() < want; time.Sleep(10 * time.Millisecond) {
 			if time.Now().After(deadline) {
-				t.Fatalf("%d values arrived, want %d", counted.Load(), want)
+				t.Fatalf("the clients received %d values, want %d", counted.Load(), want)
 			}
 		}
 	}
@@ -99,20 +99,20 @@ func TestNobodyIsDropped(t *testing.T) {
 		t.Helper()
 		for deadline := time.Now().Add(time.Minute); s.serial("counter.test") == serial; act() {
 			if time.Now().After(deadline) {
-				t.Fatalf("no other certificate after %s", what)
+				t.Fatalf("the certificate did not change after %s", what)
 			}
 		}
 		serial = s.serial("counter.test")
 	}
 	for range renewals {
-		change("half of its life")
+		change("half of its lifetime")
 	}
 	if resp, body := s.post("http://"+s.addrs.Admin+"/renew", nil); resp.StatusCode != 200 {
 		t.Errorf("POST /renew = %s %s", resp.Status, body)
 	}
 	change("POST /renew")
 
-	// A replica whose CA is the other one: what it obtains is the latest, and is taken over.
+	// A replica gets a certificate from the other CA. The server takes it over, because it is the newest.
 	ca.Stop()
 	replica := start(t, "-data", data, "-domain", "counter.test", "-acme-directory", fallback.DirectoryURL, "-acme-ca-root", root, "-store", "memory")
 	fallbackPort.to(replica.addrs.HTTPS[0])
@@ -126,7 +126,7 @@ func TestNobodyIsDropped(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("the other CA's certificate is not served: %v", err)
+			t.Fatalf("the server does not serve the certificate of the other CA: %v", err)
 		}
 	}
 

@@ -18,14 +18,15 @@ import (
 	"plusminus/hub/valkey/redistest"
 )
 
-// visitor is a client that collects what it is sent.
+// collectingClient is a client whose messages wait in got until the test looks for them.
 type collectingClient struct {
 	t   *testing.T
 	ws  *websocket.Conn
-	got chan string
+	got chan string // messages as "users N", "state N" or "error CODE"; closed when the connection ends
 }
 
-func (s *plusminus) visit() *collectingClient {
+// joinCollecting connects a collectingClient.
+func (s *plusminus) joinCollecting() *collectingClient {
 	s.t.Helper()
 	v := &collectingClient{t: s.t, ws: s.join("ws://localhost:80/"), got: make(chan string, 1000)}
 	go func() {
@@ -53,8 +54,8 @@ func (s *plusminus) visit() *collectingClient {
 	return v
 }
 
-// await reads until want comes, at most for limit.
-func (v *collectingClient) await(limit time.Duration, want string) {
+// wait reads messages until want comes, and fails the test if that takes longer than limit.
+func (v *collectingClient) wait(limit time.Duration, want string) {
 	v.t.Helper()
 	began := time.Now()
 	var got []string
@@ -77,10 +78,12 @@ func (v *collectingClient) await(limit time.Duration, want string) {
 	}
 }
 
-// Replicas on one server are one counter to their visitors, who stay connected whatever
-// happens to the server, and are told what becomes of their actions.
+// TestReplicas runs replicas on one Redis. They are one counter to their clients. The clients stay connected while Redis
+// hangs, ends or loses its data, and learn what becomes of their actions.
+//
+// It does not run in parallel: its time limits are part of what it checks. A message within a second did not wait for
+// the next beat of a replica (2 s), and a refusal within that time did not wait for Redis (1.5 s).
 func TestReplicas(t *testing.T) {
-	t.Parallel()
 	srv := redistest.Start(t)
 	store := "redis://" + srv.Addr + "/1?prefix=test"
 	replica := func() *plusminus { return start(t, "-plain", "-store", store) }
@@ -98,89 +101,89 @@ func TestReplicas(t *testing.T) {
 			}
 		}
 	}
-	a := first.visit()
-	a.await(time.Second, "users 1")
-	a.await(time.Second, "state 0")
-	b := second.visit()
-	a.await(time.Second, "users 2")
+	a := first.joinCollecting()
+	a.wait(time.Second, "users 1")
+	a.wait(time.Second, "state 0")
+	b := second.joinCollecting()
+	a.wait(time.Second, "users 2")
 	send(t, a.ws, `{"action":"plus"}`)
-	a.await(time.Second, "state 1")
-	b.await(time.Second, "state 1")
+	a.wait(time.Second, "state 1")
+	b.wait(time.Second, "state 1")
 	send(t, b.ws, `{"action":"minus"}`)
 	send(t, b.ws, `{"action":"minus"}`)
-	b.await(time.Second, "state 0")
-	b.await(time.Second, "state -1")
-	a.await(time.Second, "state -1")
+	b.wait(time.Second, "state 0")
+	b.wait(time.Second, "state -1")
+	a.wait(time.Second, "state -1")
 	if _, body := first.get("http://localhost/state", ""); body != `{"value":-1,"users":2}`+"\n" {
 		t.Errorf("GET /state = %s", body)
 	}
 
 	srv.Pause()
 	send(t, a.ws, `{"action":"plus"}`)
-	a.await(3*time.Second, "error store_undecided") // it is on its way
+	a.wait(3*time.Second, "error store_undecided") // the server cannot know whether Redis gets it
 	send(t, a.ws, `{"action":"plus"}`)
-	a.await(100*time.Millisecond, "error store_unavailable")
+	a.wait(time.Second, "error store_unavailable")
 	for _, s := range []*plusminus{first, second} {
 		if reason := ready(s, 503); !strings.Contains(reason, "no answer") {
-			t.Errorf("not ready: %s", reason)
+			t.Errorf("GET /readyz = 503 %q, want the reason no answer", reason)
 		}
 		if _, body := s.get("http://"+s.addrs.Admin+"/metrics", ""); !strings.Contains(body, "\nplusminus_store_up 0\n") {
-			t.Error("/metrics does not say that the store is away")
+			t.Error("/metrics has no line plusminus_store_up 0")
 		}
 		if _, body := s.get("http://"+s.addrs.Admin+"/status", ""); !strings.Contains(body, `"store":{"where":"redis://`+srv.Addr+`/1?prefix=test","up":false,"error":"`) {
-			t.Errorf("/status does not say that the store is away: %s", body)
+			t.Errorf("GET /status = %s, want the store with up false and an error", body)
 		}
 	}
-	c := second.visit() // is let in, to the last value
-	c.await(time.Second, "state -1")
+	c := second.joinCollecting() // joins, and receives the last known value
+	c.wait(time.Second, "state -1")
 	srv.Resume()
-	a.await(5*time.Second, "state 0") // the one that was undecided
-	b.await(5*time.Second, "state 0")
+	a.wait(5*time.Second, "state 0") // the undecided action
+	b.wait(5*time.Second, "state 0")
 	ready(first, 200)
 	ready(second, 200)
 	send(t, b.ws, `{"action":"plus"}`)
-	a.await(time.Second, "state 1")
+	a.wait(time.Second, "state 1")
 
 	srv.Kill()
 	ready(first, 503)
 	send(t, a.ws, `{"action":"plus"}`)
-	a.await(100*time.Millisecond, "error store_unavailable")
-	late := replica() // starts, and waits
+	a.wait(time.Second, "error store_unavailable")
+	late := replica() // starts without Redis, and waits for it
 	if reason := ready(late, 503); !strings.Contains(reason, "refused") {
 		t.Errorf("not ready: %s", reason)
 	}
 	if resp, _ := late.get("http://localhost/state", ""); resp.StatusCode != 503 {
-		t.Errorf("GET /state of one that does not know = %s", resp.Status)
+		t.Errorf("GET /state before Redis answered = %s, want 503", resp.Status)
 	}
 	if _, resp, err := late.dial("ws://localhost:80/", websocket.DialOptions{}); err == nil || resp == nil || resp.StatusCode != 503 {
-		t.Errorf("a client is let in to a value that is not known: %v", err)
+		t.Errorf("dial before Redis answered: response %v, %v, want 503", resp, err)
 	}
 	srv.Restart()
 	ready(first, 200)
 	ready(late, 200)
-	d := late.visit()
-	d.await(time.Second, "state 1")
-	a.await(5*time.Second, "users 4")
+	d := late.joinCollecting()
+	d.wait(time.Second, "state 1")
+	a.wait(5*time.Second, "users 4")
 	if err := late.stop(); err != nil {
 		t.Error(err)
 	}
-	a.await(time.Second, "users 3") // at once
+	a.wait(time.Second, "users 3")
 	srv.Do("FLUSHALL")
-	a.await(5*time.Second, "state 0")
-	b.await(5*time.Second, "state 0")
-	// The other one is among the replicas again with its next beat.
+	a.wait(5*time.Second, "state 0")
+	b.wait(5*time.Second, "state 0")
+	// The other replica reports itself again with its next beat.
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		_, body := first.get("http://"+first.addrs.Admin+"/metrics", "")
 		if strings.Contains(body, "\nplusminus_store_epoch 2\n") && strings.Contains(body, "\nplusminus_replicas 2\n") {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("/metrics does not tell the epoch and the replicas: %s", body)
+			t.Fatalf("/metrics has no epoch 2 and 2 replicas:\n%s", body)
 		}
 	}
 }
 
-// Replicas of the whole program that have only a server in common share a certificate, too.
+// TestReplicasShareCertificates runs replicas that share a Redis and no folder. They order one certificate together.
 func TestReplicasShareCertificates(t *testing.T) {
 	t.Parallel()
 	srv := redistest.Start(t)
@@ -214,6 +217,6 @@ func TestReplicasShareCertificates(t *testing.T) {
 		serials[status.Certificates[0].Serial] = true
 	}
 	if len(serials) != 1 || ca.Orders() != 1 {
-		t.Errorf("%d orders and serials %v of three replicas, want one", ca.Orders(), serials)
+		t.Errorf("three replicas made %d orders and serve the serials %v, want one", ca.Orders(), serials)
 	}
 }

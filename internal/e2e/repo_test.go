@@ -16,9 +16,8 @@ import (
 	"testing"
 )
 
-// TestPages checks that each relative link and picture of README, docs and the other pages leads to
-// a file that exists, and each #anchor to a heading, that README links to each page of docs, and that
-// README stays short.
+// TestPages checks all pages: each relative link and picture leads to a file, and each #anchor to a heading. README
+// links to each page of docs, and has at most readmeLines lines.
 func TestPages(t *testing.T) {
 	t.Parallel()
 	const readmeLines = 230 // five screens
@@ -53,7 +52,7 @@ func TestPages(t *testing.T) {
 		for _, m := range heading.FindAllStringSubmatch(text[file], -1) {
 			anchor := strings.ReplaceAll(dropped.ReplaceAllString(strings.ToLower(m[1]), ""), " ", "-")
 			if anchors[file][anchor] {
-				t.Errorf("%s has two headings %q", file, m[1])
+				t.Errorf("%s has two headings %q, want one", file, m[1])
 			}
 			anchors[file][anchor] = true
 		}
@@ -75,7 +74,7 @@ func TestPages(t *testing.T) {
 				t.Errorf("%s links to %s: %v", file, target, err)
 			}
 			if hasAnchor && !anchors[name][anchor] {
-				t.Errorf("%s links to %s, and there is no such heading", file, target)
+				t.Errorf("%s links to %s, which has no such heading", file, target)
 			}
 			linked[name] = linked[name] || file == "README.md"
 		}
@@ -88,7 +87,7 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// TestPackageComments wants each package to have exactly one.
+// TestPackageComments checks that each package has exactly one package comment.
 func TestPackageComments(t *testing.T) {
 	t.Parallel()
 	count := map[string]int{}
@@ -115,12 +114,11 @@ func TestPackageComments(t *testing.T) {
 	}
 }
 
-// levels are the packages of internal, from the top of the house down. A package imports only
-// packages of lower levels.
+// levels are the packages of internal, from the top down. A package imports packages of lower levels only.
 var levels = [][]string{{"cli"}, {"server"}, {"admin"}, {"ingress", "config", "logging"}, {"store", "machine"}}
 
-// TestImports keeps the walls of the house: imports point one way, and hub, acme and static import
-// nothing of internal and nothing of each other.
+// TestImports checks that imports point one way, and that hub, acme and static import nothing of internal and nothing
+// of each other.
 func TestImports(t *testing.T) {
 	t.Parallel()
 	level := map[string]int{"main": -1}
@@ -129,8 +127,8 @@ func TestImports(t *testing.T) {
 			level["internal/"+name] = i
 		}
 	}
-	// What a part of the house does not know: the hub no certificates, acme no WebSockets, none of
-	// them flags.
+	// Packages that a folder must not import: hub knows no certificates, acme no WebSockets, and none of the three
+	// knows flags.
 	unknown := map[string][]string{
 		"hub":    {"flag", "golang.org/x/crypto"},
 		"acme":   {"flag", "github.com/coder/websocket"},
@@ -170,7 +168,7 @@ func TestImports(t *testing.T) {
 	})
 }
 
-// TestTop wants one Go file at the top of the repository.
+// TestTop checks that main.go is the only Go file at the top of the repository.
 func TestTop(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("*.go")
@@ -179,7 +177,7 @@ func TestTop(t *testing.T) {
 	}
 }
 
-// TestGoMod wants no replace, which would make go install of this module fail.
+// TestGoMod checks that go.mod has no replace or exclude directive: with one, go install of this module fails.
 func TestGoMod(t *testing.T) {
 	t.Parallel()
 	mod, err := os.ReadFile("go.mod")
@@ -187,7 +185,7 @@ func TestGoMod(t *testing.T) {
 		t.Fatal(err)
 	}
 	if regexp.MustCompile(`(?m)^\s*(replace|exclude)\b`).Match(mod) {
-		t.Error("go.mod has a replace or exclude directive")
+		t.Error("go.mod has a replace or exclude directive, want none")
 	}
 }
 
@@ -214,8 +212,7 @@ func walkGo(t *testing.T, f func(file string)) {
 	}
 }
 
-// TestDiagram compares the picture of how an action travels with hub/doc.go: its goroutines and channels are
-// the same, so that neither outlives a change of the other.
+// TestDiagram compares the goroutines and channels in the picture action.svg with those in hub/doc.go.
 func TestDiagram(t *testing.T) {
 	t.Parallel()
 	svg, err := os.ReadFile(filepath.Join(".ci", "pictures", "action.svg"))
@@ -240,7 +237,7 @@ func TestDiagram(t *testing.T) {
 	} {
 		want, got := find(doc, expressions[0]), find(svg, expressions[1])
 		if len(want) < 3 || !slices.Equal(got, want) {
-			t.Errorf("%s in the diagram: %q, in hub/doc.go: %q", what, got, want)
+			t.Errorf("%s in action.svg = %q, want those of hub/doc.go: %q", what, got, want)
 		}
 	}
 	d := xml.NewDecoder(bytes.NewReader(svg))

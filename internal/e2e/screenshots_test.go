@@ -15,12 +15,13 @@ import (
 	"github.com/coder/websocket"
 )
 
-var update = flag.Bool("update", false, "TestScreenshots writes the pictures of README anew")
+var update = flag.Bool("update", false, "TestScreenshots replaces the pictures of README")
 
-// fastPlot makes the plot's minutes pass a hundred times as fast.
+// fastPlot makes the plot's clock run 100 times as fast.
 const fastPlot = `{ const start = Date.now(), now = Date.now; Date.now = () => start + 100 * (now() - start); }`
 
-// fits is JavaScript that returns what does not fit the window, or overlaps: nothing, where all is well.
+// fits is JavaScript that returns what does not fit the window, what overlaps, and buttons that are too small. It
+// returns "" if all is well.
 const fits = `(() => {
 	const bad = [];
 	const { scrollWidth, scrollHeight } = document.documentElement;
@@ -133,7 +134,7 @@ func TestScreenshots(t *testing.T) {
 	}
 }
 
-// The longest value there is stays on one line of the smallest phone.
+// TestLongestValue checks that the longest value fits one line on the smallest phone.
 func TestLongestValue(t *testing.T) {
 	t.Parallel()
 	browser := chromium(t)
@@ -143,7 +144,7 @@ func TestLongestValue(t *testing.T) {
 	}
 	s := start(t, "-data", data)
 	p := newPage(t, browser)
-	p.emulate("prefers-reduced-motion", "reduce") // nothing moves while it is measured
+	p.emulate("prefers-reduced-motion", "reduce") // nothing moves while the test measures
 	p.do(chromedp.EmulateViewport(320, 640), chromedp.Navigate("https://localhost"+portOf(t, s.addrs.HTTPS[0])+"/"))
 	p.waitText("value", "−9,007,199,254,740,991")
 	if bad := p.eval(fits); bad != "" {
@@ -166,7 +167,7 @@ func write(t *testing.T, name string, data []byte) {
 	}
 }
 
-// drain reads what comes until the connection ends.
+// drain reads and ignores messages until the connection ends.
 func drain(t *testing.T, ws *websocket.Conn) {
 	for {
 		if _, _, err := ws.Read(context.WithoutCancel(t.Context())); err != nil {

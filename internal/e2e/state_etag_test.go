@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// Who asks for the state with the ETag of the last answer is told 304 until something changes.
+// TestStateETag checks that GET /state with the ETag of the last answer gets 304 until the state changes.
 func TestStateETag(t *testing.T) {
 	t.Parallel()
 	s := start(t, "-store", "memory")
@@ -57,6 +57,6 @@ func TestStateETag(t *testing.T) {
 	send(t, ws, minus)
 	wantRead(t, ws, `{"type":"state","value":0}`)
 	if again := check("", `{"value":0,"users":1}`); again != one {
-		t.Errorf("the ETag of the same state is %s, and was %s", again, one)
+		t.Errorf("ETag of the same state = %s, want %s as before", again, one)
 	}
 }

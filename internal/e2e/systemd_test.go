@@ -20,18 +20,18 @@ import (
 	"github.com/coder/websocket"
 )
 
-// A supervisor holds sockets and starts plusminus on them, as systemd does.
+// fakeSystemd holds listening sockets and starts the program on them, as systemd does for a .socket unit.
 type fakeSystemd struct {
-	plusminus // reaches the process that runs
+	plusminus // the process that runs now
 	args      []string
 	files     []*os.File
 	names     []string
 	env       []string
-	output    *lockedBuffer // of all its processes
+	output    *lockedBuffer // of all processes so far
 	cmd       *exec.Cmd     // the last process
 }
 
-// newFakeSystemd returns one that holds a socket on loopback for each name.
+// newFakeSystemd opens a socket on loopback for each name. It starts no process.
 func newFakeSystemd(t *testing.T, names []string, args ...string) *fakeSystemd {
 	t.Helper()
 	s := &fakeSystemd{names: names, args: args, output: new(lockedBuffer)}
@@ -41,7 +41,7 @@ func newFakeSystemd(t *testing.T, names []string, args ...string) *fakeSystemd {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer ln.Close() // the file stays
+		defer ln.Close() // f keeps the socket open
 		f, err := ln.(*net.TCPListener).File()
 		if err != nil {
 			t.Fatal(err)
@@ -63,17 +63,17 @@ func newFakeSystemd(t *testing.T, names []string, args ...string) *fakeSystemd {
 			s.cmd.Wait()
 		}
 		if t.Failed() {
-			t.Logf("its processes logged:\n%s", s.output)
+			t.Logf("the processes logged:\n%s", s.output)
 		}
 	})
 	return s
 }
 
-// start starts the next process.
+// start starts the next process. The kernel queues connections until it accepts them.
 func (s *fakeSystemd) start() {
 	s.t.Helper()
 	cmd := command(s.t, s.args...)
-	// The process that is told of sockets has to be named, and only it knows its name.
+	// LISTEN_PID has to be the process id of the program, so a shell sets it and then becomes the program.
 	cmd.Args = append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, cmd.Path}, s.args...)
 	cmd.Path = "/bin/sh"
 	cmd.Env = append(cmd.Env, "LISTEN_FDS="+strconv.Itoa(len(s.files)), "LISTEN_FDNAMES="+strings.Join(s.names, ":"))
@@ -86,14 +86,15 @@ func (s *fakeSystemd) start() {
 	s.cmd = cmd
 }
 
-// Ten restarts, as systemd makes them: the old process ends, and then the next one starts. Those who come
-// meanwhile are not refused but wait, nothing that was seen is lost, and who was connected is told to come back.
+// TestRestartsRefuseNobody restarts the program ten times, as systemd does: the old process ends, then the next one
+// starts. New connections wait meanwhile, and none is refused. No value that a client has received is lost. Connected
+// clients receive 1012, which tells them to reconnect.
 func TestRestartsRefuseNobody(t *testing.T) {
 	t.Parallel()
 	const restarts, clients = 10, 4
 	data := t.TempDir()
 	s := newFakeSystemd(t, []string{"https", "http", "admin"}, "-data", data, "-log-format", "text", "-max-clients-per-ip", "0",
-		// None of these is listened on: the sockets take their place.
+		// The program does not listen on these addresses: the sockets replace them.
 		"-https", "192.0.2.1:443", "-http", "192.0.2.1:80", "-admin", "192.0.2.1:9180")
 	s.start()
 	if _, body := s.get("http://"+s.addrs.Admin+"/readyz", ""); body != "ready\n" {
@@ -104,7 +105,7 @@ func TestRestartsRefuseNobody(t *testing.T) {
 	var (
 		running         sync.WaitGroup
 		stop            = make(chan struct{})
-		seen            atomic.Int64 // the highest value that anyone has seen
+		seen            atomic.Int64 // the highest value that any client has received
 		sent            atomic.Int64
 		connects, told  atomic.Int64
 		ctx, cancelRead = context.WithTimeout(t.Context(), 2*time.Minute)
@@ -136,17 +137,17 @@ func TestRestartsRefuseNobody(t *testing.T) {
 			}
 			switch m.Type {
 			case "error":
-				return fmt.Errorf("an action was refused: %s", data)
+				return fmt.Errorf("the server refused an action: %s", data)
 			case "state":
 				if m.Value < atLeast {
-					return fmt.Errorf("the value is %d after %d was seen", m.Value, atLeast)
+					return fmt.Errorf("received the value %d, want at least %d", m.Value, atLeast)
 				}
 				for old := seen.Load(); m.Value > old && !seen.CompareAndSwap(old, m.Value); old = seen.Load() {
 				}
 				if states++; states == 1 {
 					sent.Add(1)
 					if err := ws.Write(ctx, websocket.MessageText, []byte(plus)); err != nil {
-						states = 2 // it is being closed, and the next Read would say so
+						states = 2 // the server closes the connection
 					}
 				}
 			}
@@ -211,27 +212,27 @@ func TestRestartsRefuseNobody(t *testing.T) {
 			t.Errorf("restart %d: %v, want exit status 0", i, err)
 		}
 		if err := <-restarted; websocket.CloseStatus(err) != websocket.StatusServiceRestart {
-			t.Errorf("restart %d: the connection ended with %v, want status code 1012", i, err)
+			t.Errorf("restart %d: Read = %v, want status code 1012", i, err)
 		}
-		time.Sleep(50 * time.Millisecond) // nobody is there, and everybody waits
+		time.Sleep(50 * time.Millisecond) // no process runs, and connections wait
 		s.start()
 	}
 	close(stop)
 	running.Wait()
 
 	ws := s.join("wss://localhost/")
-	read(t, ws) // users: those who have just gone may still be among them
+	read(t, ws) // users: may still include clients that have just left
 	var last struct{ Value int64 }
 	if err := json.Unmarshal([]byte(read(t, ws)), &last); err != nil {
 		t.Fatal(err)
 	}
 	if last.Value < seen.Load() || last.Value > sent.Load() {
-		t.Errorf("the value is %d at last, want one from %d, which was seen, to %d, which were sent", last.Value, seen.Load(), sent.Load())
+		t.Errorf("last value = %d, want %d (received before) to %d (sent)", last.Value, seen.Load(), sent.Load())
 	}
-	t.Logf("%d connections through %d restarts, of which %d were told of one; %d actions", connects.Load(), restarts, told.Load(), sent.Load())
+	t.Logf("%d connections and %d actions through %d restarts; 1012 ended %d of the connections", connects.Load(), sent.Load(), restarts, told.Load())
 }
 
-// What is wrong with the sockets is said by name, and nothing is served.
+// TestPassedSockets passes sockets that the program cannot use. It exits with an error that names the problem.
 func TestPassedSockets(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -258,7 +259,7 @@ func TestPassedSockets(t *testing.T) {
 	}
 }
 
-// systemd is told when the listeners are open, and when they are not any more.
+// TestNotify checks that the program tells systemd when its listeners are open and when it stops.
 func TestNotify(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "notify")
@@ -273,7 +274,7 @@ func TestNotify(t *testing.T) {
 		buf := make([]byte, 100)
 		n, err := conn.Read(buf)
 		if err != nil || string(buf[:n]) != state {
-			t.Fatalf("systemd was told %q, %v, want %q", buf[:n], err, state)
+			t.Fatalf("notification = %q, %v, want %q", buf[:n], err, state)
 		}
 	}
 	cmd := command(t, "-https", "127.0.0.1:0", "-http", "off", "-admin", "off")

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// tlsDial connects to s with what is offered, and returns the state after the handshake.
+// tlsDial connects to s with config, sends a request, and returns the state of the TLS connection.
 func (s *plusminus) tlsDial(config *tls.Config) (tls.ConnectionState, error) {
 	s.t.Helper()
 	config.RootCAs, config.ServerName = s.roots, "localhost"
@@ -21,7 +21,7 @@ func (s *plusminus) tlsDial(config *tls.Config) (tls.ConnectionState, error) {
 		return tls.ConnectionState{}, err
 	}
 	defer nc.Close()
-	// A request, since tickets of TLS 1.3 come behind the handshake.
+	// The request is needed because the session tickets of TLS 1.3 come after the handshake.
 	nc.SetDeadline(time.Now().Add(time.Minute))
 	if _, err := io.WriteString(nc, "GET /state HTTP/1.0\r\nHost: localhost\r\n\r\n"); err != nil {
 		return tls.ConnectionState{}, err
@@ -30,6 +30,7 @@ func (s *plusminus) tlsDial(config *tls.Config) (tls.ConnectionState, error) {
 	return nc.(*tls.Conn).ConnectionState(), err
 }
 
+// TestTLSVersions checks which versions of TLS the server accepts.
 func TestTLSVersions(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -49,15 +50,15 @@ func TestTLSVersions(t *testing.T) {
 	}
 }
 
-// Of all suites for TLS 1.2 that Go knows, each offered alone, those are accepted that are forward secret and
-// authenticated encryption.
+// TestCipherSuites offers each cipher suite for TLS 1.2 that Go knows, one at a time. The server accepts those with
+// forward secrecy and authenticated encryption.
 func TestCipherSuites(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	accepted := 0
 	for _, suite := range append(tls.CipherSuites(), tls.InsecureCipherSuites()...) {
 		if suite.SupportedVersions[0] == tls.VersionTLS13 {
-			continue // all are fine, and cannot be chosen
+			continue // Go has no setting for these
 		}
 		modern := strings.Contains(suite.Name, "_GCM_") || strings.Contains(suite.Name, "_CHACHA20_")
 		want := modern && strings.HasPrefix(suite.Name, "TLS_ECDHE_ECDSA_") // the certificate's key is ECDSA
@@ -70,11 +71,11 @@ func TestCipherSuites(t *testing.T) {
 		}
 	}
 	if accepted != 3 {
-		t.Errorf("%d suites were accepted, want 3", accepted)
+		t.Errorf("the server accepts %d suites, want 3", accepted)
 	}
 }
 
-// A client that was here before is spared the long handshake.
+// TestSessionResumption checks that a second connection resumes the TLS session of the first one.
 func TestSessionResumption(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -89,8 +90,8 @@ func TestSessionResumption(t *testing.T) {
 	}
 }
 
-// A client that renegotiates, which costs the server far more than the client, is disconnected. Go's client
-// does not know how to.
+// TestRenegotiation checks that the server disconnects a client that renegotiates, which costs the server far more than
+// the client. Go's client cannot renegotiate, so OpenSSL does.
 func TestRenegotiation(t *testing.T) {
 	t.Parallel()
 	openssl, err := exec.LookPath("openssl")
@@ -100,7 +101,7 @@ func TestRenegotiation(t *testing.T) {
 	s := start(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	// A line that is R alone has s_client renegotiate.
+	// A line with R alone makes s_client renegotiate.
 	cmd := exec.CommandContext(ctx, openssl, "s_client", "-connect", s.addrs.HTTPS[0], "-servername", "localhost", "-tls1_2")
 	cmd.Stdin = strings.NewReader("R\n")
 	out, err := cmd.CombinedOutput()
@@ -110,14 +111,14 @@ func TestRenegotiation(t *testing.T) {
 	}
 }
 
-// HSTS is sent with a certificate that browsers trust, to those who came to port 443.
+// TestHSTS checks that the server sends HSTS with a certificate that the system trusts, for requests to port 443.
 func TestHSTS(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	roots := writeCertificate(t, dir, "localhost")
 	s := newFakeSystemd(t, []string{"https", "admin"}, "-http", "off",
 		"-cert", filepath.Join(dir, "cert.pem"), "-key", filepath.Join(dir, "key.pem"))
-	s.env = []string{"SSL_CERT_FILE=" + filepath.Join(dir, "cert.pem")} // what the system trusts
+	s.env = []string{"SSL_CERT_FILE=" + filepath.Join(dir, "cert.pem")} // the CAs that the system trusts
 	s.start()
 	s.waitReady()
 	s.roots = roots
@@ -134,6 +135,6 @@ func TestHSTS(t *testing.T) {
 	}
 	resp, _ := s.get("https://localhost/", "other.example")
 	if got := resp.Header.Get("Strict-Transport-Security"); got != "" {
-		t.Errorf("HSTS %q for a host that is none of ours", got)
+		t.Errorf("Host other.example: HSTS %q, want none", got)
 	}
 }

@@ -25,10 +25,9 @@ type vectors struct {
 	}
 }
 
-// TestVectors replays each conversation over wss. There are two differences, both in
-// how a message is refused: the sender is told (the tutorial's server ignores an
-// unknown action silently), and stays connected (the tutorial's server closes it with
-// 1011 after rubbish).
+// TestVectors replays each conversation over wss. The answers differ from the recording for refused messages only. The
+// sender receives an error, where the tutorial's server ignores an unknown action. The sender stays connected, where
+// the tutorial's server closes with 1011 after a message that is not JSON.
 func TestVectors(t *testing.T) {
 	t.Parallel()
 	data, err := os.ReadFile(vectorsFile)
@@ -47,7 +46,7 @@ func TestVectors(t *testing.T) {
 			t.Parallel()
 			s := start(t, "-store", "memory")
 			clients := map[string]*websocket.Conn{}
-			var stayed []string // whom the tutorial's server had closed by now
+			var stayed []string // clients that the tutorial's server has closed by now
 			for i, step := range conversation.Steps {
 				refused := ""
 				switch step.Do {
@@ -62,13 +61,13 @@ func TestVectors(t *testing.T) {
 					clients[step.Client].Close(websocket.StatusNormalClosure, "")
 					delete(clients, step.Client)
 				default:
-					t.Fatalf("step %d: what is %q?", i, step.Do)
+					t.Fatalf("step %d: unknown kind %q", i, step.Do)
 				}
 
 				if got := step.Then[step.Client]; len(got) == 1 && canonical(t, got[0]) == `{"closed":1011}` {
 					refused = `{"code":"bad_message","type":"error"}`
 					stayed = append(stayed, step.Client)
-					step.Then = nil // the others saw it leave
+					step.Then = nil // in the recording the other clients see it leave
 				}
 				if refused != "" {
 					wantRead(t, clients[step.Client], refused)
@@ -76,14 +75,14 @@ func TestVectors(t *testing.T) {
 				for name, ws := range clients {
 					then := step.Then[name]
 					if slices.Contains(stayed, name) {
-						then = step.Then[step.Client] // what everyone is sent
+						then = step.Then[step.Client] // all clients receive the same
 					}
 					for _, want := range then {
 						wantRead(t, ws, canonical(t, want))
 					}
 				}
 			}
-			// Had anyone received more than that, it would be read before the answer to this.
+			// A message too many would come before the answer to this one.
 			for _, ws := range clients {
 				send(t, ws, `{"action":"end"}`)
 				wantRead(t, ws, `{"code":"unknown_action","type":"error"}`)
@@ -92,8 +91,7 @@ func TestVectors(t *testing.T) {
 	}
 }
 
-// TestVectorsAreCurrent compares our copy with the recording that the project keeps
-// beside its checkouts, where there is one.
+// TestVectorsAreCurrent compares the copy of the recording with the original, if that is beside the repository.
 func TestVectorsAreCurrent(t *testing.T) {
 	t.Parallel()
 	theirs, err := os.ReadFile("../shared/protocol/vectors.json")

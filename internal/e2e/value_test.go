@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// The counter of a stopped server can be read and set; the server goes on from there.
+// TestValueCommand reads and sets the counter of a stopped server. The next server continues with that value.
 func TestValueCommand(t *testing.T) {
 	t.Parallel()
 	data := filepath.Join(t.TempDir(), "data")
@@ -21,7 +21,7 @@ func TestValueCommand(t *testing.T) {
 	for _, tt := range []struct {
 		args   string
 		status int
-		want   string // all of the output, or a part of it if the status is not 0
+		want   string // the whole output if the status is 0, else a part of it
 	}{
 		{"value", 2, "needs get or set"},
 		{"value put 3", 2, "needs get or set"},
@@ -69,7 +69,8 @@ func TestValueCommand(t *testing.T) {
 	}
 }
 
-// A server does not start on a counter that cannot be trusted, and says what to do; which helps.
+// TestDamagedCounter damages or removes the counter's file. The server does not start and says what to do, and that
+// advice works.
 func TestDamagedCounter(t *testing.T) {
 	t.Parallel()
 	data := t.TempDir()
