@@ -23,22 +23,23 @@ import (
 	"plusminus/internal/server"
 )
 
-// A checkWorld is the network that a check sees: names at 127.0.0.1, whose ports 80 and 443 lead to a
-// server of the test, and a CA. Nothing else can be reached.
-type checkWorld struct {
+// fakeNetwork is the network that a check sees: a DNS server, routes for names at 127.0.0.1, and a CA. A check can reach
+// no other address.
+type fakeNetwork struct {
 	t    *testing.T
 	ca   *pebbletest.CA
-	root string // file that trusts ca
+	root string // file with the root certificate of ca
 
 	mu sync.Mutex
 	// Guarded by mu while a check runs.
-	records []string          // of the DNS
-	routes  map[string]string // address -> address
+	records []string          // of the DNS server
+	routes  map[string]string // the dialed address -> the true address
 }
 
-func newCheckWorld(t *testing.T) *checkWorld {
+// newFakeNetwork starts the DNS server and the CA. They end with the test.
+func newFakeNetwork(t *testing.T) *fakeNetwork {
 	t.Helper()
-	w := &checkWorld{t: t, ca: pebbletest.Start(t, pebbletest.Config{}), root: filepath.Join(t.TempDir(), "root.pem")}
+	w := &fakeNetwork{t: t, ca: pebbletest.Start(t, pebbletest.Config{}), root: filepath.Join(t.TempDir(), "root.pem")}
 	if err := os.WriteFile(w.root, w.ca.DirectoryRootPEM, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +73,8 @@ func newCheckWorld(t *testing.T) *checkWorld {
 	return w
 }
 
-func (w *checkWorld) dial(ctx context.Context, network, address string) (net.Conn, error) {
+// dial connects by the routes.
+func (w *fakeNetwork) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	if network == "udp" {
 		address = "dns"
 	}
@@ -85,8 +87,8 @@ func (w *checkWorld) dial(ctx context.Context, network, address string) (net.Con
 	return new(net.Dialer).DialContext(ctx, network, to)
 }
 
-// check runs the command and returns what it printed.
-func (w *checkWorld) check(args ...string) (string, error) {
+// check runs plusminus check and returns its output.
+func (w *fakeNetwork) check(args ...string) (string, error) {
 	w.t.Helper()
 	args = append([]string{"-domain", "counter.example", "-acme-directory", w.ca.DirectoryURL, "-acme-ca-root", w.root, "-admin", "off"}, args...)
 	cfg, err := config.Parse(args, noEnvironment, io.Discard)
@@ -97,7 +99,7 @@ func (w *checkWorld) check(args ...string) (string, error) {
 	err = checkAll(w.t.Context(), cfg, &out, goodMachine, w.dial)
 	w.t.Logf("plusminus check %q:\n%s", args, out.String())
 	if n := w.ca.Orders(); n != 0 {
-		w.t.Errorf("%d orders were placed", n)
+		w.t.Errorf("orders = %d, want 0", n)
 	}
 	return out.String(), err
 }
@@ -105,7 +107,7 @@ func (w *checkWorld) check(args ...string) (string, error) {
 // noEnvironment is an environment without variables.
 func noEnvironment(string) (string, bool) { return "", false }
 
-// freeAddr returns an address of loopback that no listener has.
+// freeAddr returns a loopback address with a free port.
 func freeAddr(t *testing.T) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -117,7 +119,7 @@ func freeAddr(t *testing.T) string {
 }
 
 // serve runs a server with args until the test ends, and returns its addresses.
-func (w *checkWorld) serve(args ...string) ingress.Addresses {
+func (w *fakeNetwork) serve(args ...string) ingress.Addresses {
 	w.t.Helper()
 	args = append(args, "-http", "127.0.0.1:0", "-https", "127.0.0.1:0", "-admin", "127.0.0.1:0")
 	cfg, err := config.Parse(args, noEnvironment, io.Discard)
@@ -135,9 +137,9 @@ func (w *checkWorld) serve(args ...string) ingress.Addresses {
 	return srv.Addresses()
 }
 
-// Without a server the check answers itself.
+// TestCheckAlone runs the check without a server: the check itself answers on the ports.
 func TestCheckAlone(t *testing.T) {
-	w := newCheckWorld(t)
+	w := newFakeNetwork(t)
 	http, https := freeAddr(t), freeAddr(t)
 	w.routes["127.0.0.1:80"], w.routes["127.0.0.1:443"] = http, https
 	data := t.TempDir()
@@ -151,7 +153,7 @@ func TestCheckAlone(t *testing.T) {
 	}
 	lines := regexp.MustCompile(`(?s)^this machine and the CA\n(  (ok|warning) +[^\n]+\n)+counter\.example\n(  ok +[^\n]+\n)+\nno problems, (no warnings: plusminus can be|1 warning: read the warnings before plusminus is) started\.\n$`)
 	if !lines.MatchString(out) {
-		t.Errorf("unexpected form of the output")
+		t.Errorf("the output does not match %s", lines)
 	}
 	for _, want := range []string{"ok       address: 127.0.0.1", "ok       port 80: ", "ok       port 443: ", "ok       challenges: "} {
 		if !strings.Contains(out, want) {
@@ -166,18 +168,18 @@ func TestCheckAlone(t *testing.T) {
 		t.Errorf("check = %v without an address, want ErrProblems", err)
 	}
 	if !strings.Contains(out, "  problem  address: ") || !strings.Contains(out, "\n1 problem, ") {
-		t.Errorf("the problem is not told")
+		t.Errorf("the output names no problem of the address, want one")
 	}
 	if entries, err := os.ReadDir(data); err != nil || len(entries) > 0 {
-		t.Errorf("left behind: %v, %v", entries, err)
+		t.Errorf("files in the data folder after the check: %v, %v, want none", entries, err)
 	}
 }
 
-// A server on the same data folder has the ports, and answers in place of the check.
+// TestCheckBesideServer runs the check while a server uses the same data folder and the ports: the server answers.
 func TestCheckBesideServer(t *testing.T) {
-	w := newCheckWorld(t)
+	w := newFakeNetwork(t)
 	data := t.TempDir()
-	// Its CA does not exist, so it orders nothing.
+	// The CA of the server does not exist, so the server orders nothing.
 	addrs := w.serve("-data", data, "-domain", "counter.example", "-acme-directory", "https://127.0.0.1:1/", "-acme-ca-root", w.root)
 	w.routes["127.0.0.1:80"], w.routes["127.0.0.1:443"] = addrs.HTTP, addrs.HTTPS[0]
 	w.routes[addrs.HTTP], w.routes[addrs.HTTPS[0]] = addrs.HTTP, addrs.HTTPS[0]
@@ -208,7 +210,7 @@ func TestCheckBesideServer(t *testing.T) {
 	}
 }
 
-// Without domains of a CA the check makes no connection.
+// TestCheckWithoutACME checks settings without a domain for a CA: the check makes no connection.
 func TestCheckWithoutACME(t *testing.T) {
 	noDial := func(_ context.Context, network, address string) (net.Conn, error) {
 		t.Errorf("connection to %s", address)
@@ -248,12 +250,13 @@ func TestCheckWithoutACME(t *testing.T) {
 		}
 	}
 	if _, err := os.Stat(data); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the data folder was made: %v", err)
+		t.Errorf("Stat of the data folder = %v, want that it does not exist", err)
 	}
 }
 
+// TestCheckInterrupted cancels a check. It returns an error other than ErrProblems.
 func TestCheckInterrupted(t *testing.T) {
-	w := newCheckWorld(t)
+	w := newFakeNetwork(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cfg, err := config.Parse([]string{"-domain", "counter.example", "-data", t.TempDir(), "-http", "127.0.0.1:0", "-https", "127.0.0.1:0", "-admin", "off",
 		"-acme-directory", w.ca.DirectoryURL, "-acme-ca-root", w.root}, noEnvironment, io.Discard)
@@ -266,6 +269,6 @@ func TestCheckInterrupted(t *testing.T) {
 		return nil, ctx.Err()
 	})
 	if err == nil || errors.Is(err, ErrProblems) || !strings.Contains(err.Error(), "stopped before its end") {
-		t.Errorf("check = %v after an interruption", err)
+		t.Errorf("check = %v after an interruption, want stopped before its end", err)
 	}
 }

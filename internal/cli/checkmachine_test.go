@@ -12,12 +12,13 @@ import (
 	"plusminus/internal/machine"
 )
 
-// A goodMachine gets no warning.
+// goodMachine is a machine for which the check has no warning.
 var goodMachine = machine.Machine{
 	Files: 100_000, Memory: 16 << 30,
 	Sysctls: sysctls("net/core/somaxconn=4096", "net/ipv4/tcp_mem=1 2 1000000"),
 }
 
+// sysctls returns a file system like /proc/sys with these settings, each NAME=VALUE.
 func sysctls(settings ...string) fstest.MapFS {
 	m := fstest.MapFS{}
 	for _, s := range settings {
@@ -27,12 +28,13 @@ func sysctls(settings ...string) fstest.MapFS {
 	return m
 }
 
+// TestCheckMachine compares the lines about a machine.
 func TestCheckMachine(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		m       machine.Machine
 		clients int      // asked for
-		want    []string // the lines, in order; each a beginning
+		want    []string // the beginning of each line, in order
 	}{
 		{"good", goodMachine, 79949, []string{
 			"ok       clients: up to 79,949: room is for 79,949 by the file limit, four fifths of 100,000 less a reserve; 262,144 by memory, 32 KB for each in half of the memory, 16.0 GB",
@@ -67,12 +69,12 @@ func TestCheckMachine(t *testing.T) {
 			var out bytes.Buffer
 			p := &checkPrinter{w: &out}
 			p.machine(tt.m, &config.Config{MaxClients: tt.clients})
-			lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")[1:] // behind the group's name
+			lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")[1:] // without the name of the group
 			if !slices.EqualFunc(lines, tt.want, func(line, want string) bool { return strings.HasPrefix(line, "  "+want) }) {
 				t.Errorf("printed\n%s\nwant\n%s", strings.Join(lines, "\n"), strings.Join(tt.want, "\n"))
 			}
 			if n := p.counts[check.Problem]; n != 0 {
-				t.Errorf("%d problems, want none: the server would run", n)
+				t.Errorf("problems = %d, want 0: the server would run", n)
 			}
 		})
 	}

@@ -10,8 +10,7 @@ import (
 	"plusminus/internal/store"
 )
 
-// parse parses a command line with blanks between arguments, and an environment of
-// NAME=value.
+// parse parses a command line with spaces between arguments, and an environment of NAME=value.
 func parse(args string, env ...string) (*Config, error) {
 	return Parse(strings.Fields(args), func(name string) (string, bool) {
 		for _, e := range env {
@@ -23,6 +22,7 @@ func parse(args string, env ...string) (*Config, error) {
 	}, io.Discard)
 }
 
+// TestDomains compares the domains that Parse reads from -domain.
 func TestDomains(t *testing.T) {
 	for _, tt := range []struct {
 		args string
@@ -47,6 +47,7 @@ func TestDomains(t *testing.T) {
 	}
 }
 
+// TestAddresses compares the listeners' addresses and their defaults.
 func TestAddresses(t *testing.T) {
 	for _, tt := range []struct {
 		args        string
@@ -68,6 +69,7 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
+// TestEnvironment checks that variables set flags, and that the command line has priority over them.
 func TestEnvironment(t *testing.T) {
 	cfg, err := parse("-acme-email flag@a.example", "PLUSMINUS_ACME_EMAIL=env@a.example", "PLUSMINUS_DOMAIN=a.example,b.example",
 		"PLUSMINUS_STAGING=true", "PLUSMINUS_DRAIN=")
@@ -79,7 +81,7 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
-// An error names the flag and says what to do. All errors are reported at once.
+// TestUsageErrors checks that an error names the flag and says what to do, and that Parse reports all errors at once.
 func TestUsageErrors(t *testing.T) {
 	for _, tt := range []struct{ args, want string }{
 		{"-domain https://a.example/", `invalid value "https://a.example/" for flag -domain: give the name alone`},
@@ -147,7 +149,8 @@ func TestUsageErrors(t *testing.T) {
 	}
 }
 
-// Where one address is many visitors it has no rate, unless -connection-rate is given.
+// TestConnectionRate checks that an address has no rate where it may stand for many visitors, unless -connection-rate
+// sets one.
 func TestConnectionRate(t *testing.T) {
 	for _, tt := range []struct {
 		args string
@@ -168,12 +171,12 @@ func TestConnectionRate(t *testing.T) {
 	}
 }
 
-// No error about -store shows its password.
+// TestStorePasswordIsNotShown checks that no error about -store contains the password.
 func TestStorePasswordIsNotShown(t *testing.T) {
 	for _, url := range []string{"redis://u:secret/1@localhost", "redis://u:secret%@localhost", "redis://:secret", "u:secret@localhost", "redis://u:secret@localhost?x=1"} {
 		for _, err := range []error{second(parse("-store " + url)), second(parse("", "PLUSMINUS_STORE="+url))} {
 			if err == nil || strings.Contains(err.Error(), "secret") {
-				t.Errorf("-store %s: %v", url, err)
+				t.Errorf("-store %s: %v, want an error without the password", url, err)
 			}
 		}
 	}
@@ -182,13 +185,14 @@ func TestStorePasswordIsNotShown(t *testing.T) {
 		t.Fatal(err)
 	}
 	if server, ok := cfg.Store.(store.Valkey); !ok || server.Password != "secret" || server.DB != 2 || server.Prefix != "a" {
-		t.Errorf("from the environment: %+v", cfg.Store)
+		t.Errorf("PLUSMINUS_STORE: store = %+v, want the password secret, database 2 and prefix a", cfg.Store)
 	}
 }
 
+// second returns the error of Parse.
 func second(_ *Config, err error) error { return err }
 
-// Without a way to know clients' addresses no cap for each is set; with one it is.
+// TestDefaultCap checks that -max-clients-per-ip has a default only if the server knows the clients' addresses.
 func TestDefaultCap(t *testing.T) {
 	for _, tt := range []struct {
 		args string

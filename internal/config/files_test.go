@@ -40,17 +40,17 @@ func TestFlagTable(t *testing.T) {
 			t.Errorf("docs/flags.md has no row for -%s", f.Name)
 			return
 		}
-		// Defaults of false and 0 are said in words, and some depend on other flags.
+		// The page gives defaults of false and 0 in words. Some defaults depend on other flags.
 		if d := f.DefValue; d != "" && d != "false" && d != "0" && !strings.Contains(value, d) {
-			t.Errorf("docs/flags.md says that the default of -%s is %q, and it is %q", f.Name, value, d)
+			t.Errorf("default of -%s in docs/flags.md = %q, want %q", f.Name, value, d)
 		}
 	})
 	for name := range documented {
-		t.Errorf("docs/flags.md has a row for -%s, and there is no such flag", name)
+		t.Errorf("docs/flags.md has a row for -%s, which is no flag", name)
 	}
 }
 
-// deployFiles returns the files of deploy that have one of these extensions, and their text.
+// deployFiles returns the text of each file in deploy that has one of these extensions.
 func deployFiles(t *testing.T, extensions ...string) map[string]string {
 	t.Helper()
 	files := make(map[string]string)
@@ -73,7 +73,7 @@ func deployFiles(t *testing.T, extensions ...string) map[string]string {
 	return files
 }
 
-// The files of deploy run plusminus with settings that it understands.
+// TestDeployFlags parses the settings in each file of deploy.
 func TestDeployFlags(t *testing.T) {
 	known := make(map[string]bool)
 	groups := newFlagGroups()
@@ -89,7 +89,7 @@ func TestDeployFlags(t *testing.T) {
 	for file, text := range deployFiles(t, ".yml", ".yaml", ".env", ".service") {
 		for _, m := range variable.FindAllString(text, -1) {
 			if !known[m] {
-				t.Errorf("%s sets %s, and there is no such flag", file, m)
+				t.Errorf("%s sets %s, which is no flag", file, m)
 			}
 		}
 		text = comment.ReplaceAllString(text, "")
@@ -109,7 +109,7 @@ func TestDeployFlags(t *testing.T) {
 		names := slices.Collect(maps.Keys(env))
 		for _, m := range variable.FindAllString(text, -1) {
 			if !slices.Contains(names, m) {
-				t.Errorf("%s has %s in a place where this test does not see its value", file, m)
+				t.Errorf("%s has %s in a form that this test cannot read", file, m)
 			}
 		}
 		if len(env) == 0 {
@@ -118,10 +118,10 @@ func TestDeployFlags(t *testing.T) {
 		tried++
 		lookup := func(name string) (string, bool) { value, ok := env[name]; return value, ok }
 		if _, err := Parse(nil, lookup, io.Discard); err != nil {
-			t.Errorf("%s has %v: %v", file, env, err)
+			t.Errorf("%s: Parse with %v: %v", file, env, err)
 		}
 	}
 	if tried != 6 {
-		t.Errorf("tried the settings of %d files, want those of 2 for Compose, 2 for Kubernetes, and of systemd's unit and its settings", tried)
+		t.Errorf("files with settings = %d, want 6: 2 for Compose, 2 for Kubernetes, systemd's unit and its settings", tried)
 	}
 }

@@ -39,7 +39,7 @@ func deployFiles(t *testing.T, extensions ...string) map[string]string {
 func TestDeploySystemd(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("systemd-analyze"); err != nil {
-		t.Skip("systemd-analyze is missing (Debian: apt install systemd)")
+		t.Skip("systemd-analyze is not installed (Debian: systemd)")
 	}
 	exe := command(t).Path
 	dir := t.TempDir()

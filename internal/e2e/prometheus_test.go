@@ -121,7 +121,7 @@ func TestDeployPrometheus(t *testing.T) {
 		t.Skip("-short starts no Prometheus")
 	}
 	if _, err := exec.LookPath("prometheus"); err != nil {
-		t.Skip("prometheus is missing (Debian: apt install prometheus)")
+		t.Skip("Prometheus is not installed (Debian: prometheus)")
 	}
 	redis := redistest.Start(t)
 	s, _ := startCertified(t, "-store", "redis://"+redis.Addr)

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// docs/limits.md states numbers that this package decides.
+// TestLimitsPage compares the numbers in docs/limits.md with the constants of this package.
 func TestLimitsPage(t *testing.T) {
 	data, err := os.ReadFile("../../docs/limits.md")
 	if err != nil {

@@ -23,15 +23,14 @@ const (
 	inPlaceOfTLS = iota
 	inPlaceOfHTTP
 	inTheHeader
-	behindTheHandshake // raw
-	asFrames           // with lengths and masks that are right
-	stages
+	afterTheHandshake // as raw bytes
+	asFrames          // as frames with correct lengths and masks
+	stages            // the number of stages
 )
 
 const plus = `{"action":"plus"}`
 
-// frame returns a frame as clients send it, with a masking key of zeros. payload is at most 255
-// bytes long.
+// frame returns a client's frame with a masking key of zeros. payload has at most 255 bytes.
 func frame(head byte, payload string) []byte {
 	f := []byte{head, 0x80 | byte(len(payload))}
 	if len(payload) > 125 {
@@ -40,13 +39,13 @@ func frame(head byte, payload string) []byte {
 	return append(append(f, 0, 0, 0, 0), payload...)
 }
 
-// FuzzListener sends garbage to a listener as the program has it, at one of the stages: in place of
-// TLS, of HTTP, or of frames. Whatever it sends, the connection ends, another client is still served,
-// and no goroutine, arrival or client is left.
+// FuzzListener sends garbage to the listener of the program, at one of the stages: in place of TLS, of HTTP, or of
+// frames. For any garbage the connection ends, the server serves another client, and no goroutine, arrival or client
+// of the connection stays.
 //
-// at is where the garbage begins in a header; at the other stages it is where the garbage is cut into
-// two pieces. A network behaves differently each time, so use -fuzzminimizetime 10x: otherwise the
-// fuzzer spends its time on looking for the smallest input.
+// In a header, at is the position of the garbage. At the other stages, at is the position where the garbage is cut into
+// two pieces. A network behaves differently each time, so use -fuzzminimizetime 10x. Otherwise the fuzzer spends its
+// time on the search for the smallest input.
 func FuzzListener(f *testing.F) {
 	for _, seed := range []struct {
 		stage uint8
@@ -64,12 +63,12 @@ func FuzzListener(f *testing.F) {
 		{inTheHeader, "Content-Length: 1\r\n"},
 		{inTheHeader, "\r\n"},
 		{inTheHeader, strings.Repeat("x", 9<<10)},
-		{behindTheHandshake, string(frame(0x81, plus))},
-		{behindTheHandshake, "\x81\x11" + plus},
-		{behindTheHandshake, "\x81\xff\x7f\xff\xff\xff\xff\xff\xff\xff\x00\x00\x00\x00"},
-		{behindTheHandshake, string(frame(0x88, "\x03\xe8\xff"))},
-		{behindTheHandshake, strings.Repeat(string(frame(0x89, "")), 1001)},
-		{behindTheHandshake, strings.Repeat(string(frame(0x00, "")), 100)},
+		{afterTheHandshake, string(frame(0x81, plus))},
+		{afterTheHandshake, "\x81\x11" + plus},
+		{afterTheHandshake, "\x81\xff\x7f\xff\xff\xff\xff\xff\xff\xff\x00\x00\x00\x00"},
+		{afterTheHandshake, string(frame(0x88, "\x03\xe8\xff"))},
+		{afterTheHandshake, strings.Repeat(string(frame(0x89, "")), 1001)},
+		{afterTheHandshake, strings.Repeat(string(frame(0x00, "")), 100)},
 		{asFrames, "\x01\x03{\"a\x80\x0dction\":\"plus\"}"},
 		{asFrames, "\x89\x00\x8a\x00\x88\x02\x03\xe8"},
 		{asFrames, "\x81\x02{}\x82\x02{}\x81\x13{\"action\": \"minus\"}"},
@@ -99,7 +98,7 @@ func FuzzListener(f *testing.F) {
 		case inTheHeader:
 			cut := min(int(at), len(rawHandshake))
 			pieces = [][]byte{[]byte(rawHandshake[:cut]), data, []byte(rawHandshake[cut:])}
-		case behindTheHandshake:
+		case afterTheHandshake:
 			pieces = [][]byte{[]byte(rawHandshake), data[:cut], data[cut:]}
 		case asFrames:
 			stream := framesOf(data)
@@ -112,10 +111,10 @@ func FuzzListener(f *testing.F) {
 		go func() {
 			for _, p := range pieces {
 				if _, err := conn.Write(p); err != nil {
-					break // the server has closed the connection
+					break // because the server has closed the connection
 				}
 			}
-			// The end: FIN on TCP, after a close_notify where there is TLS.
+			// End the stream: close_notify if the connection has TLS, then FIN.
 			if t, ok := conn.(*tls.Conn); ok {
 				_ = t.CloseWrite()
 				conn = t.NetConn()
@@ -125,7 +124,7 @@ func FuzzListener(f *testing.F) {
 			read <- err
 		}()
 		if err := <-read; err != nil && strings.Contains(err.Error(), "timeout") {
-			t.Errorf("the server does not end the connection: %v", err)
+			t.Errorf("the server did not end the connection: %v", err)
 		}
 		conn.Close()
 
@@ -133,7 +132,7 @@ func FuzzListener(f *testing.F) {
 		if err := witness.Write(t.Context(), websocket.MessageText, []byte(plus)); err != nil {
 			t.Fatalf("another client: %v", err)
 		}
-		// The garbage may have held actions, too: any new value will do.
+		// The garbage may contain actions, so any new value is right.
 		for seen := false; !seen; {
 			_, data, err := witness.Read(t.Context())
 			if err != nil {
@@ -148,17 +147,17 @@ func FuzzListener(f *testing.F) {
 			}
 			seen = m.Type == "state" && m.Value != before
 		}
-		waitFor(t, "all to be gone", func() bool {
+		waitFor(t, "the connection and its goroutines to end", func() bool {
 			return g.Arrivals() == 0 && h.Stats().Clients == 1 && len(g.turns) == 0 && runtime.NumGoroutine() <= goroutines
 		})
 		if n := g.cfg.Events.Counts().Panics; n > 0 {
-			t.Errorf("%d panics", n)
+			t.Errorf("Panics = %d, want 0", n)
 		}
 	})
 }
 
-// framesOf reads data as a list of frames, each a first byte, a length of one byte, and a payload of
-// that length. It returns the frames as a client sends them.
+// framesOf reads data as a list of frames: a first byte, a length of one byte, and a payload of that length. It returns
+// the frames in the form of a client.
 func framesOf(data []byte) []byte {
 	var out bytes.Buffer
 	for len(data) >= 2 {

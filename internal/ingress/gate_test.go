@@ -23,7 +23,8 @@ import (
 	"plusminus/hub"
 )
 
-// Silent connections hold no place: a peer that asks is served, however many are silent.
+// TestSilentConnectionsMakeRoom opens more silent connections than MaxArrivals. The gate closes the oldest ones, and
+// serves a peer that sends a request.
 func TestSilentConnectionsMakeRoom(t *testing.T) {
 	h, g, addr := newRawHub(t, GateConfig{MaxArrivals: 4})
 	first := dialRaw(t, addr)
@@ -33,7 +34,7 @@ func TestSilentConnectionsMakeRoom(t *testing.T) {
 	if _, err := first.conn.Read(make([]byte, 1)); err == nil || errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("the oldest silent connection: %v, want its end", err)
 	}
-	for i := range 10 { // clients do not count as arrivals, however many
+	for i := range 10 { // clients do not count as arrivals
 		p := dialRaw(t, addr)
 		p.send([]byte(rawHandshake))
 		p.upgraded()
@@ -42,12 +43,12 @@ func TestSilentConnectionsMakeRoom(t *testing.T) {
 	}
 	waitFor(t, "4 arrivals", func() bool { return g.Arrivals() == 4 })
 	if n := g.cfg.Events.Counts().Refusals[ReasonCrowded]; n != 41+10-4 {
-		t.Errorf("%d connections had to go, want %d", n, 41+10-4)
+		t.Errorf("the gate closed %d connections, want %d", n, 41+10-4)
 	}
 }
 
-// A connection with a TLS handshake behind it keeps its place while more connections are silent, and
-// a silent one keeps its place while more have a handshake behind them.
+// TestHeardAndSilentMakeRoom checks that connections after their TLS handshake and silent ones do not displace each
+// other: many new ones of one kind close no connection of the other kind.
 func TestHeardAndSilentMakeRoom(t *testing.T) {
 	const most = 4
 	_, g, addr := newTLSHub(t, GateConfig{MaxArrivals: most})
@@ -74,7 +75,7 @@ func TestHeardAndSilentMakeRoom(t *testing.T) {
 		t.Errorf("%d arrivals, want at most %d", n, most)
 	}
 
-	for range 10 * most { // each is heard
+	for range 10 * most { // connections with a TLS handshake
 		if _, err := dialTLS(); err != nil {
 			t.Fatal(err)
 		}
@@ -91,7 +92,7 @@ func TestHeardAndSilentMakeRoom(t *testing.T) {
 	}
 }
 
-// An arrival leaves the gate when its connection ends, however that happens.
+// TestArrivalsLeave checks that an arrival leaves the gate when its connection ends, at any stage.
 func TestArrivalsLeave(t *testing.T) {
 	_, g, addr := newTLSHub(t, GateConfig{})
 	for _, send := range []string{"", "junk", "GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00"} {
@@ -103,13 +104,15 @@ func TestArrivalsLeave(t *testing.T) {
 	}
 }
 
+// TestConnectionRates connects more often than the rate of an address allows. The gate closes the connections over it,
+// but none of a trusted proxy and none of another address.
 func TestConnectionRates(t *testing.T) {
 	const burst = 3
 	dialFrom := func(ip, addr string) net.Conn {
 		t.Helper()
 		conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}).Dial("tcp", addr)
 		if err != nil {
-			t.Skip("this system has one loopback address: ", err)
+			t.Skipf("%s is not a local address here; Linux has all of 127.0.0.0/8: %v", ip, err)
 		}
 		t.Cleanup(func() { conn.Close() })
 		conn.SetDeadline(time.Now().Add(time.Minute))
@@ -126,22 +129,23 @@ func TestConnectionRates(t *testing.T) {
 	})
 	for i := range 2 * burst {
 		if got, want := served(dialFrom("127.0.0.2", addr)), i < burst; got != want {
-			t.Errorf("connection %d: served %v, want %v", i+1, got, want)
+			t.Errorf("connection %d: served = %v, want %v", i+1, got, want)
 		}
 	}
 	for range 2 * burst {
 		if !served(dialFrom("127.0.0.9", addr)) {
-			t.Error("a connection of a proxy is not served")
+			t.Error("connection of a proxy: not served, want served")
 		}
 	}
 	if !served(dialFrom("127.0.0.3", addr)) {
-		t.Error("a connection of another address is not served")
+		t.Error("connection of another address: not served, want served")
 	}
 	if n := g.cfg.Events.Counts().Refusals[ReasonAddressConnections]; n != burst {
-		t.Errorf("%d refusals are counted, want %d", n, burst)
+		t.Errorf("refusals = %d, want %d", n, burst)
 	}
 }
 
+// TestRates takes from the buckets of two addresses, and compares the times to wait.
 func TestRates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("2001:db8::/64")
@@ -170,15 +174,15 @@ func TestRates(t *testing.T) {
 			r.Take(hub.PrefixOf(netip.AddrFrom16([16]byte{0: 0x20, 4: byte(i >> 16), 5: byte(i >> 8), 6: byte(i)})), 1)
 		}
 		if n := len(r.recent) + len(r.old); n > 2*maxAddresses {
-			t.Errorf("%d addresses are remembered, want at most %d", n, 2*maxAddresses)
+			t.Errorf("Rates remembers %d addresses, want at most %d", n, 2*maxAddresses)
 		}
 	})
 	if (*Rates)(nil).Take(netip.Prefix{}, 1) != 0 {
-		t.Error("a nil *Rates refuses")
+		t.Error("Take of a nil *Rates refuses, want 0")
 	}
 }
 
-// failingListener fails with each error in turn, and then is closed.
+// failingListener returns its errors in turn, then net.ErrClosed.
 type failingListener struct {
 	net.Listener
 	errs []error
@@ -193,8 +197,8 @@ func (l *failingListener) Accept() (net.Conn, error) {
 	return nil, &net.OpError{Op: "accept", Err: err}
 }
 
-// Accepting neither ends nor spins while the system has no file descriptor left, and the log has one
-// line.
+// TestAcceptErrors checks that Accept waits and tries again while the system has no file descriptors, and logs one line.
+// Errors that cannot go away end it.
 func TestAcceptErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var lines bytes.Buffer
@@ -206,13 +210,13 @@ func TestAcceptErrors(t *testing.T) {
 			t.Errorf("Accept = %v, want ErrClosed", err)
 		}
 		if took, want := time.Since(began), (5+10+20+40+80+160)*time.Millisecond; took != want {
-			t.Errorf("six errors took %v, want %v", took, want)
+			t.Errorf("Accept took %v for six errors, want %v", took, want)
 		}
 		if n := events.Counts().Refusals[ReasonAcceptError]; n != 6 {
-			t.Errorf("%d errors are counted, want 6", n)
+			t.Errorf("refusals = %d, want 6", n)
 		}
 		if got := lines.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=ERROR") || !strings.Contains(got, syscall.EMFILE.Error()) {
-			t.Errorf("the log has %q, want one line with the first error", got)
+			t.Errorf("log = %q, want one line with the first error", got)
 		}
 	})
 	for _, err := range []error{syscall.EBADF, syscall.EINVAL} {
@@ -222,7 +226,7 @@ func TestAcceptErrors(t *testing.T) {
 	}
 }
 
-// An error of accept closes a connection that has not joined, which frees a file descriptor.
+// TestAcceptErrorMakesRoom checks that an error of accept closes one arrival, which frees a file descriptor.
 func TestAcceptErrorMakesRoom(t *testing.T) {
 	g := NewGate(GateConfig{})
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -236,13 +240,14 @@ func TestAcceptErrorMakesRoom(t *testing.T) {
 	}
 	_, _ = g.Listener(&failingListener{errs: []error{syscall.EMFILE}}).Accept()
 	if n := g.Arrivals(); n != 0 {
-		t.Errorf("%d arrivals after the descriptors ran out, want 0", n)
+		t.Errorf("Arrivals after EMFILE = %d, want 0", n)
 	}
 	if _, err := peer.conn.Read(make([]byte, 1)); err == nil || errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("the silent peer reads %v, want the end", err)
+		t.Errorf("Read of the silent peer = %v, want the end", err)
 	}
 }
 
+// TestHandshakeOutcomes compares the counted outcome of handshakes that succeed and that fail in each way.
 func TestHandshakeOutcomes(t *testing.T) {
 	handshake := func(edit func(*tls.Config)) func(tlsAddr) {
 		return func(a tlsAddr) {
@@ -253,7 +258,7 @@ func TestHandshakeOutcomes(t *testing.T) {
 				return
 			}
 			defer conn.Close()
-			if len(config.NextProtos) > 0 { // the server ends a CA's connection without a word
+			if len(config.NextProtos) > 0 { // the server sends a CA nothing after the handshake
 				if b, err := io.ReadAll(conn); err != nil || len(b) > 0 {
 					t.Errorf("after the CA's handshake: %q, %v, want nothing", b, err)
 				}
@@ -314,13 +319,14 @@ func TestHandshakeOutcomes(t *testing.T) {
 			return n == 1
 		})
 		if got := g.Handshakes(); got[tt.want] != 1 {
-			t.Errorf("%s: counted %v, want %s", tt.name, got, tt.want)
+			t.Errorf("%s: Handshakes = %v, want one %s", tt.name, got, tt.want)
 		}
 		waitFor(t, "the end", func() bool { return g.Arrivals() == 0 && len(g.turns) == 0 })
 	}
 }
 
-// When the store of the challenges hangs, lookups do not pile up, and other visitors are served.
+// TestHangingChallenges simulates a store of challenges that hangs. The gate refuses further lookups, and serves other
+// connections.
 func TestHangingChallenges(t *testing.T) {
 	_, g, addr := newTLSHub(t, GateConfig{})
 	for range maxLookups {
@@ -330,7 +336,7 @@ func TestHangingChallenges(t *testing.T) {
 	config.NextProtos = []string{protocolChallenge}
 	if conn, err := tls.Dial("tcp", addr.String(), config); err == nil {
 		conn.Close()
-		t.Error("one more challenge is looked up")
+		t.Error("Dial for one challenge more succeeded, want an error")
 	}
 	conn, err := tls.Dial("tcp", addr.String(), addr.config())
 	if err != nil {
@@ -340,11 +346,11 @@ func TestHangingChallenges(t *testing.T) {
 	waitFor(t, "the count", func() bool { return g.Handshakes()[HandshakeNoCertificate] == 1 })
 }
 
-// A client that asks to renegotiate, as TLS 1.2 permits, gets an alert.
+// TestRenegotiation checks that a client that asks to renegotiate, which TLS 1.2 permits, gets an alert.
 func TestRenegotiation(t *testing.T) {
 	openssl, err := exec.LookPath("openssl")
 	if err != nil {
-		t.Skip("openssl is not installed")
+		t.Skip("OpenSSL is not installed (Debian: openssl)")
 	}
 	_, g, addr := newTLSHub(t, GateConfig{})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -360,12 +366,12 @@ func TestRenegotiation(t *testing.T) {
 	}
 	out, err := cmd.CombinedOutput()
 	if err == nil || ctx.Err() != nil || !bytes.Contains(out, []byte("RENEGOTIATING")) || !bytes.Contains(out, []byte("alert")) {
-		t.Errorf("openssl ends with %v and\n%s\nwant an alert", err, out)
+		t.Errorf("openssl: %v and\n%s\nwant an alert", err, out)
 	}
 	waitFor(t, "the end", func() bool { return g.Arrivals() == 0 })
 }
 
-// A handshake has handshakeTimeout and no more, even while bytes arrive.
+// TestHandshakeTimeout sends one byte of a handshake each second. The gate gives up after handshakeTimeout.
 func TestHandshakeTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client, server := net.Pipe()
@@ -388,18 +394,18 @@ func TestHandshakeTimeout(t *testing.T) {
 			t.Errorf("Read = %d, %v, want EOF", n, err)
 		}
 		if took := time.Since(began); took != handshakeTimeout {
-			t.Errorf("the handshake was given up after %v, want %v", took, handshakeTimeout)
+			t.Errorf("the handshake ended after %v, want %v", took, handshakeTimeout)
 		}
 		c.Close()
 		client.Close()
 		if got := g.Handshakes()[HandshakeTimeout]; got != 1 {
-			t.Errorf("%d timeouts are counted, want 1", got)
+			t.Errorf("timeouts = %d, want 1", got)
 		}
 	})
 }
 
-// Handshakes wait for their turn, and while many do, no connection is accepted. Peers that wait may
-// leave; the others are served in the end.
+// TestHandshakesTakeTurns fills all turns. Handshakes wait for a turn, and while maxWaiting of them wait the gate accepts
+// no connection. When turns are free again, all handshakes complete. A peer that leaves gives up its turn.
 func TestHandshakesTakeTurns(t *testing.T) {
 	_, g, addr := newTLSHub(t, GateConfig{})
 	for range cap(g.turns) {
@@ -428,7 +434,7 @@ func TestHandshakesTakeTurns(t *testing.T) {
 		}
 	}
 	time.Sleep(10 * time.Millisecond)
-	// One more may have been accepted before the limit was reached.
+	// The gate may have accepted one more before it reached the limit.
 	if n := g.Arrivals(); n > maxWaiting+1 {
 		t.Errorf("%d arrivals while %d handshakes wait, want at most %d", n, maxWaiting, maxWaiting+1)
 	}
@@ -442,17 +448,17 @@ func TestHandshakesTakeTurns(t *testing.T) {
 	}
 	waitFor(t, "all to leave", func() bool { return g.Arrivals() == 0 && len(g.turns) == 0 && waiting() == 0 })
 	if n := g.Handshakes()[HandshakeOK]; n != maxWaiting+extra {
-		t.Errorf("%d handshakes are counted, want %d", n, maxWaiting+extra)
+		t.Errorf("completed handshakes = %d, want %d", n, maxWaiting+extra)
 	}
 
-	// A CA does not wait, and a peer that has left does not keep its turn.
+	// The handshake of a CA does not wait, and a peer that has left keeps no turn.
 	for range cap(g.turns) {
 		g.turns <- struct{}{}
 	}
 	config := addr.config()
 	config.NextProtos = []string{protocolChallenge}
 	if conn, err := tls.Dial("tcp", addr.String(), config); err != nil {
-		t.Errorf("a CA, while others compute: %v", err)
+		t.Errorf("Dial of a CA while all turns are taken: %v", err)
 	} else {
 		conn.Close()
 	}
@@ -464,7 +470,7 @@ func TestHandshakesTakeTurns(t *testing.T) {
 	waitFor(t, "one to wait", func() bool { return waiting() == 1 })
 	g.makeRoom()
 	if err := <-done; err == nil {
-		t.Error("a handshake succeeds on a connection that was closed")
+		t.Error("Dial on a connection that the gate closed succeeded, want an error")
 	}
 	for range cap(g.turns) {
 		<-g.turns

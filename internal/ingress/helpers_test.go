@@ -27,7 +27,7 @@ func newRawHub(t testing.TB, gate GateConfig) (*hub.Hub, *Gate, string) {
 	return newGateHub(t, gate, (*Gate).Listener)
 }
 
-// newGateHub starts a hub behind net/http and the listener of a gate.
+// newGateHub starts a hub behind net/http and a listener of a gate, and returns its address.
 func newGateHub(t testing.TB, gate GateConfig, listener func(*Gate, net.Listener) net.Listener) (*hub.Hub, *Gate, string) {
 	t.Helper()
 	gate.Events = hub.NewEvents(hub.EventsConfig{Refusals: Refusals()})
@@ -55,17 +55,18 @@ func newGateHub(t testing.TB, gate GateConfig, listener func(*Gate, net.Listener
 	return h, g, ln.Addr().String()
 }
 
-// tlsAddr is where a TLS server listens, and what its clients need.
+// tlsAddr is the address of a TLS server and the CAs that its clients trust.
 type tlsAddr struct {
 	net.Addr
 	roots *x509.CertPool
 }
 
+// config returns the TLS configuration of a client.
 func (a tlsAddr) config() *tls.Config {
 	return &tls.Config{ServerName: "example.com", RootCAs: a.roots}
 }
 
-// httpClient returns a client that reaches a under any name.
+// httpClient returns an HTTP client that reaches a under any name.
 func httpClient(a tlsAddr) *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		TLSClientConfig: a.config(),
@@ -75,7 +76,7 @@ func httpClient(a tlsAddr) *http.Client {
 	}}
 }
 
-// newTLSHub starts a hub behind a gate with TLS, for the name example.com.
+// newTLSHub starts a hub behind a gate with TLS. It has a certificate for example.com, and none yet for soon.example.com.
 func newTLSHub(t testing.TB, gate GateConfig) (*hub.Hub, *Gate, tlsAddr) {
 	t.Helper()
 	borrowed := httptest.NewTLSServer(nil)
@@ -103,13 +104,14 @@ func newTLSHub(t testing.TB, gate GateConfig) (*hub.Hub, *Gate, tlsAddr) {
 	return h, g, tlsAddr{resolved, roots}
 }
 
-// rawPeer is a client that sends whatever bytes it likes.
+// rawPeer is a client that sends any bytes.
 type rawPeer struct {
 	t    testing.TB
 	conn net.Conn
 	br   *bufio.Reader
 }
 
+// dialRaw connects a rawPeer. Its connection ends with the test.
 func dialRaw(t testing.TB, addr string) *rawPeer {
 	t.Helper()
 	conn, err := net.Dial("tcp", addr)
@@ -121,18 +123,19 @@ func dialRaw(t testing.TB, addr string) *rawPeer {
 	return &rawPeer{t, conn, bufio.NewReader(conn)}
 }
 
-// send sends b. The server may close the connection before the end of it.
+// send sends b. The server may close the connection before it has read all of b.
 func (p *rawPeer) send(b []byte) { _, _ = p.conn.Write(b) }
 
+// upgraded reads the response to rawHandshake.
 func (p *rawPeer) upgraded() {
 	p.t.Helper()
 	resp, err := http.ReadResponse(p.br, nil)
 	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
-		p.t.Fatalf("response %v, %v, want 101", resp, err)
+		p.t.Fatalf("response = %v, %v, want 101", resp, err)
 	}
 }
 
-// waitFor waits until ok reports true, for a minute at most.
+// waitFor waits until ok reports true, at most a minute.
 func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {

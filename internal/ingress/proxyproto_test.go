@@ -12,7 +12,8 @@ import (
 	"plusminus/hub"
 )
 
-const proxyLocal = "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00" // version 2
+// proxyLocal is a header of version 2 with the command LOCAL: the connection is the balancer's own.
+const proxyLocal = "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
 
 // fakeListener accepts the connections that are sent to conns.
 type fakeListener struct{ conns chan net.Conn }
@@ -27,7 +28,7 @@ func (l fakeListener) Accept() (net.Conn, error) {
 func (l fakeListener) Close() error   { close(l.conns); return nil }
 func (l fakeListener) Addr() net.Addr { return &net.TCPAddr{} }
 
-// pipeEnd is one end of a pipe, from an address.
+// pipeEnd is one end of a pipe, with a remote address.
 type pipeEnd struct {
 	net.Conn
 	remote net.TCPAddr
@@ -35,10 +36,10 @@ type pipeEnd struct {
 
 func (p pipeEnd) RemoteAddr() net.Addr { return &p.remote }
 
-// proxyTest is a proxyListener on connections in memory.
+// proxyTest is a proxyListener whose connections are pipes.
 type proxyTest struct {
 	*proxyListener
-	conns    chan net.Conn // from 10.0.0.1, which has to send headers
+	conns    chan net.Conn // from 10.0.0.1, which must send headers
 	accepted chan net.Conn
 }
 
@@ -59,13 +60,14 @@ func newProxyTest() *proxyTest {
 	return p
 }
 
+// dial returns the peer's end of a new connection from 10.0.0.1.
 func (p *proxyTest) dial() net.Conn {
 	peer, ours := net.Pipe()
 	p.conns <- pipeEnd{ours, net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 1}}
 	return peer
 }
 
-// wantRefused compares the reasons for which connections were refused, each once.
+// wantRefused compares the reasons of all refused connections, one for each connection.
 func (p *proxyTest) wantRefused(t *testing.T, want ...hub.Reason) {
 	t.Helper()
 	synctest.Wait()
@@ -78,7 +80,7 @@ func (p *proxyTest) wantRefused(t *testing.T, want ...hub.Reason) {
 	slices.Sort(got)
 	slices.Sort(want)
 	if !slices.Equal(got, want) {
-		t.Errorf("refused %q, want %q", got, want)
+		t.Errorf("refusals = %q, want %q", got, want)
 	}
 }
 
@@ -89,7 +91,8 @@ func ended(nc net.Conn) bool {
 	return err == io.EOF
 }
 
-// A balancer that sends nothing is disconnected after proxyHeaderTimeout, and delays nobody meanwhile.
+// TestProxyProtocolSilence connects balancers that send no header or half of one. The listener disconnects them after
+// proxyHeaderTimeout, and accepts other connections meanwhile.
 func TestProxyProtocolSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProxyTest()
@@ -101,12 +104,12 @@ func TestProxyProtocolSilence(t *testing.T) {
 		nc := <-p.accepted
 		buf := make([]byte, 10)
 		if n, err := nc.Read(buf); string(buf[:n]) != "hello" || err != nil {
-			t.Errorf("read %q, %v behind the header, want hello", buf[:n], err)
+			t.Errorf("Read after the header = %q, %v, want hello", buf[:n], err)
 		}
-		time.Sleep(proxyHeaderTimeout - 3*time.Nanosecond) // to look at each takes one
+		time.Sleep(proxyHeaderTimeout - 3*time.Nanosecond) // ended waits a nanosecond for each of the two
 		p.wantRefused(t)
 		if ended(silent) || ended(half) {
-			t.Error("disconnected too soon")
+			t.Errorf("disconnected before %v", proxyHeaderTimeout)
 		}
 		time.Sleep(2 * time.Nanosecond)
 		p.wantRefused(t, ReasonProxyBad, ReasonProxyMissing)
@@ -115,14 +118,14 @@ func TestProxyProtocolSilence(t *testing.T) {
 		}
 		go io.WriteString(ok, "more")
 		if n, err := nc.Read(buf); string(buf[:n]) != "more" || err != nil {
-			t.Errorf("read %q, %v later, want more: the deadline was the header's", buf[:n], err)
+			t.Errorf("Read after the timeout = %q, %v, want more: the deadline is for the header only", buf[:n], err)
 		}
 		p.Close()
 	})
 }
 
-// A balancer that only wants to see whether the port is open is not refused. A connection whose header is
-// on its way when the listener is closed is still accepted.
+// TestProxyProtocolClose checks two ends. A balancer that only checks whether the port is open does not count as a
+// refusal. A connection whose header is in flight when the listener closes is still accepted.
 func TestProxyProtocolClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProxyTest()
@@ -133,10 +136,10 @@ func TestProxyProtocolClose(t *testing.T) {
 		io.WriteString(late, "PROXY TCP4 192.0.2.1 192.0.2.1 4711 443\r\n")
 		nc, ok := <-p.accepted
 		if !ok || nc.RemoteAddr().String() != "192.0.2.1:4711" {
-			t.Errorf("accepted %v, want the connection of 192.0.2.1:4711", nc)
+			t.Errorf("Accept = %v, want the connection of 192.0.2.1:4711", nc)
 		}
 		if nc, ok := <-p.accepted; ok {
-			t.Errorf("accepted %v, want no more", nc)
+			t.Errorf("Accept = %v, want no more connections", nc)
 		}
 		p.wantRefused(t)
 	})

@@ -11,9 +11,9 @@ import (
 	"strings"
 )
 
-// An anonymousHandler removes IP addresses from everything that is logged: from the message, from the
-// text of errors, from lists. So no caller needs to think of it, and the lines of net/http and the
-// errors of the system are covered, too. It keeps loopback addresses, and those under ownKeys.
+// anonymousHandler replaces IP addresses in each record: in the message, in errors and in lists. It works for the lines
+// of net/http and the errors of the system, too, and callers do nothing for it. It drops the attribute "remote". It
+// keeps loopback addresses, unspecified addresses, and the values under ownKeys.
 type anonymousHandler struct{ slog.Handler }
 
 // ownKeys are the keys whose values are the server's own addresses, from the command line.
@@ -41,6 +41,7 @@ func (h anonymousHandler) WithGroup(name string) slog.Handler {
 	return anonymousHandler{h.Handler.WithGroup(name)}
 }
 
+// anonymousAttrs returns attrs without addresses.
 func anonymousAttrs(attrs []slog.Attr) []slog.Attr {
 	var out []slog.Attr
 	for _, a := range attrs {
@@ -51,7 +52,7 @@ func anonymousAttrs(attrs []slog.Attr) []slog.Attr {
 	return out
 }
 
-// anonymousAttr returns a without addresses. It reports false if nothing is left.
+// anonymousAttr returns a without addresses. It reports false if the record must not have a at all.
 func anonymousAttr(a slog.Attr) (slog.Attr, bool) {
 	a.Value = a.Value.Resolve()
 	switch {
@@ -74,19 +75,19 @@ func anonymousAttr(a slog.Attr) (slog.Attr, bool) {
 	return a, true
 }
 
-// addressPattern matches what may be an address, with its port or prefix length if it has one.
+// addressPattern matches text that may be an address, with its port or prefix length.
 var addressPattern = regexp.MustCompile(`(` +
 	`\[(?:[0-9A-Fa-f:]+:[0-9A-Fa-f:.]*)(?:%[^\]\s]+)?\](?::\d+)?|` + // [IPv6], with or without a port
 	`[0-9A-Fa-f]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(?:%\w+)?(?:/\d+)?|` + // IPv6
 	`\d+\.\d+\.\d+\.\d+(?::\d+|/\d+)?` + // IPv4
 	`)`)
 
-// anonymous returns s without addresses.
+// anonymous returns s with "(address)" in place of each address, its port and its prefix length.
 func anonymous(s string) string {
 	return addressPattern.ReplaceAllStringFunc(s, func(found string) string {
 		end := len(found)
 		ip, ok := parseAddress(found)
-		for !ok && end > max(0, len(found)-3) && strings.ContainsRune(".:", rune(found[end-1])) { // the address may end a sentence
+		for !ok && end > max(0, len(found)-3) && strings.ContainsRune(".:", rune(found[end-1])) { // drop a dot or colon that ends a sentence
 			end--
 			ip, ok = parseAddress(found[:end])
 		}
@@ -97,6 +98,7 @@ func anonymous(s string) string {
 	})
 }
 
+// parseAddress parses an address, with or without brackets, zone, port and prefix length.
 func parseAddress(s string) (netip.Addr, bool) {
 	if p, err := netip.ParsePrefix(s); err == nil {
 		return p.Addr(), true

@@ -14,6 +14,7 @@ import (
 	"time"
 )
 
+// TestAnonymous compares texts with and without addresses.
 func TestAnonymous(t *testing.T) {
 	for _, tt := range []struct{ in, want string }{
 		{"http: TLS handshake error from 192.0.2.7:4711: EOF", "http: TLS handshake error from (address): EOF"},
@@ -44,7 +45,7 @@ func TestAnonymous(t *testing.T) {
 	}
 }
 
-// An address is removed wherever it stands in a line, and all else stays as it is.
+// TestAnonymousHandler logs an address in each part of a record. The line has none of them, and keeps everything else.
 func TestAnonymousHandler(t *testing.T) {
 	var out bytes.Buffer
 	logger, queue := New(Config{Format: "text"}, &out)
@@ -66,15 +67,16 @@ func TestAnonymousHandler(t *testing.T) {
 	if _, after, ok := strings.Cut(got, "level=INFO "); !ok || after != `msg="from (address)" peer=(address) g.addr=(address) g.prefix=(address) g.net=(address)`+
 		` g.err="reading: read tcp (address): i/o timeout" g.list="[a (address)]" g.inner.deep=(address) g.lazy=(address)`+
 		` g.n=7 g.took=1s g.plain="as it is" g.https=[192.0.2.7:443]`+"\n" {
-		t.Errorf("logged %s", got)
+		t.Errorf("logged %s, want (address) in place of each address", got)
 	}
 }
 
+// lazy is a value that slog resolves when it logs.
 type lazy string
 
 func (l lazy) LogValue() slog.Value { return slog.StringValue(string(l)) }
 
-// Lines that libraries print with package log go to our logger.
+// TestTakeStandardLog checks that a line of package log goes to the logger.
 func TestTakeStandardLog(t *testing.T) {
 	defer log.SetFlags(log.Flags())
 	defer log.SetOutput(log.Writer())
@@ -84,11 +86,11 @@ func TestTakeStandardLog(t *testing.T) {
 	log.Printf("Unsolicited response from %s", "192.0.2.7:80")
 	queue.Close()
 	if got := out.String(); !strings.HasSuffix(got, `"level":"WARN","msg":"Unsolicited response from (address)"}`+"\n") {
-		t.Errorf("logged %s", got)
+		t.Errorf("logged %s, want a JSON line without the address", got)
 	}
 }
 
-// An address is removed, whatever text stands before and behind it.
+// FuzzAnonymous checks that anonymous removes an address from any text before and after it.
 func FuzzAnonymous(f *testing.F) {
 	f.Add([]byte{192, 0, 2, 7}, "from ", ": EOF")
 	f.Add([]byte("\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x07"), "read tcp [", "]:443")
@@ -100,7 +102,7 @@ func FuzzAnonymous(f *testing.F) {
 			return
 		}
 		if strings.Contains(before, ip.String()) || strings.Contains(behind, ip.String()) {
-			return // it may be part of something else
+			return // there the address may be part of a longer word
 		}
 		for _, s := range []string{
 			before + " " + ip.String() + " " + behind,
@@ -109,7 +111,7 @@ func FuzzAnonymous(f *testing.F) {
 			before + "->" + netip.AddrPortFrom(ip, 4711).String() + ": " + behind,
 		} {
 			if got := anonymous(s); strings.Contains(got, ip.String()) {
-				t.Errorf("anonymous(%q) = %q", s, got)
+				t.Errorf("anonymous(%q) = %q, want no %s", s, got, ip)
 			}
 		}
 	})

@@ -9,11 +9,11 @@ import (
 	"os"
 )
 
-// Config says what the log looks like.
+// Config sets the level and the form of the log.
 type Config struct {
-	Level     slog.Level
-	Format    string // "text", "json", or "auto": text if the writer is a terminal, else JSON
-	Addresses bool   // keep the IP addresses of peers in the log
+	Level     slog.Level // the lowest level that appears
+	Format    string     // "text", "json", or "auto": text if the writer is a terminal, else JSON
+	Addresses bool       // whether the log has the IP addresses of peers
 }
 
 // New returns a logger whose lines go through a queue to w, and the queue, which the caller closes. To
@@ -35,6 +35,7 @@ func New(cfg Config, w io.Writer) (*slog.Logger, *Queue) {
 	return slog.New(h), q
 }
 
+// isTerminal reports whether w is a terminal.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok {
@@ -44,8 +45,8 @@ func isTerminal(w io.Writer) bool {
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
-// TakeStandardLog sends what libraries print with package log to l. Otherwise these lines would not
-// be JSON, and their addresses would stay.
+// TakeStandardLog sends the lines that libraries print with package log to l, at level Warn. Without it these lines are
+// not JSON, and they keep their addresses.
 func TakeStandardLog(l *slog.Logger) {
 	log.SetFlags(0)
 	log.SetOutput(slog.NewLogLogger(l.Handler(), slog.LevelWarn).Writer())
