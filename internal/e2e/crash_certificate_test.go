@@ -32,32 +32,32 @@ func TestKilledAtEachStep(t *testing.T) {
 		for _, when := range []string{"before", "after"} {
 			t.Run(at.name+" "+when, func(t *testing.T) {
 				t.Parallel()
-				m, ca := newCertifiedProcess(t, pebbletest.Config{})
+				p, ca := newCertifiedProcess(t, pebbletest.Config{})
 				killed := make(chan struct{})
 				ca.Inject(at.path, 1, func(w http.ResponseWriter, r *http.Request) {
 					defer close(killed)
-					m.kill()
+					p.kill()
 					if when == "after" {
 						pebbletest.DropAnswer(w, r)
 					} else {
 						pebbletest.Drop(w, r)
 					}
 				})
-				m.start()
+				p.start()
 				<-killed
-				m.start()
-				m.waitUp()
+				p.start()
+				p.waitUp()
 				lost := at.lost && when == "after"
 				if !at.resumes || lost {
-					for deadline := time.Now().Add(time.Minute); !m.ready(); time.Sleep(100 * time.Millisecond) {
+					for deadline := time.Now().Add(time.Minute); !p.ready(); time.Sleep(100 * time.Millisecond) {
 						// The first requests may fail: the process still looks for an order to continue.
-						resp, body := m.post("http://"+m.addrs.Admin+"/renew", nil)
+						resp, body := p.post("http://"+p.addrs.Admin+"/renew", nil)
 						if resp.StatusCode != 200 && time.Now().After(deadline) {
 							t.Fatalf("POST /renew = %s %s", resp.Status, body)
 						}
 					}
 				}
-				m.waitReady()
+				p.waitReady()
 				want := 1
 				if at.name == "newOrder" || lost {
 					want = 2
@@ -73,12 +73,12 @@ func TestKilledAtEachStep(t *testing.T) {
 					t.Errorf("%d failed validations, want %d", got, failed)
 				}
 
-				serial := m.serial("counter.test")
-				m.kill()
-				m.start()
-				m.waitUp()
-				m.waitReady() // the kill may have come between serving the certificate and storing it
-				if got := m.serial("counter.test"); got != serial || ca.Orders() != want {
+				serial := p.serial("counter.test")
+				p.kill()
+				p.start()
+				p.waitUp()
+				p.waitReady() // the kill may have come between serving the certificate and storing it
+				if got := p.serial("counter.test"); got != serial || ca.Orders() != want {
 					t.Errorf("after another kill: serial %s and %d orders, want %s and %d", got, ca.Orders(), serial, want)
 				}
 			})
@@ -91,17 +91,17 @@ func TestKilledAtEachStep(t *testing.T) {
 // of a process that nothing kills.
 func TestCrashLoop(t *testing.T) {
 	t.Parallel()
-	m, ca := newCertifiedProcess(t, pebbletest.Config{TLSPort: 1}) // no server listens on this port
+	p, ca := newCertifiedProcess(t, pebbletest.Config{TLSPort: 1}) // no server listens on this port
 	patient, reference := newCertifiedProcess(t, pebbletest.Config{TLSPort: 1})
 	for _, ca := range []*pebbletest.CA{ca, reference} {
 		ca.Inject(pebbletest.NewOrderPath, -1, pebbletest.Delay(300*time.Millisecond, pebbletest.Forward))
 	}
 	// waitAttempt waits until the first attempt of a process has failed.
-	waitAttempt := func(m *process) {
+	waitAttempt := func(p *process) {
 		t.Helper()
-		m.waitUp()
+		p.waitUp()
 		waitUntil(t, "/readyz to state the time of the next attempt", func() bool {
-			_, body := m.get("http://"+m.addrs.Admin+"/readyz", "")
+			_, body := p.get("http://"+p.addrs.Admin+"/readyz", "")
 			return strings.Contains(body, "next attempt at 20")
 		})
 	}
@@ -111,9 +111,9 @@ func TestCrashLoop(t *testing.T) {
 		kills = 40
 	}
 	for range kills {
-		m.start()
+		p.start()
 		time.Sleep(time.Duration(rand.Float64() * float64(time.Second/2)))
-		m.kill()
+		p.kill()
 	}
 	waitAttempt(patient)
 	if got, want := ca.Orders(), reference.Orders(); got > want || want == 0 {
@@ -122,6 +122,6 @@ func TestCrashLoop(t *testing.T) {
 	if got, want := ca.FailedValidations(), reference.FailedValidations(); got > want || want == 0 {
 		t.Errorf("the killed process had %d failed validations, the other one %d, want no more and not 0", got, want)
 	}
-	m.start()
-	waitAttempt(m)
+	p.start()
+	waitAttempt(p)
 }

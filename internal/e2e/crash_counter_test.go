@@ -28,15 +28,15 @@ type countingClient struct {
 }
 
 // joinCounting tries to connect until the server accepts, and returns a client that has received a value.
-func (m *process) joinCounting() *countingClient {
-	m.t.Helper()
+func (p *process) joinCounting() *countingClient {
+	p.t.Helper()
 	transport := &http.Transport{
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, network, m.addrs.HTTPS[0])
+			return new(net.Dialer).DialContext(ctx, network, p.addrs.HTTPS[0])
 		},
-		TLSClientConfig: &tls.Config{RootCAs: m.roots},
+		TLSClientConfig: &tls.Config{RootCAs: p.roots},
 	}
-	ctx, cancel := context.WithTimeout(m.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(p.t.Context(), time.Minute)
 	defer cancel()
 	for {
 		ws, _, err := websocket.Dial(ctx, "wss://localhost/", &websocket.DialOptions{HTTPClient: &http.Client{Transport: transport}})
@@ -52,7 +52,7 @@ func (m *process) joinCounting() *countingClient {
 			}
 		}
 		if ctx.Err() != nil {
-			m.t.Fatalf("connecting: %v", err)
+			p.t.Fatalf("connecting: %v", err)
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
@@ -111,7 +111,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	if *long {
 		lives = 400
 	}
-	m := newLocalProcess(t)
+	p := newLocalProcess(t)
 	var (
 		value, open int64 // the highest value received, and the number of later actions that may have counted
 		actions     int64 // sent, in all lives
@@ -119,7 +119,7 @@ func TestKilledUnderLoad(t *testing.T) {
 		kills       int
 	)
 	arrive := func() *countingClient {
-		c := m.joinCounting()
+		c := p.joinCounting()
 		if c.first < value || c.first > value+open {
 			t.Fatalf("value after kill %d = %d, want %d (received before) to %d (sent before)", kills, c.first, value, value+open)
 		}
@@ -128,16 +128,16 @@ func TestKilledUnderLoad(t *testing.T) {
 	for life := range lives {
 		if life%8 == 7 { // another kill, while the process starts
 			time.Sleep(rand.N(40 * time.Millisecond))
-			m.kill()
+			p.kill()
 			kills++
-			m.start()
+			p.start()
 		}
 		clients := []*countingClient{arrive()}
 		first := clients[0].first
 		value, open = first, 0
 		if life%2 == 1 { // several clients
 			for range 1 + rand.IntN(5) {
-				clients = append(clients, m.joinCounting())
+				clients = append(clients, p.joinCounting())
 			}
 		}
 		// In one life of three each action waits for the answer to the one before. In others up to 300 are in flight.
@@ -178,7 +178,7 @@ func TestKilledUnderLoad(t *testing.T) {
 			}
 			answered++
 		}
-		m.kill()
+		p.kill()
 		kills++
 		if !waits {
 			close(stop)
@@ -197,7 +197,7 @@ func TestKilledUnderLoad(t *testing.T) {
 			t.Fatalf("after %d actions from the value %d on, the highest value received is %d", sent.Load(), first, value)
 		}
 		actions += sent.Load()
-		m.start()
+		p.start()
 	}
 	// Without a kill each of the last actions counts.
 	c := arrive()
@@ -209,7 +209,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	if !c.waitSeen(c.first + 100) {
 		t.Fatal("the connection ended before the last actions had an answer")
 	}
-	if got := m.state(); got != fmt.Sprintf(`{"value":%d,"users":1}`+"\n", c.first+100) {
+	if got := p.state(); got != fmt.Sprintf(`{"value":%d,"users":1}`+"\n", c.first+100) {
 		t.Errorf("GET /state = %q, want the value %d", got, c.first+100)
 	}
 	c.ws.CloseNow()
@@ -217,8 +217,8 @@ func TestKilledUnderLoad(t *testing.T) {
 }
 
 // state returns the body of GET /state.
-func (m *process) state() string {
-	m.t.Helper()
-	_, body := m.get("https://localhost/state", "")
+func (p *process) state() string {
+	p.t.Helper()
+	_, body := p.get("https://localhost/state", "")
 	return body
 }

@@ -10,12 +10,12 @@ import (
 
 // limitFiles sets the largest size of files that the process may write (RLIMIT_FSIZE). At 0 each write(2) to a file
 // fails with EFBIG.
-func (m *process) limitFiles(to uint64) {
-	m.t.Helper()
+func (p *process) limitFiles(to uint64) {
+	p.t.Helper()
 	limit := syscall.Rlimit{Cur: to, Max: ^uint64(0)}
-	_, _, errno := syscall.RawSyscall6(syscall.SYS_PRLIMIT64, uintptr(m.cmd.Process.Pid), syscall.RLIMIT_FSIZE, uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
+	_, _, errno := syscall.RawSyscall6(syscall.SYS_PRLIMIT64, uintptr(p.cmd.Process.Pid), syscall.RLIMIT_FSIZE, uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
 	if errno != 0 {
-		m.t.Fatalf("prlimit: %v", errno)
+		p.t.Fatalf("prlimit: %v", errno)
 	}
 }
 
@@ -23,47 +23,47 @@ func (m *process) limitFiles(to uint64) {
 // succeed again, it accepts actions again.
 func TestDiskFails(t *testing.T) {
 	t.Parallel()
-	m := newLocalProcess(t)
-	ws := m.join("wss://localhost/")
+	p := newLocalProcess(t)
+	ws := p.join("wss://localhost/")
 	wantRead(t, ws, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`)
 	send(t, ws, plus)
 	wantRead(t, ws, `{"type":"state","value":1}`)
 	for range 3 {
-		m.limitFiles(0)
+		p.limitFiles(0)
 		for range 3 {
 			send(t, ws, plus)
 			wantRead(t, ws, `{"code":"store_unavailable","type":"error"}`)
 		}
-		if got := m.state(); got != `{"value":1,"users":1}`+"\n" {
+		if got := p.state(); got != `{"value":1,"users":1}`+"\n" {
 			t.Errorf("GET /state = %q, want the value 1 as before", got)
 		}
-		resp, body := m.get("http://"+m.addrs.Admin+"/readyz", "")
+		resp, body := p.get("http://"+p.addrs.Admin+"/readyz", "")
 		if resp.StatusCode != 503 || !strings.Contains(body, "counter.db: file too large") {
 			t.Errorf("GET /readyz = %s %q, want 503 and why", resp.Status, body)
 		}
-		m.limitFiles(^uint64(0))
-		waitUntil(t, "GET /readyz = 200 when the disk works again", m.ready)
+		p.limitFiles(^uint64(0))
+		waitUntil(t, "GET /readyz = 200 when the disk works again", p.ready)
 	}
 	// A kill while writes fail: the refused actions do not count.
-	m.limitFiles(0)
+	p.limitFiles(0)
 	send(t, ws, plus)
 	wantRead(t, ws, `{"code":"store_unavailable","type":"error"}`)
-	m.kill()
-	m.start()
-	m.waitUp()
-	ws = m.join("wss://localhost/")
+	p.kill()
+	p.start()
+	p.waitUp()
+	ws = p.join("wss://localhost/")
 	wantRead(t, ws, `{"count":1,"type":"users"}`, `{"type":"state","value":1}`)
 	send(t, ws, plus)
 	wantRead(t, ws, `{"type":"state","value":2}`)
 
 	// Writes to the first half of the file succeed, and the next process repairs the file.
-	m.limitFiles(4096)
+	p.limitFiles(4096)
 	send(t, ws, plus)
 	wantRead(t, ws, `{"code":"store_unavailable","type":"error"}`)
-	m.kill()
-	m.start()
-	m.waitUp()
-	wantRead(t, m.join("wss://localhost/"), `{"count":1,"type":"users"}`, `{"type":"state","value":2}`)
+	p.kill()
+	p.start()
+	p.waitUp()
+	wantRead(t, p.join("wss://localhost/"), `{"count":1,"type":"users"}`, `{"type":"state","value":2}`)
 }
 
 // TestFirstStartOnFullDisk starts a server on a new data folder while writes fail. The error names the file, and the

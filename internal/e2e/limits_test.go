@@ -78,8 +78,8 @@ func TestAddressRates(t *testing.T) {
 	}
 }
 
-// TestReasonsAreTold checks that /metrics has each reason and outcome from the start, and that docs/limits.md explains it.
-func TestReasonsAreTold(t *testing.T) {
+// TestReasonsAreDocumented checks that /metrics has each reason and outcome from the start, and that docs/limits.md explains it.
+func TestReasonsAreDocumented(t *testing.T) {
 	t.Parallel()
 	s := start(t, "-connection-rate", "0")
 	_, metrics := s.get("http://"+s.addrs.Admin+"/metrics", "")
@@ -88,7 +88,7 @@ func TestReasonsAreTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	counts := hub.NewEvents(hub.EventsConfig{Refusals: ingress.Refusals()}).Counts()
-	told := func(name, label, value string) {
+	documented := func(name, label, value string) {
 		t.Helper()
 		if !strings.Contains(metrics, fmt.Sprintf("%s=%q} ", label, value)) || !strings.Contains(metrics, "\nplusminus_"+name+"{") {
 			t.Errorf("/metrics has no %s with %s=%q", name, label, value)
@@ -98,13 +98,13 @@ func TestReasonsAreTold(t *testing.T) {
 		}
 	}
 	for reason := range counts.Refusals {
-		told("refusals_total", "reason", string(reason))
+		documented("refusals_total", "reason", string(reason))
 	}
 	for reason := range counts.Closes {
-		told("closes_total", "reason", string(reason))
+		documented("closes_total", "reason", string(reason))
 	}
 	for outcome := range ingress.NewGate(ingress.GateConfig{}).Handshakes() {
-		told("handshakes_total", "outcome", string(outcome))
+		documented("handshakes_total", "outcome", string(outcome))
 	}
 	if !strings.Contains(metrics, "\nplusminus_panics_total 0\n") {
 		t.Error("/metrics has no panics_total")

@@ -74,57 +74,57 @@ func freeAddr(t *testing.T) string {
 // The CA validates at the port of the process, unless cfg names another one.
 func newCertifiedProcess(t *testing.T, cfg pebbletest.Config) (*process, *pebbletest.CA) {
 	t.Helper()
-	m := &process{output: new(lockedBuffer)}
-	m.t = t
-	m.addrs = ingress.Addresses{HTTPS: []string{freeAddr(t)}, Admin: freeAddr(t)}
-	_, port, _ := net.SplitHostPort(m.addrs.HTTPS[0])
+	p := &process{output: new(lockedBuffer)}
+	p.t = t
+	p.addrs = ingress.Addresses{HTTPS: []string{freeAddr(t)}, Admin: freeAddr(t)}
+	_, port, _ := net.SplitHostPort(p.addrs.HTTPS[0])
 	if cfg.TLSPort == 0 {
 		cfg.TLSPort, _ = strconv.Atoi(port)
 	}
 	ca := pebbletest.Start(t, cfg)
-	m.roots = ca.IssuingRoots
+	p.roots = ca.IssuingRoots
 	data := t.TempDir()
 	root := filepath.Join(data, "root.pem")
 	if err := os.WriteFile(root, ca.DirectoryRootPEM, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	m.data = data
-	m.args = []string{"-data", data, "-domain", "counter.test", "-acme-directory", ca.DirectoryURL, "-acme-ca-root", root,
-		"-https", m.addrs.HTTPS[0], "-http", "off", "-admin", m.addrs.Admin, "-log-format", "text"}
+	p.data = data
+	p.args = []string{"-data", data, "-domain", "counter.test", "-acme-directory", ca.DirectoryURL, "-acme-ca-root", root,
+		"-https", p.addrs.HTTPS[0], "-http", "off", "-admin", p.addrs.Admin, "-log-format", "text"}
 	t.Cleanup(func() {
-		m.kill()
+		p.kill()
 		if t.Failed() {
-			t.Logf("the processes logged:\n%s", m.output)
+			t.Logf("the processes logged:\n%s", p.output)
 		}
 	})
-	return m, ca
+	return p, ca
 }
 
 // start starts the next process.
-func (m *process) start() {
-	m.t.Helper()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.cmd = command(m.t, m.args...)
-	m.cmd.Stdout, m.cmd.Stderr = m.output, m.output
-	if err := m.cmd.Start(); err != nil {
-		m.t.Fatal(err)
+func (p *process) start() {
+	p.t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cmd = command(p.t, p.args...)
+	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
+	if err := p.cmd.Start(); err != nil {
+		p.t.Fatal(err)
 	}
 }
 
 // kill sends SIGKILL and returns when the process has ended. It does nothing if no process runs.
-func (m *process) kill() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.cmd != nil && m.cmd.ProcessState == nil {
-		m.cmd.Process.Kill()
-		m.cmd.Wait()
+func (p *process) kill() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd != nil && p.cmd.ProcessState == nil {
+		p.cmd.Process.Kill()
+		p.cmd.Wait()
 	}
 }
 
 // ready reports whether /readyz answers 200.
-func (m *process) ready() bool {
-	resp, err := http.Get("http://" + m.addrs.Admin + "/readyz")
+func (p *process) ready() bool {
+	resp, err := http.Get("http://" + p.addrs.Admin + "/readyz")
 	if err != nil {
 		return false
 	}
@@ -133,10 +133,10 @@ func (m *process) ready() bool {
 }
 
 // waitUp waits until the process answers on its admin listener.
-func (m *process) waitUp() {
-	m.t.Helper()
-	waitUntil(m.t, "GET /livez to be answered", func() bool {
-		resp, err := http.Get("http://" + m.addrs.Admin + "/livez")
+func (p *process) waitUp() {
+	p.t.Helper()
+	waitUntil(p.t, "GET /livez to be answered", func() bool {
+		resp, err := http.Get("http://" + p.addrs.Admin + "/livez")
 		if err == nil {
 			resp.Body.Close()
 		}
@@ -147,26 +147,26 @@ func (m *process) waitUp() {
 // newLocalProcess starts a process for localhost, with a certificate of its local CA, and waits until it answers.
 func newLocalProcess(t *testing.T, args ...string) *process {
 	t.Helper()
-	m := &process{output: new(lockedBuffer)}
-	m.t = t
-	m.addrs = ingress.Addresses{HTTPS: []string{freeAddr(t)}, Admin: freeAddr(t)}
-	m.data = t.TempDir()
-	m.args = append([]string{"-data", m.data, "-https", m.addrs.HTTPS[0], "-http", "off", "-admin", m.addrs.Admin,
+	p := &process{output: new(lockedBuffer)}
+	p.t = t
+	p.addrs = ingress.Addresses{HTTPS: []string{freeAddr(t)}, Admin: freeAddr(t)}
+	p.data = t.TempDir()
+	p.args = append([]string{"-data", p.data, "-https", p.addrs.HTTPS[0], "-http", "off", "-admin", p.addrs.Admin,
 		"-max-clients-per-ip", "0", "-action-rate", "0", "-log-format", "text"}, args...)
 	t.Cleanup(func() {
-		m.kill()
+		p.kill()
 		if t.Failed() {
-			text := m.output.String()
+			text := p.output.String()
 			t.Logf("the processes logged:\n%s", text[max(0, len(text)-8000):])
 		}
 	})
-	m.start()
-	m.waitUp()
-	pem, err := os.ReadFile(filepath.Join(m.data, "local-ca", "root.pem"))
+	p.start()
+	p.waitUp()
+	pem, err := os.ReadFile(filepath.Join(p.data, "local-ca", "root.pem"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.roots = x509.NewCertPool()
-	m.roots.AppendCertsFromPEM(pem)
-	return m
+	p.roots = x509.NewCertPool()
+	p.roots.AppendCertsFromPEM(pem)
+	return p
 }

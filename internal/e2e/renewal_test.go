@@ -15,10 +15,10 @@ import (
 	"plusminus/acme/pebbletest"
 )
 
-// TestNobodyIsDropped connects clients and changes the certificate: by renewals that are due, by one that an operator
+// TestRenewalsDropNoClient connects clients and changes the certificate: by renewals that are due, by one that an operator
 // asks for, and by one from another CA. No connection ends, and each client receives every value of the counter.
 // With -long there are 1,000 clients and three due renewals.
-func TestNobodyIsDropped(t *testing.T) {
+func TestRenewalsDropNoClient(t *testing.T) {
 	t.Parallel()
 	const life = 12 * time.Second // of a certificate
 	clients, renewals := 100, 1
