@@ -336,7 +336,12 @@ func TestChromiumRefusals(t *testing.T) {
 				ws.Read(t.Context())
 			})
 			p := newPage(t, browser)
-			p.inject(`Math.random = () => 1`)
+			// Delay the page's own next try, so that it does not come before the click.
+			p.inject(`{
+				const set = setTimeout;
+				window.setTimeout = (f, ms, ...args) => set(f, ms >= 400 && ms <= 2_000 ? 60_000 : ms, ...args);
+				Math.random = () => 1;
+			}`)
 			p.do(chromedp.Navigate(url))
 			p.waitText("sentence", sentence)
 			p.wait(`/^Trying again (in \d+ s\.|now…)$/.test(document.getElementById("countdown").textContent)`)
