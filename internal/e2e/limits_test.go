@@ -78,7 +78,8 @@ func TestAddressRates(t *testing.T) {
 	}
 }
 
-// TestReasonsAreDocumented checks that /metrics has each reason and outcome from the start, and that docs/limits.md explains it.
+// TestReasonsAreDocumented checks that /metrics has each reason and outcome from the start, and that docs/limits.md
+// explains it.
 func TestReasonsAreDocumented(t *testing.T) {
 	t.Parallel()
 	s := start(t, "-connection-rate", "0")

@@ -15,8 +15,9 @@ import (
 	"plusminus/acme/pebbletest"
 )
 
-// TestRenewalsDropNoClient connects clients and changes the certificate: by renewals that are due, by one that an operator
-// asks for, and by one from another CA. No connection ends, and each client receives every value of the counter.
+// TestRenewalsDropNoClient connects clients and changes the certificate: by renewals that are due, by one that an
+// operator asks for, and by one from another CA. No connection ends, and each client receives every value of the
+// counter.
 // With -long there are 1,000 clients and three due renewals.
 func TestRenewalsDropNoClient(t *testing.T) {
 	t.Parallel()
