@@ -32,7 +32,7 @@ type Certificates interface {
 	Renew(ctx context.Context, domain string) error
 }
 
-// Config is what [New] needs to know. All fields are required.
+// Config is what [New] needs to know. All fields but LinesLost are required.
 type Config struct {
 	Version      string
 	Hub          *hub.Hub
@@ -40,6 +40,7 @@ type Config struct {
 	Certificates Certificates
 	Events       *hub.Events
 	Gate         *ingress.Gate
+	LinesLost    func() uint64 // how many lines of the log have been lost; nil counts none
 }
 
 // Admin is the handler of the admin listener. Its methods are safe from any goroutine.

@@ -63,6 +63,7 @@ var (
 	metricRefusals   = newMetric(prometheus.CounterValue, "refusals_total", "Connections and requests refused before they joined the hub, by reason.", "reason")
 	metricCloses     = newMetric(prometheus.CounterValue, "closes_total", "Clients whose connection has ended, by status code (1006: none was sent) and reason.", "code", "reason")
 	metricHandshakes = newMetric(prometheus.CounterValue, "handshakes_total", "TLS handshakes by outcome.", "outcome")
+	metricLinesLost  = newMetric(prometheus.CounterValue, "log_lines_lost_total", "Lines of the log that were dropped because they were not read in time, or could not be written.")
 	metricPanics     = newMetric(prometheus.CounterValue, "panics_total", "Bugs that ended one connection; the log has the stack.")
 
 	metricValid     = newMetric(prometheus.GaugeValue, "certificate_valid", "1 if visitors are served a certificate that is valid now.", "domain", "source")
@@ -116,6 +117,11 @@ func (m metrics) Collect(out chan<- prometheus.Metric) {
 		tell(metricHandshakes, float64(n), string(outcome))
 	}
 	tell(metricArrivals, float64(cfg.Gate.Arrivals()))
+	lost := uint64(0)
+	if cfg.LinesLost != nil {
+		lost = cfg.LinesLost()
+	}
+	tell(metricLinesLost, float64(lost))
 	for _, st := range cfg.Certificates.Status() {
 		tellCertificate(tell, st)
 	}

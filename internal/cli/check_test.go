@@ -127,7 +127,7 @@ func (w *fakeNetwork) serve(args ...string) ingress.Addresses {
 		w.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	srv, err := server.New(ctx, cfg, "test", slog.New(slog.NewTextHandler(w.t.Output(), nil)))
+	srv, err := server.New(ctx, cfg, server.Options{Version: "test", Log: slog.New(slog.NewTextHandler(w.t.Output(), nil))})
 	if err != nil {
 		w.t.Fatal(err)
 	}

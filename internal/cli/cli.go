@@ -94,7 +94,7 @@ func serve(ctx context.Context, args []string, env Environment) error {
 	log, queue := logging.New(logging.Config{Level: cfg.LogLevel, Format: cfg.LogFormat, Addresses: cfg.LogAddresses}, env.Stderr)
 	defer queue.Close()
 	logging.TakeStandardLog(log)
-	srv, err := server.New(ctx, cfg, env.version(), log)
+	srv, err := server.New(ctx, cfg, server.Options{Version: env.version(), Log: log, LinesLost: queue.Lost})
 	if err != nil {
 		return err
 	}

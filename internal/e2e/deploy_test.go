@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,27 +10,24 @@ import (
 	"testing"
 )
 
-// deployFiles returns the text of each file in deploy that has one of these extensions.
-func deployFiles(t *testing.T, extensions ...string) map[string]string {
+// deployFiles returns the text of each file in deploy whose path there matches one of the patterns.
+func deployFiles(t *testing.T, patterns ...string) map[string]string {
 	t.Helper()
-	files := make(map[string]string)
-	err := filepath.WalkDir("deploy", func(file string, d fs.DirEntry, err error) error {
-		switch {
-		case err != nil:
-			return err
-		case d.IsDir() && d.Name() == "check":
-			return fs.SkipDir // a module of its own
-		case slices.Contains(extensions, filepath.Ext(file)):
-			text, err := os.ReadFile(file)
-			files[file] = string(text)
-			return err
+	texts := make(map[string]string)
+	for _, pattern := range patterns {
+		files, err := filepath.Glob("deploy/" + pattern)
+		if err != nil || len(files) == 0 {
+			t.Fatalf("deploy has %d files %s, %v", len(files), pattern, err)
 		}
-		return nil
-	})
-	if err != nil || len(files) == 0 {
-		t.Fatalf("%d files, %v", len(files), err)
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			texts[file] = string(text)
+		}
 	}
-	return files
+	return texts
 }
 
 // TestDeploySystemd checks the units with systemd-analyze: they are valid, and confine a process that an attacker
@@ -44,7 +40,7 @@ func TestDeploySystemd(t *testing.T) {
 	exe := command(t).Path
 	dir := t.TempDir()
 	var units []string
-	for file, text := range deployFiles(t, ".service", ".socket") {
+	for file, text := range deployFiles(t, "systemd/*.service", "systemd/*.socket") {
 		unit := filepath.Join(dir, filepath.Base(file))
 		text = strings.ReplaceAll(text, "/usr/local/bin/plusminus", exe) // verify wants the program to exist
 		if err := os.WriteFile(unit, []byte(text), 0o600); err != nil {
@@ -69,7 +65,7 @@ func TestDeploySystemd(t *testing.T) {
 	// An exposure of at most 1.5 of 10. A unit without hardening has 9.6.
 	analyze("security", "--offline=true", "--no-pager", "--threshold=15", filepath.Join(dir, "plusminus.service"))
 
-	for file, text := range deployFiles(t, ".socket") {
+	for file, text := range deployFiles(t, "systemd/*.socket") {
 		m := regexp.MustCompile(`(?m)^FileDescriptorName=(.*)$`).FindStringSubmatch(text)
 		if m == nil || !slices.Contains([]string{"https", "http", "admin"}, m[1]) {
 			t.Errorf("%s has FileDescriptorName= %q, want https, http or admin", file, m)

@@ -139,7 +139,7 @@ func start(t *testing.T, args ...string) *plusminus {
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	srv, err := server.New(ctx, cfg, "e2e", log)
+	srv, err := server.New(ctx, cfg, server.Options{Version: "e2e", Log: log})
 	if err != nil {
 		t.Fatalf("New = %v", err)
 	}

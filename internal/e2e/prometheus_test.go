@@ -24,7 +24,7 @@ func TestDeployMetrics(t *testing.T) {
 	t.Parallel()
 	declared := declaredMetrics(t)
 	name := regexp.MustCompile(`\bplusminus_[a-z0-9_]+`)
-	for file, text := range deployFiles(t, ".yml", ".json") {
+	for file, text := range deployFiles(t, "prometheus/*.yml", "grafana/*.json") {
 		for _, m := range name.FindAllString(text, -1) {
 			base := regexp.MustCompile(`_(bucket|sum|count)$`).ReplaceAllString(m, "")
 			if _, ok := declared[m]; !ok && !(strings.HasSuffix(base, "_seconds") && declared[base] != nil) {

@@ -49,17 +49,25 @@ type service struct {
 	public   bool // a stop waits for its clients
 }
 
+// Options are what a server gets from its process, beside the configuration.
+type Options struct {
+	Version   string
+	Log       *slog.Logger
+	LinesLost func() uint64 // how many lines of Log have been lost; nil counts none
+}
+
 // New makes a server as cfg says, and opens its listeners: from then on connections wait for Run.
 // The error is a [config.UsageError] if cfg names a file that cannot be used. ctx bounds the loading
 // of the counter.
-func New(ctx context.Context, cfg *config.Config, version string, log *slog.Logger) (s *Server, err error) {
+func New(ctx context.Context, cfg *config.Config, opts Options) (s *Server, err error) {
+	log := opts.Log
 	files, err := ReadFiles(cfg)
 	if err != nil {
 		return nil, err
 	}
 	room := machine.Here().Room()
 	maxClients, tight := room.Fit(cfg.MaxClients)
-	log.Info("starting", "version", version, "domains", cfg.DomainNames(), "data", cfg.Data, "max_clients", maxClients)
+	log.Info("starting", "version", opts.Version, "domains", cfg.DomainNames(), "data", cfg.Data, "max_clients", maxClients)
 	if tight != nil {
 		log.Warn("-max-clients does not fit this machine", "max_clients", maxClients, "err", tight)
 	}
@@ -133,12 +141,13 @@ func New(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 		s.services = append(s.services, service{plain, in.Gate.Listener(ln), true})
 	}
 	s.admin = admin.New(admin.Config{
-		Version:      version,
+		Version:      opts.Version,
 		Hub:          s.hub,
 		Store:        files.Store.String(),
 		Certificates: s.certs,
 		Events:       events,
 		Gate:         in.Gate,
+		LinesLost:    opts.LinesLost,
 	})
 	if ln := s.listeners.Admin; ln != nil {
 		// A gate of its own: neither the admin listener nor the public ones take places from the other.
