@@ -176,7 +176,7 @@ func TestDeployPrometheus(t *testing.T) {
 		}
 		return n
 	}
-	text := deployFiles(t, ".yml")["deploy/prometheus/rules.yml"]
+	text := deployFiles(t, "prometheus/*.yml")["deploy/prometheus/rules.yml"]
 	want := strings.Count(text, "- alert: ")
 	for deadline := time.Now().Add(time.Minute); evaluated() < want; time.Sleep(200 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -204,7 +204,7 @@ func dashboardQueries(t *testing.T) []dashboardQuery {
 			Targets []struct{ Expr string }
 		}
 	}
-	if err := json.Unmarshal([]byte(deployFiles(t, ".json")["deploy/grafana/dashboard.json"]), &dashboard); err != nil {
+	if err := json.Unmarshal([]byte(deployFiles(t, "grafana/*.json")["deploy/grafana/dashboard.json"]), &dashboard); err != nil {
 		t.Fatal(err)
 	}
 	var queries []dashboardQuery
