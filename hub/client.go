@@ -49,8 +49,8 @@ type client struct {
 
 	// Owned by serve.
 	left       bool          // leave has been called
-	limiter    *rate.Limiter // nil until the first action
-	notActions int           // consecutive messages that were not actions
+	limiter    *rate.Limiter // limits actions; nil until the first action
+	notActions *rate.Limiter // limits messages that are not actions; nil if there was none since the last action
 	ignored    int           // bytes that the peer of a stream sent after its request
 }
 
@@ -156,7 +156,7 @@ func (c *client) readLoop() (err error) {
 			if !refused.notAnAction() {
 				break
 			}
-			if c.notActions++; c.notActions == maxNotActions {
+			if !c.tolerated() {
 				return closeError{ReasonRubbish, textNotActions}
 			}
 		case !c.allowed():
@@ -175,7 +175,7 @@ func (c *client) act(r actionRun) {
 	if r.count == 0 {
 		return
 	}
-	c.notActions = 0
+	c.notActions = nil // only messages since the last action count
 	if c.hub.storeOverdue.Load() {
 		for range r.count {
 			c.refuse(refusedStore)
@@ -195,6 +195,15 @@ func (c *client) allowed() bool {
 		c.limiter = rate.NewLimiter(rate.Limit(cfg.ActionRate), cfg.ActionBurst)
 	}
 	return c.limiter.Allow()
+}
+
+// tolerated counts a message that was not an action. It reports false if the client has sent too many of
+// them since its last action: see maxNotActions.
+func (c *client) tolerated() bool {
+	if c.notActions == nil { // made late, since most clients send no such message
+		c.notActions = rate.NewLimiter(rate.Every(notActionsEvery), maxNotActions-1)
+	}
+	return c.notActions.Allow()
 }
 
 // messages is a pool of buffers for one message each. An idle client holds none of them.

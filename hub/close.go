@@ -65,10 +65,15 @@ var closeCodes = map[Reason]websocket.StatusCode{
 func (r Reason) StatusCode() int { return int(closeCodes[r]) }
 
 const (
-	// maxNotActions is the number of consecutive messages that are not actions after which the
-	// client is closed for ReasonRubbish. Someone who writes a client makes a few mistakes; a
-	// scanner sends nothing else.
-	maxNotActions = 16
+	// The maxNotActions-th message at once that is not an action closes the client for ReasonRubbish.
+	// The client gets back one such message each notActionsEvery, and all of them with an action.
+	//
+	// A developer's client makes a few mistakes. Other people's libraries send heartbeats that this
+	// protocol does not have, each 5 to 60 seconds, and must stay connected for ever. So must one
+	// heartbeat a second: it costs a hundredth of what maxExcess allows. A scanner sends faster: at
+	// 10 messages a second it is closed after less than 2 seconds.
+	maxNotActions   = 16
+	notActionsEvery = time.Second
 
 	// closeTimeout bounds the closing handshake: a peer that does not answer our close frame in
 	// time is disconnected.

@@ -35,7 +35,7 @@ const (
 	ReasonGone      Reason = "gone"           // the connection ended without a close frame
 	ReasonProtocol  Reason = "protocol_error" // the peer sent a frame that RFC 6455 forbids
 	ReasonNotUTF8   Reason = "not_utf8"       // the peer sent text that is not UTF-8
-	ReasonRubbish   Reason = "rubbish"        // the peer sent 16 messages in a row that are not actions
+	ReasonRubbish   Reason = "rubbish"        // the peer sent 16 messages at once that are not actions, or more than one a second for long
 	ReasonFlood     Reason = "flood"          // the peer sent too many control frames and refused messages, or too many bytes on an event stream
 	ReasonFragments Reason = "fragments"      // the peer sent a message in too many frames
 	ReasonTooBig    Reason = "too_big"        // the peer sent a message over MaxMessage

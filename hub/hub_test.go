@@ -278,24 +278,53 @@ func TestRefusals(t *testing.T) {
 	})
 }
 
+// TestTooManyMessagesThatAreNotActions checks the limit on messages that are not actions: the number at once, how fast
+// the client gets them back, and that an action gives all of them back.
 func TestTooManyMessagesThatAreNotActions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHub(t, Config{})
 		defer h.stop()
 		a := h.join()
-		for range maxNotActions - 1 {
-			a.send("x")
+		rubbish := func(n int) {
+			for range n {
+				a.send("x")
+			}
 		}
-		a.send(plus) // the count starts again
-		for range maxNotActions - 1 {
-			a.send("x")
+		rubbish(maxNotActions - 1)
+		a.send(plus)
+		rubbish(maxNotActions - 1)
+		time.Sleep(notActionsEvery)
+		rubbish(1)
+		time.Sleep(3 * notActionsEvery)
+		rubbish(3)
+		if got, want := len(a.take()), 2+2*(maxNotActions-1)+1+1+3; got != want {
+			t.Errorf("received %d messages, want %d: users, state, an error for each message that is not an action, and the state", got, want)
 		}
-		if got := a.take(); len(got) != 2+2*(maxNotActions-1)+1 {
-			t.Errorf("received %d messages, want users, state, an error for each message that is not an action, and the state", len(got))
-		}
-		a.send("x")
+		time.Sleep(notActionsEvery - time.Microsecond) // a rate.Limiter rounds nanoseconds
+		rubbish(1)
 		a.wantClosed(websocket.StatusPolicyViolation)
 	})
+}
+
+// TestHeartbeatsThatAreNotActions checks that a client may send a heartbeat that is not an action for ever, up to
+// one each notActionsEvery.
+func TestHeartbeatsThatAreNotActions(t *testing.T) {
+	for _, every := range []time.Duration{notActionsEvery, 25 * time.Second, time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newFakeHub(t, Config{})
+			defer h.stop()
+			a := h.join()
+			a.want("users 1", "state 0")
+			for range 6 * time.Hour / (25 * time.Second) {
+				a.send(`{"action":"ping"}`)
+				a.want("error unknown_action")
+				time.Sleep(every)
+			}
+			if a.closed() {
+				t.Errorf("a heartbeat each %v: the client was closed", every)
+			}
+		})
+	}
 }
 
 func TestMessageSize(t *testing.T) {

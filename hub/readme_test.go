@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 // page returns the text of a file in docs.
@@ -22,7 +23,11 @@ func page(t *testing.T, name string) string {
 func TestReadme(t *testing.T) {
 	protocol := page(t, "protocol.md")
 	docs := strings.Join(strings.Fields(protocol+page(t, "limits.md")+page(t, "operations.md")), " ")
+	perRefill := map[time.Duration]string{time.Second: "second"}[notActionsEvery] // in the docs' words
 	for _, want := range []string{
+		fmt.Sprintf("%d messages at once that are no actions, or more than one a %s for long; an action resets the count | 1008", maxNotActions, perRefill),
+		fmt.Sprintf("messages of a client that are no actions, since its last action | %d at once, and one more each %s | 1008", maxNotActions-1, perRefill),
+		fmt.Sprintf("| 1008 | %d messages at once that are no actions, or more than one a %s for long;", maxNotActions, perRefill),
 		fmt.Sprintf("a message over %d bytes", MaxMessage),
 		fmt.Sprintf("more than %d values behind", recentValues),
 		fmt.Sprintf("does not answer for %v seconds, actions are refused", storeTimeout.Seconds()),
@@ -61,7 +66,7 @@ func TestReadme(t *testing.T) {
 			fmt.Sprintf("at most another %v seconds", storeTimeout.Seconds()),
 		},
 		"events.go": {
-			fmt.Sprintf("%d messages in a row", maxNotActions),
+			fmt.Sprintf("%d messages at once that are not actions, or more than one a %s for long", maxNotActions, perRefill),
 			fmt.Sprintf("no progress for %v seconds", stallTimeout.Seconds()),
 			fmt.Sprintf("more than %d KB of answers", maxTail>>10),
 		},

@@ -134,7 +134,7 @@ var (
 )
 
 // notAnAction reports whether the message was none of the protocol's actions. A correct client never sends
-// such a message; a client that sends too many in a row is closed.
+// such a message; a client that sends too many too fast is closed.
 func (r *refusal) notAnAction() bool {
 	return r == refusedJSON || r == refusedAction || r == refusedBinary
 }
