@@ -51,7 +51,7 @@ type client struct {
 	left       bool          // leave has been called
 	limiter    *rate.Limiter // limits actions; nil until the first action
 	notActions *rate.Limiter // limits messages that are not actions; nil if there was none since the last action
-	ignored    int           // bytes that the peer of a stream sent after its request
+	surplus    int           // bytes read after the request of a stream, or after a WebSocket was lost
 }
 
 // serve joins the hub, reads until the connection ends, and leaves.
@@ -90,12 +90,40 @@ func (c *client) end(reason Reason, attrs ...any) {
 	}
 }
 
-// writeFailed disconnects a client after a failed write. serve's next read then fails, and serve
-// ends. Safe from any goroutine.
+// writeFailed handles a failed write. If the peer has ended the connection, the client is lost: serve
+// takes it out of the hub, reads what had arrived before, and ends. Otherwise writeFailed disconnects
+// the client; serve's next read then fails. Safe from any goroutine.
 func (c *client) writeFailed(err error) {
-	c.end(reasonOf(err), "err", err)
-	c.wire.sock.Abort()
+	if c.encoding == inStream || !peerEnded(err) {
+		c.end(reasonOf(err), "err", err)
+		c.wire.sock.Abort()
+		return
+	}
+	// serve records the reason, since it may still read a close frame. Its reads do not wait, since the
+	// system knows that no more bytes can arrive; the deadline bounds them all the same. For a client
+	// whose end has begun, closeClient has set a deadline, or nothing more is read.
+	if !c.wire.lost.Swap(true) && !c.ended.Load() {
+		_ = c.wire.SetReadDeadline(time.Now().Add(lostTimeout)) // fails only on a closed connection
+	}
 }
+
+// peerEnded reports whether a write failed because the peer has reset the connection, or closed it.
+// Systems keep the bytes that had arrived before the reset for the reader.
+func peerEnded(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+// readLost is called after each read of n bytes from a lost client. It takes the client out of the hub
+// before its last messages are handled, and returns an error for bytes beyond maxLostRead.
+func (c *client) readLost(n int) error {
+	c.leave()
+	if c.surplus += n; c.surplus > maxLostRead {
+		return errLostRead
+	}
+	return nil
+}
+
+var errLostRead = errors.New("hub: the peer has left, and too many bytes had arrived before")
 
 // reasonOf returns the reason for a connection that ends with err.
 func reasonOf(err error) Reason {

@@ -83,6 +83,11 @@ const (
 	// is not 0, since a reset could overtake our close frame.
 	failTimeout = time.Second
 
+	// lostTimeout and maxLostRead bound the time and the bytes that are still read from a client after a
+	// write to it has failed (see writeFailed). 16 KB are 680 actions, 17 times the default burst.
+	lostTimeout = time.Second
+	maxLostRead = 16 << 10
+
 	// stallTimeout is how long a blocked client may make no progress before it is disconnected.
 	stallTimeout = 10 * time.Second
 )

@@ -35,6 +35,9 @@
 // Of pending refusals only the number is kept. A blocked client without progress for 10 seconds
 // is disconnected.
 //
+// A write also shows that a peer has left. The client then leaves the hub, and reads what had arrived
+// before, within the bounds of close.go: an action counts even if its sender leaves at once.
+//
 // Channel sends go one way, so there is no cycle that could deadlock. readLoops send to loop and
 // to shards. loop sends to commitLoop. commitLoop sends results to loop, through a channel that
 // has room for them. Both tell shards about clients that a refusal has blocked. Shards send to no

@@ -22,6 +22,7 @@ type fakeConn struct {
 	mu    sync.Mutex
 	async bool
 	tail  []byte
+	fails error // if not nil, all writes fail with it, and reads go on
 
 	acksWithin time.Duration // the argument of expectAcks
 
@@ -128,6 +129,9 @@ func (c *fakeConn) Read(p []byte) (int, error) { return c.in.get(p) }
 func (c *fakeConn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.fails != nil {
+		return 0, c.fails
+	}
 	if !c.async {
 		return c.out.put(p, true)
 	}
@@ -149,6 +153,13 @@ func (c *fakeConn) Close() error {
 	c.in.close()
 	c.out.close()
 	return nil
+}
+
+// failWrites makes all writes fail with err.
+func (c *fakeConn) failWrites(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fails = err
 }
 
 func (c *fakeConn) neverWait() {

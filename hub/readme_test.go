@@ -28,6 +28,7 @@ func TestReadme(t *testing.T) {
 		fmt.Sprintf("%d messages at once that are no actions, or more than one a %s for long; an action resets the count | 1008", maxNotActions, perRefill),
 		fmt.Sprintf("messages of a client that are no actions, since its last action | %d at once, and one more each %s | 1008", maxNotActions-1, perRefill),
 		fmt.Sprintf("| 1008 | %d messages at once that are no actions, or more than one a %s for long;", maxNotActions, perRefill),
+		fmt.Sprintf("Of a client that has left, the server still reads at most %d KB, for at most %s", maxLostRead>>10, map[time.Duration]string{time.Second: "a second"}[lostTimeout]),
 		fmt.Sprintf("a message over %d bytes", MaxMessage),
 		fmt.Sprintf("more than %d values behind", recentValues),
 		fmt.Sprintf("does not answer for %v seconds, actions are refused", storeTimeout.Seconds()),

@@ -71,7 +71,7 @@ func (h *Hub) ServeStream(w http.ResponseWriter, r *http.Request) {
 	c.wire.sock.expectAcks(ackTimeout)
 	setStreamHeader(header)
 	_, _ = c.wire.send(appendStreamHead(header), false) // if it fails, serve's reads fail, too
-	c.ignored = brw.Reader.Buffered()
+	c.surplus = brw.Reader.Buffered()
 	joined = true
 	go c.serve()
 }
@@ -165,12 +165,12 @@ func (c *client) readStream() (err error) {
 	// "A server that sends a "close" connection option MUST initiate closure of the connection
 	// ... after it sends the final response", and "MUST NOT process any further requests received
 	// on that connection." https://www.rfc-editor.org/rfc/rfc9112#section-9.6
-	for buf := make([]byte, readBuffer); c.ignored <= MaxMessage; {
+	for buf := make([]byte, readBuffer); c.surplus <= MaxMessage; {
 		n, err := c.wire.Conn.Read(buf)
 		if err != nil {
 			return err
 		}
-		c.ignored += n
+		c.surplus += n
 	}
 	return closeError{ReasonFlood, "too many bytes after the request for an event stream"}
 }

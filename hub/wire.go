@@ -23,6 +23,7 @@ type clientWire struct {
 
 	// Safe from any goroutine.
 	heard atomic.Bool // the peer has sent something since turnWheel last looked
+	lost  atomic.Bool // a write has failed because the peer has ended the connection; see writeFailed
 
 	// Owned by the client's serve.
 	in     *bufio.Reader // the library's reader, which is filled by Read
@@ -99,12 +100,17 @@ func (w *clientWire) attach(nc net.Conn) error {
 }
 
 // Read implements [net.Conn]. It returns only bytes that frameChecker accepts, and its closeError for
-// the first byte that is wrong.
+// the first byte that is wrong. It goes on when the client is lost, until all is read that had arrived.
 func (w *clientWire) Read(p []byte) (int, error) {
 	if err := w.frames.failed(); err != nil {
 		return 0, err
 	}
 	n, err := w.Conn.Read(p)
+	if w.lost.Load() {
+		if err := w.owner.readLost(n); err != nil {
+			return 0, err
+		}
+	}
 	if n > 0 {
 		w.heard.Store(true)
 		if passed, wrong := w.frames.check(p[:n]); wrong != nil {
@@ -115,13 +121,18 @@ func (w *clientWire) Read(p []byte) (int, error) {
 }
 
 // Write implements [net.Conn] for the library. The library writes only control frames, from the client's
-// own goroutine.
+// own goroutine. It would stop reading if a pong could not be written, so Write reports success if the
+// client is lost.
 func (w *clientWire) Write(p []byte) (int, error) {
 	isClose := p[0]&0xf == opClose
 	if isClose {
 		w.owner.leave() // before the peer receives the close frame
 	}
 	n, err := w.send(p, isClose)
+	if peerEnded(err) {
+		w.owner.writeFailed(err)
+		return len(p), nil
+	}
 	if w.sock.blocked() {
 		w.owner.noteBlocked()
 	}
