@@ -13,28 +13,36 @@ import (
 // Origin is a pattern for the origins whose pages may connect. The zero value matches none.
 type Origin struct {
 	any          bool   // matches every origin
+	opaque       bool   // matches "null"
 	scheme, host string // host as CanonicalHost returns it
 	below        bool   // matches every name below host, but not host itself
 	port         string // "*" is any port; "" is the default port of the scheme
 }
 
 // ParseOrigin parses "https://host", "https://host:port", "https://host:*" (any port),
-// "https://*.host" (every name below host), the same with http, and "*" (every page). The
-// scheme has to match, too: anyone on the network can change a page that is loaded over http.
-// https://www.rfc-editor.org/rfc/rfc6454#section-6.2
+// "https://*.host" (every name below host), the same with any other scheme that a page may have, such as
+// "capacitor://localhost" or "chrome-extension://id", "null" (pages without an origin of their own),
+// and "*" (every page). The scheme has to match, too: anyone on the network can change a page that is
+// loaded over http. https://www.rfc-editor.org/rfc/rfc6454#section-6.2
 func ParseOrigin(s string) (Origin, error) {
-	if s == "*" {
+	switch s {
+	case "*":
 		return Origin{any: true}, nil
+	case opaqueOrigin:
+		return Origin{opaque: true}, nil
 	}
 	base, anyPort := strings.CutSuffix(strings.TrimSuffix(s, "/"), ":*")
 	o, ok := parseOrigin(base)
-	o.host, o.below = cutWildcard(o.host)
-	ascii, err := idna.Lookup.ToASCII(o.host) // browsers send the ASCII form
-	if _, noIP := netip.ParseAddr(o.host); noIP == nil {
-		ascii, err = o.host, nil
+	if ok && (o.scheme == "ws" || o.scheme == "wss") {
+		return Origin{}, fmt.Errorf("%q is the address of a WebSocket, and no page has such an origin: write that of the page, https://host", s)
 	}
-	if !ok || err != nil || strings.Contains(ascii, "*") || anyPort && o.port != "" {
-		return Origin{}, fmt.Errorf("%q is no origin: write https://host, https://host:port, https://host:*, https://*.host or *", s)
+	o.host, o.below = cutWildcard(o.host)
+	ascii, err := o.host, error(nil)
+	if _, ipErr := netip.ParseAddr(o.host); ipErr != nil && (o.scheme == "http" || o.scheme == "https") {
+		ascii, err = idna.Lookup.ToASCII(o.host) // browsers send the ASCII form
+	}
+	if !ok || err != nil || ascii == "" || strings.Contains(ascii, "*") || anyPort && o.port != "" {
+		return Origin{}, fmt.Errorf("%q is no origin: write https://host, https://host:port, https://host:*, https://*.host, app://host, null or *", s)
 	}
 	o.host = ascii
 	if anyPort {
@@ -43,15 +51,19 @@ func ParseOrigin(s string) (Origin, error) {
 	return o, nil
 }
 
+// opaqueOrigin is the Origin header of pages without an origin of their own: files, sandboxed frames, data:
+// URLs and some apps. https://html.spec.whatwg.org/multipage/browsers.html#ascii-serialisation-of-an-origin
+const opaqueOrigin = "null"
+
 // cutWildcard removes the prefix "*." from host, and reports whether host had it.
 func cutWildcard(host string) (string, bool) { return strings.CutPrefix(host, "*.") }
 
-// parseOrigin parses the origin of one page, in the form that browsers send. It reports false if s
-// is not of that form.
+// parseOrigin parses the origin of one page, in the form that browsers send: any scheme with a host. Apps have
+// schemes of their own. It reports false if s is not of that form.
 // https://www.rfc-editor.org/rfc/rfc6454#section-7.1
 func parseOrigin(s string) (Origin, bool) {
 	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" ||
+	if err != nil || u.Scheme == "" || u.Hostname() == "" ||
 		u.User != nil || u.Path != "" || u.RawQuery != "" || u.ForceQuery || strings.Contains(s, "#") {
 		return Origin{}, false
 	}
@@ -80,11 +92,25 @@ func (h *Hub) allows(header string) bool {
 		if o.below {
 			host = strings.HasSuffix(page.host, "."+o.host)
 		}
-		if o.any || ok && host && o.scheme == page.scheme && (o.port == "*" || o.port == page.port) {
+		switch {
+		case o.any, o.opaque && header == opaqueOrigin,
+			ok && !o.opaque && host && o.scheme == page.scheme && (o.port == "*" || o.port == page.port):
 			return true
 		}
 	}
 	return false
+}
+
+// ShareWithOrigin lets the page that sent r read the response, if the page's origin is allowed (CORS). It sets
+// Access-Control-Allow-Origin for an allowed origin only. It adds "Vary: Origin" in any case, also for a request
+// without an Origin, since a cache must not give the answer for one origin to another.
+// https://fetch.spec.whatwg.org/#cors-protocol-and-http-caches
+func (h *Hub) ShareWithOrigin(header http.Header, r *http.Request) {
+	header.Add("Vary", "Origin")
+	if origins := r.Header["Origin"]; len(origins) == 1 && h.allows(origins[0]) {
+		// https://fetch.spec.whatwg.org/#http-access-control-allow-origin
+		header.Set("Access-Control-Allow-Origin", origins[0])
+	}
 }
 
 // checkOrigin reports whether the Origin header of r is missing or allowed. If it is neither,
@@ -94,6 +120,10 @@ func (h *Hub) checkOrigin(w http.ResponseWriter, r *http.Request) bool {
 	if len(origins) == 0 || len(origins) == 1 && h.allows(origins[0]) {
 		return true
 	}
-	h.refuse(w, r, ReasonOrigin, http.StatusForbidden, fmt.Sprintf("pages of %q may not connect here", strings.Join(origins, ", ")))
+	text := fmt.Sprintf("pages of %q may not connect here", strings.Join(origins, ", "))
+	if len(origins) == 1 && origins[0] == opaqueOrigin {
+		text = `pages without an origin of their own (Origin: null) may not connect here; files, sandboxed frames and some apps all send the same "null"`
+	}
+	h.refuse(w, r, ReasonOrigin, http.StatusForbidden, text)
 	return false
 }

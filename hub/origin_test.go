@@ -37,6 +37,26 @@ func TestOrigins(t *testing.T) {
 		{"https://a.example", "null", false},
 		{"https://a.example", "://", false},
 		{"*", "null", true},
+		{"null", "null", true},
+		{"null", "https://a.example", false},
+		{"null", "", false},
+		{"null", "://", false},
+		// Apps have schemes of their own.
+		{"*", "capacitor://localhost", true},
+		{"capacitor://localhost", "capacitor://localhost", true},
+		{"capacitor://localhost", "https://localhost", false},
+		{"https://localhost", "capacitor://localhost", false},
+		{"capacitor://localhost", "capacitor://localhost:8080", false},
+		{"ionic://localhost:*", "ionic://localhost:8080", true},
+		{"tauri://localhost", "tauri://localhost", true},
+		{"app://obsidian.md", "app://obsidian.md", true},
+		{"app://obsidian.md", "app://obsidian.md.evil.example", false},
+		{"app://*.obsidian.md", "app://notes.obsidian.md", true},
+		{"chrome-extension://abcdefghijklmnop", "chrome-extension://abcdefghijklmnop", true},
+		{"chrome-extension://abcdefghijklmnop", "chrome-extension://ponmlkjihgfedcba", false},
+		{"moz-extension://8fc7ee12-5d6f-4b06-9f2d-4b1e8d0f3f35", "moz-extension://8fc7ee12-5d6f-4b06-9f2d-4b1e8d0f3f35", true},
+		{"vscode-webview://0a_b", "vscode-webview://0a_b", true}, // no domain name, and not checked as one
+		{"app://a.example:443", "app://a.example", false},        // no other scheme has a default port
 	} {
 		o, err := ParseOrigin(tt.allowed)
 		if err != nil {
@@ -48,7 +68,7 @@ func TestOrigins(t *testing.T) {
 			t.Errorf("with the origin %q, allows(%q) = %v, want %v", tt.allowed, tt.origin, got, tt.want)
 		}
 	}
-	for _, s := range []string{"", "a.example", "ftp://a.example", "https://", "https://a.example/x", "https://u@a.example", "https://a.example:1:*", "https://a.example?q", "https://*", "https://a.*.example", "https://a*.example", "https://a b.example"} {
+	for _, s := range []string{"", "a.example", "https://", "capacitor://", "capacitor:", "javascript:alert(1)", "file:///", "://a.example", "ws://a.example", "wss://a.example", "NULL", "null:*", "chrome-extension://*", "app://a.example/x", "app://*.", "https://a.example/x", "https://u@a.example", "https://a.example:1:*", "https://a.example?q", "https://*", "https://a.*.example", "https://a*.example", "https://a b.example"} {
 		if o, err := ParseOrigin(s); err == nil {
 			t.Errorf("ParseOrigin(%q) = %+v, want an error", s, o)
 		}

@@ -26,13 +26,9 @@ import (
 // 405, and a request with a body with 400.
 func (h *Hub) ServeStream(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
-	header.Add("Vary", "Origin")
+	h.ShareWithOrigin(header, r)
 	if !h.checkOrigin(w, r) || !h.checkFetch(w, r) {
 		return
-	}
-	if origin := r.Header.Get("Origin"); origin != "" {
-		// https://fetch.spec.whatwg.org/#http-access-control-allow-origin
-		header.Set("Access-Control-Allow-Origin", origin)
 	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		header.Set("Allow", "GET, HEAD")

@@ -131,7 +131,8 @@ func (c *Config) declare(f *flagGroups) {
 
 	f.group("Limits")
 	f.value((*origins)(&c.Origins), "origin", "let pages of this `origin` connect, too: https://host, https://host:port, https://host:*\n"+
-		"(any port), https://*.host (every name below it) or * (any page); repeatable\n(default the domains)")
+		"(any port), https://*.host (every name below it), app://host or another scheme of an app,\n"+
+		"null (files, sandboxed frames) or * (any page); repeatable (default the domains)")
 	f.int(&c.MaxClients, "max-clients", 0, "`number` of clients in all; 0 is what the file limit and the memory allow")
 	f.int(&c.MaxClientsPerIP, "max-clients-per-ip", 64, "`number` of clients of one IPv4 address or IPv6 /64; 0 is no limit, and the default with -plain\n"+
 		"unless -trusted-proxies or -proxy-protocol is set (all clients have the proxy's address)")
