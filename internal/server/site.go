@@ -41,10 +41,14 @@ func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.hub.ServeHTTP(w, r)
 	case r.URL.Path == streamPath:
 		s.hub.ServeStream(w, r)
-	case r.URL.Path == "/state":
-		s.state(w, r)
 	default:
-		s.page.ServeHTTP(w, r)
+		// Pages of other origins import the page's modules, which read the state. Both are public.
+		s.hub.ShareWithOrigin(w.Header(), r)
+		if r.URL.Path == "/state" {
+			s.state(w, r)
+		} else {
+			s.page.ServeHTTP(w, r)
+		}
 	}
 }
 
