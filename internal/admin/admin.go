@@ -79,15 +79,15 @@ func (a *Admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (a *Admin) Stopping() { a.stopping.Store(true) }
 
 func (a *Admin) readyz(w http.ResponseWriter, r *http.Request) {
-	if err := a.ready(); err != nil {
+	if err := a.Ready(); err != nil {
 		http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
 		return
 	}
 	fmt.Fprintln(w, "ready")
 }
 
-// ready returns nil if clients can be served, or else every reason why not.
-func (a *Admin) ready() error {
+// Ready returns nil if clients can be served, or else every reason why not.
+func (a *Admin) Ready() error {
 	if a.stopping.Load() {
 		return errors.New("stopping")
 	}
@@ -127,7 +127,7 @@ func (a *Admin) status(w http.ResponseWriter, r *http.Request) {
 		Arrivals:     a.cfg.Gate.Arrivals(),
 		Events:       eventCounts{a.cfg.Events.Counts(), a.cfg.Gate.Handshakes()},
 	}
-	if err := a.ready(); err != nil {
+	if err := a.Ready(); err != nil {
 		status.Ready, status.Reason = false, err.Error()
 	}
 	w.Header().Set("Content-Type", "application/json")

@@ -105,7 +105,7 @@ func (m metrics) Collect(out chan<- prometheus.Metric) {
 	}
 	cfg := m.admin.cfg
 	tell(metricInfo, 1, cfg.Version)
-	tell(metricReady, flag01(m.admin.ready() == nil))
+	tell(metricReady, flag01(m.admin.Ready() == nil))
 
 	tellStats(tell, cfg.Hub.Stats())
 	counts := cfg.Hub.Counts()

@@ -128,6 +128,7 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (s *Server, err 
 
 	page := &site{hosts: in.Hosts, certs: s.certs, hub: s.hub, page: static.Handler()}
 	visitors := func(h http.Handler) *http.Server {
+		h = withHealth(func() error { return s.admin.Ready() }, h) // s.admin is made below
 		srv := newHTTPServer(in.Forwarded(in.Requests.Limit(h, joins)), log)
 		srv.ConnState = s.arriving.connState
 		return srv

@@ -65,6 +65,11 @@ func isUpgrade(r *http.Request) bool {
 	return httpguts.HeaderValuesContainsToken(r.Header["Upgrade"], "websocket")
 }
 
+// wantsWebSocket reports whether r comes from a WebSocket client, also if a proxy has removed its Upgrade.
+func wantsWebSocket(r *http.Request) bool {
+	return isUpgrade(r) || r.Header.Get("Sec-WebSocket-Key") != ""
+}
+
 // onPort443 reports whether a client that sent this Host header over TLS used port 443. The port on
 // this side of a container may be another.
 func onPort443(header string) bool {
