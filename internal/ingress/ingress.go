@@ -10,6 +10,7 @@
 //   - [Ingress.Forwarded] takes the client's address from X-Forwarded-For of trusted proxies
 //     (forwarded.go).
 //   - [Hosts] refuses requests for other hosts than ours (hosts.go).
+//   - [Upgrades] refuses WebSocket handshakes that a proxy has spoiled, or that lack TLS (upgrades.go).
 //
 // A connection passes them in this order. What they refuse is counted and logged under the reasons
 // in this file. The package starts one goroutine for each listener behind load balancers, and
@@ -28,6 +29,9 @@ const (
 	ReasonHost        hub.Reason = "host"         // 421: the Host is not one of ours
 	ReasonAddressRate hub.Reason = "address_rate" // 429: the address asks too often
 
+	ReasonUpgradeStripped hub.Reason = "upgrade_stripped" // 426: a WebSocket opening handshake without its Upgrade
+	ReasonUpgradePlain    hub.Reason = "upgrade_plain"    // 426: a WebSocket opening handshake without TLS, on a port for redirects
+
 	// Before HTTP there is nothing to answer with, so the connection is closed.
 	ReasonAddressConnections hub.Reason = "address_connections" // the address opens connections too often
 	ReasonCrowded            hub.Reason = "crowded"             // too many connections have not joined the hub; this one made no progress for longest
@@ -45,14 +49,16 @@ func Refusals() map[hub.Reason]slog.Level {
 	return map[hub.Reason]slog.Level{
 		ReasonHost:               slog.LevelInfo,
 		ReasonAddressRate:        slog.LevelInfo,
+		ReasonUpgradePlain:       slog.LevelInfo,
 		ReasonAddressConnections: slog.LevelInfo,
 		ReasonCrowded:            slog.LevelWarn,
 		ReasonAcceptError:        slog.LevelError,
 
-		// The load balancer and plusminus do not agree: every client behind it is refused.
-		ReasonProxyForeign: slog.LevelWarn,
-		ReasonProxyMissing: slog.LevelWarn,
-		ReasonProxyBad:     slog.LevelWarn,
+		// The proxy or load balancer and plusminus do not agree: every client behind it is refused.
+		ReasonUpgradeStripped: slog.LevelWarn,
+		ReasonProxyForeign:    slog.LevelWarn,
+		ReasonProxyMissing:    slog.LevelWarn,
+		ReasonProxyBad:        slog.LevelWarn,
 	}
 }
 
@@ -63,6 +69,8 @@ func Hints() map[hub.Reason]string {
 		ReasonHost:               "-domain names the hosts that are served",
 		hub.ReasonOrigin:         "-origin allows pages of other origins",
 		ReasonAddressRate:        "-connection-rate limits how often an address may ask",
+		ReasonUpgradeStripped:    "a proxy in front does not pass Upgrade on; docs/run.md has a setup for nginx",
+		ReasonUpgradePlain:       "a client connects with ws://: give it the wss:// URL",
 		ReasonAddressConnections: "-connection-rate limits how often an address may connect",
 		hub.ReasonAddressFull:    "-max-clients-per-ip limits the clients of an address",
 		hub.ReasonFull:           "-max-clients, or else the file limit and the memory, limits the clients: raise it, or add a replica",
@@ -112,6 +120,7 @@ type Ingress struct {
 	Gate     *Gate
 	Requests *Requests
 	Hosts    *Hosts
+	Upgrades *Upgrades
 
 	loadBalancers, trustedProxies Networks
 	events                        *hub.Events
@@ -122,6 +131,7 @@ func New(cfg Config) *Ingress {
 	in := &Ingress{
 		Requests:       &Requests{events: cfg.Events},
 		Hosts:          &Hosts{names: cfg.Hosts, events: cfg.Events},
+		Upgrades:       &Upgrades{events: cfg.Events},
 		loadBalancers:  cfg.LoadBalancers,
 		trustedProxies: cfg.TrustedProxies,
 		events:         cfg.Events,

@@ -1,6 +1,10 @@
 package server
 
-import "net/http"
+import (
+	"net/http"
+
+	"plusminus/internal/ingress"
+)
 
 // healthPath is the path of the public health check.
 const healthPath = "/healthz"
@@ -12,7 +16,7 @@ const healthPath = "/healthz"
 // check answers for any Host. A page that reaches it by DNS rebinding learns nothing more than one bit.
 func withHealth(ready func() error, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != healthPath || r.Method != http.MethodGet && r.Method != http.MethodHead || wantsWebSocket(r) {
+		if r.URL.Path != healthPath || r.Method != http.MethodGet && r.Method != http.MethodHead || ingress.WantsWebSocket(r) {
 			next.ServeHTTP(w, r)
 			return
 		}

@@ -126,7 +126,7 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (s *Server, err 
 	})
 	in.Balanced(s.listeners)
 
-	page := &site{hosts: in.Hosts, certs: s.certs, hub: s.hub, page: static.Handler()}
+	page := &site{hosts: in.Hosts, upgrades: in.Upgrades, certs: s.certs, hub: s.hub, page: static.Handler()}
 	visitors := func(h http.Handler) *http.Server {
 		h = withHealth(func() error { return s.admin.Ready() }, h) // s.admin is made below
 		srv := newHTTPServer(in.Forwarded(in.Requests.Limit(h, joins)), log)
@@ -138,7 +138,7 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (s *Server, err 
 		s.services = append(s.services, service{secure, in.Gate.TLSListener(ln, s.certs.TLSConfig()), true})
 	}
 	if ln := s.listeners.HTTP; ln != nil {
-		plain := visitors(s.certs.plainHandler(page, &redirect{in.Hosts, httpsPort(addrs.HTTPS)}))
+		plain := visitors(s.certs.plainHandler(page, &redirect{in.Hosts, in.Upgrades, httpsPort(addrs.HTTPS)}))
 		s.services = append(s.services, service{plain, in.Gate.Listener(ln), true})
 	}
 	s.admin = admin.New(admin.Config{

@@ -9,8 +9,6 @@ import (
 	"net/http"
 	"time"
 
-	"golang.org/x/net/http/httpguts"
-
 	"plusminus/hub"
 	"plusminus/internal/config"
 	"plusminus/internal/ingress"
@@ -18,10 +16,11 @@ import (
 
 // site is what the public sees: the page, the state, the event stream, and the hub behind every path.
 type site struct {
-	hosts *ingress.Hosts
-	certs certificates
-	hub   *hub.Hub
-	page  http.Handler
+	hosts    *ingress.Hosts
+	upgrades *ingress.Upgrades
+	certs    certificates
+	hub      *hub.Hub
+	page     http.Handler
 }
 
 func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -37,7 +36,8 @@ func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Strict-Transport-Security", "max-age=31536000")
 	}
 	switch {
-	case isUpgrade(r):
+	case s.upgrades.Stripped(w, r): // it has answered
+	case ingress.HasUpgrade(r):
 		s.hub.ServeHTTP(w, r)
 	case r.URL.Path == streamPath:
 		s.hub.ServeStream(w, r)
@@ -57,17 +57,7 @@ const streamPath = "/events"
 
 // joins reports whether r asks to become a client of the hub.
 func joins(r *http.Request) bool {
-	return isUpgrade(r) || r.URL.Path == streamPath && r.Method == http.MethodGet
-}
-
-// isUpgrade reports whether r asks for a WebSocket.
-func isUpgrade(r *http.Request) bool {
-	return httpguts.HeaderValuesContainsToken(r.Header["Upgrade"], "websocket")
-}
-
-// wantsWebSocket reports whether r comes from a WebSocket client, also if a proxy has removed its Upgrade.
-func wantsWebSocket(r *http.Request) bool {
-	return isUpgrade(r) || r.Header.Get("Sec-WebSocket-Key") != ""
+	return ingress.HasUpgrade(r) || r.URL.Path == streamPath && r.Method == http.MethodGet
 }
 
 // onPort443 reports whether a client that sent this Host header over TLS used port 443. The port on
@@ -106,10 +96,11 @@ func (s *site) state(w http.ResponseWriter, r *http.Request) {
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(append(body, '\n')))
 }
 
-// redirect sends plain requests for one of our domains to https.
+// redirect sends plain requests for one of our domains to https, and refuses WebSocket clients.
 type redirect struct {
-	hosts *ingress.Hosts
-	port  string // ":8443", or "" for 443
+	hosts    *ingress.Hosts
+	upgrades *ingress.Upgrades
+	port     string // ":8443", or "" for 443
 }
 
 func (h *redirect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -117,8 +108,13 @@ func (h *redirect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
+	target := "://" + config.URLHost(domain) + h.port + r.URL.RequestURI()
+	if ingress.WantsWebSocket(r) {
+		h.upgrades.WithoutTLS(w, r, "wss"+target)
+		return
+	}
 	// 308 keeps the method. https://www.rfc-editor.org/rfc/rfc9110#section-15.4.9
-	http.Redirect(w, r, "https://"+config.URLHost(domain)+h.port+r.URL.RequestURI(), http.StatusPermanentRedirect)
+	http.Redirect(w, r, "https"+target, http.StatusPermanentRedirect)
 }
 
 // httpsPort returns the port of a redirect to https, with its colon: "" if one of the addresses has

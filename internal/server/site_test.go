@@ -18,7 +18,7 @@ func TestHandlerPanics(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(&lines, nil))
 	events := hub.NewEvents(hub.EventsConfig{Logger: log})
 	in := ingress.New(ingress.Config{Hosts: []string{"localhost"}, Events: events})
-	broken := &site{hosts: in.Hosts, certs: noCertificates{}} // its page is a nil pointer
+	broken := &site{hosts: in.Hosts, upgrades: in.Upgrades, certs: noCertificates{}} // its page is a nil pointer
 	srv := httptest.NewUnstartedServer(in.Requests.Limit(broken, joins))
 	srv.Config.ErrorLog = slog.NewLogLogger(log.Handler(), slog.LevelWarn)
 	srv.Start()
