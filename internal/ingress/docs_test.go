@@ -16,6 +16,8 @@ func TestLimitsPage(t *testing.T) {
 	page := strings.Join(strings.Fields(string(data)), " ")
 	for _, want := range []string{
 		fmt.Sprintf("TLS handshake; request header | %.0f seconds", handshakeTimeout.Seconds()),
+		fmt.Sprintf("10 seconds and %d KB | closed", MaxHeader>>10),
+		fmt.Sprintf("have more than %d KB together", MaxHeader>>10),
 		fmt.Sprintf("half of the processors; up to %d more wait", maxWaiting),
 		fmt.Sprintf("not finished in %.0f seconds", handshakeTimeout.Seconds()),
 	} {

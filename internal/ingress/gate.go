@@ -3,6 +3,7 @@
 package ingress
 
 import (
+	"bytes"
 	"container/list"
 	"errors"
 	"log/slog"
@@ -29,6 +30,9 @@ type GateConfig struct {
 	// between requests, or silent. Beyond the cap, a new one replaces an old one. 0 is no cap: then
 	// a peer that opens enough connections takes all file descriptors.
 	MaxArrivals int
+
+	// Hosts are those that a request without TLS on a TLS listener is redirected to; nil redirects none.
+	Hosts *Hosts
 
 	// Rates limits the connections that an address opens; nil does not. A connection over the limit
 	// is closed at once.
@@ -203,12 +207,46 @@ func (g *Gate) waitForCalm() {
 type conn struct {
 	*hub.Conn
 	arrival atomic.Pointer[arrival] // nil once it has left the gate
+	answers answers                 // without TLS; a tlsConn has its own
+
+	// Owned by the reader. crypto/tls does not give back what it has read, if that is not TLS.
+	first bool   // the next read is the first one of a TLS connection
+	early []byte // what that read got, if it begins an HTTP request
+}
+
+// watch implements watched.
+func (c *conn) watch() *answers { return &c.answers }
+
+// Read implements net.Conn.
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.first && n > 0 {
+		c.first = false
+		if looksLikeHTTP(p[:n]) {
+			c.early = bytes.Clone(p[:n])
+		}
+	}
+	return n, err
 }
 
 // Write implements net.Conn.
 func (c *conn) Write(p []byte) (int, error) {
 	c.arrival.Load().answered()
+	c.answers.written(c.RemoteAddr(), p)
 	return c.Conn.Write(p)
+}
+
+// CloseWrite ends what is written to the peer. net/http calls it after an answer to a request that it has not read
+// completely: without it, the answer is followed by a reset, and a proxy in front may drop it. It does nothing on a
+// connection that has joined a hub, which writes to the end what it has kept before.
+func (c *conn) CloseWrite() error {
+	if c.arrival.Load() == nil {
+		return nil
+	}
+	if w, ok := c.Conn.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return nil
 }
 
 // Close implements net.Conn.

@@ -467,7 +467,8 @@ func TestHandshakesTakeTurns(t *testing.T) {
 		_, err := dialer.DialContext(ctx, "tcp", addr.String())
 		done <- err
 	}()
-	waitFor(t, "one to wait", func() bool { return waiting() == 1 })
+	// The CA's connection has left: makeRoom has no other to close.
+	waitFor(t, "one alone to wait", func() bool { return waiting() == 1 && g.Arrivals() == 1 })
 	g.makeRoom()
 	if err := <-done; err == nil {
 		t.Error("Dial on a connection that the gate closed succeeded, want an error")

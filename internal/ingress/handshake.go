@@ -113,6 +113,9 @@ func (l *tlsListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c, ok := nc.(*conn); ok {
+		c.first = true
+	}
 	return &tlsConn{Conn: tls.Server(nc, l.config), gate: l.gate}, nil
 }
 
@@ -124,6 +127,17 @@ type tlsConn struct {
 	gate *Gate
 	once sync.Once
 	err  error // of the handshake
+
+	answers answers
+}
+
+// watch implements watched.
+func (c *tlsConn) watch() *answers { return &c.answers }
+
+// Write implements net.Conn.
+func (c *tlsConn) Write(p []byte) (int, error) {
+	c.answers.written(c.RemoteAddr(), p)
+	return c.Conn.Write(p)
 }
 
 // TLSConn implements [hub.Handshaker].
@@ -153,6 +167,15 @@ func arrivalOf(nc net.Conn) *arrival {
 	return c.arrival.Load()
 }
 
+// earlyOf returns the first bytes that were read from nc, if they begin an HTTP request.
+func earlyOf(nc net.Conn) []byte {
+	c, ok := nc.(*conn)
+	if !ok {
+		return nil
+	}
+	return c.early
+}
+
 var errChallenge = errors.New("ingress: the CA has seen the challenge's certificate")
 
 func (c *tlsConn) handshake() {
@@ -163,8 +186,7 @@ func (c *tlsConn) handshake() {
 	outcome := outcomeOf(c.err, a)
 	switch {
 	case outcome == HandshakeHTTP:
-		// As net/http does: tell a person who typed http://.
-		_, _ = io.WriteString(c.NetConn(), "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n")
+		c.gate.answerHTTP(c.NetConn(), earlyOf(c.NetConn()))
 	case c.err == nil && c.Conn.ConnectionState().NegotiatedProtocol == protocolChallenge:
 		outcome, c.err = HandshakeChallenge, errChallenge
 	case c.err == nil:
@@ -194,7 +216,7 @@ func outcomeOf(err error, a *arrival) Outcome {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return HandshakeTimeout
 	case errors.As(err, &record):
-		if looksLikeHTTP(record.RecordHeader) {
+		if looksLikeHTTP(record.RecordHeader[:]) {
 			return HandshakeHTTP
 		}
 		return HandshakeJunk
@@ -206,13 +228,4 @@ func outcomeOf(err error, a *arrival) Outcome {
 		return HandshakeGone
 	}
 	return HandshakeOther
-}
-
-// looksLikeHTTP reports whether the bytes in place of a record header begin an HTTP request.
-func looksLikeHTTP(header [5]byte) bool {
-	switch string(header[:]) {
-	case "GET /", "HEAD ", "POST ", "PUT /", "OPTIO":
-		return true
-	}
-	return false
 }

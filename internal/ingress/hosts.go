@@ -9,7 +9,7 @@ import (
 	"plusminus/hub"
 )
 
-// Hosts are the hosts that are served. Its methods are safe from any goroutine.
+// Hosts are the hosts that are served. A nil *Hosts has none. Its methods are safe from any goroutine.
 type Hosts struct {
 	// Immutable after New.
 	names  []string
@@ -24,12 +24,18 @@ func (h *Hosts) Of(w http.ResponseWriter, r *http.Request) (string, bool) {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
 	}
-	host = hub.CanonicalHost(host)
-	if slices.Contains(h.names, host) {
+	host, ok := h.canonical(host)
+	if ok {
 		return host, true
 	}
 	host = host[:min(len(host), 253)] // the longest name of RFC 1035
 	h.events.Refused(ReasonHost, "remote", hub.AddressOf(r.RemoteAddr), "code", http.StatusMisdirectedRequest, "host", host)
 	http.Error(w, fmt.Sprintf("this server is not %q; its -domain flag lists what it serves", host), http.StatusMisdirectedRequest)
 	return "", false
+}
+
+// canonical returns a host without a port as [hub.CanonicalHost] does, and reports whether it is one of ours.
+func (h *Hosts) canonical(host string) (string, bool) {
+	host = hub.CanonicalHost(host)
+	return host, h != nil && slices.Contains(h.names, host)
 }

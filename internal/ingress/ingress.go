@@ -10,6 +10,7 @@
 //   - [Ingress.Forwarded] takes the client's address from X-Forwarded-For of trusted proxies
 //     (forwarded.go).
 //   - [Hosts] refuses requests for other hosts than ours (hosts.go).
+//   - [Ingress.Watch] counts the requests that net/http refuses itself (answers.go).
 //   - [Upgrades] refuses WebSocket handshakes that a proxy has spoiled, or that lack TLS (upgrades.go).
 //
 // A connection passes them in this order. What they refuse is counted and logged under the reasons
@@ -18,6 +19,7 @@
 package ingress
 
 import (
+	"fmt"
 	"log/slog"
 	"net/netip"
 
@@ -28,6 +30,10 @@ import (
 const (
 	ReasonHost        hub.Reason = "host"         // 421: the Host is not one of ours
 	ReasonAddressRate hub.Reason = "address_rate" // 429: the address asks too often
+
+	// Answers of net/http itself.
+	ReasonBadRequest    hub.Reason = "bad_request"     // 400, 417, 501 or 505: it cannot be parsed
+	ReasonHeaderTooLong hub.Reason = "header_too_long" // 431: the header has more than MaxHeader bytes
 
 	ReasonUpgradeStripped hub.Reason = "upgrade_stripped" // 426: a WebSocket opening handshake without its Upgrade
 	ReasonUpgradePlain    hub.Reason = "upgrade_plain"    // 426: a WebSocket opening handshake without TLS, on a port for redirects
@@ -49,6 +55,8 @@ func Refusals() map[hub.Reason]slog.Level {
 	return map[hub.Reason]slog.Level{
 		ReasonHost:               slog.LevelInfo,
 		ReasonAddressRate:        slog.LevelInfo,
+		ReasonBadRequest:         slog.LevelInfo,
+		ReasonHeaderTooLong:      slog.LevelInfo,
 		ReasonUpgradePlain:       slog.LevelInfo,
 		ReasonAddressConnections: slog.LevelInfo,
 		ReasonCrowded:            slog.LevelWarn,
@@ -69,6 +77,7 @@ func Hints() map[hub.Reason]string {
 		ReasonHost:               "-domain names the hosts that are served",
 		hub.ReasonOrigin:         "-origin allows pages of other origins",
 		ReasonAddressRate:        "-connection-rate limits how often an address may ask",
+		ReasonHeaderTooLong:      fmt.Sprintf("a request header may have %d KB; cookies of other services under the same domain are the usual cause", MaxHeader>>10),
 		ReasonUpgradeStripped:    "a proxy in front does not pass Upgrade on; docs/run.md has a setup for nginx",
 		ReasonUpgradePlain:       "a client connects with ws://: give it the wss:// URL",
 		ReasonAddressConnections: "-connection-rate limits how often an address may connect",
@@ -140,6 +149,7 @@ func New(cfg Config) *Ingress {
 		Events:      cfg.Events,
 		Logger:      cfg.Logger,
 		MaxArrivals: cfg.MaxArrivals,
+		Hosts:       in.Hosts,
 		Proxy: func(a netip.Addr) bool {
 			return cfg.LoadBalancers.Contains(a) || cfg.TrustedProxies.Contains(a)
 		},

@@ -141,6 +141,7 @@ func (l *proxyListener) readHeader(nc net.Conn) net.Conn {
 type tcpConn struct{ net.Conn }
 
 func (c tcpConn) SyscallConn() (syscall.RawConn, error) { return c.Conn.(*net.TCPConn).SyscallConn() }
+func (c tcpConn) CloseWrite() error                     { return c.Conn.(*net.TCPConn).CloseWrite() }
 func (c tcpConn) SetLinger(seconds int) error           { return c.Conn.(*net.TCPConn).SetLinger(seconds) }
 func (c tcpConn) SetWriteBuffer(bytes int) error        { return c.Conn.(*net.TCPConn).SetWriteBuffer(bytes) }
 

@@ -130,7 +130,9 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (s *Server, err 
 	visitors := func(h http.Handler) *http.Server {
 		h = withHealth(func() error { return s.admin.Ready() }, h) // s.admin is made below
 		srv := newHTTPServer(in.Forwarded(in.Requests.Limit(h, joins)), log)
+		srv.IdleTimeout = idleTimeout(cfg)
 		srv.ConnState = s.arriving.connState
+		in.Watch(srv)
 		return srv
 	}
 	secure := visitors(page)
@@ -232,12 +234,41 @@ func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
-		// Enough for a page and its files. An idle connection takes a place at the gate, and a page
-		// without messages asks for /state only every few minutes.
-		IdleTimeout:    10 * time.Second,
-		MaxHeaderBytes: 8 << 10,
-		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		IdleTimeout:       idleDirect,
+		MaxHeaderBytes:    ingress.MaxHeader,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
+}
+
+// How long an idle connection is kept for the next request. The gate closes it earlier if it needs the place.
+const (
+	// idleDirect is enough for a page and its files. An idle connection takes a place at the gate, and a page
+	// without messages asks for /state only every few minutes.
+	idleDirect = 10 * time.Second
+
+	// idleBalanced is for -proxy-protocol. A balancer that reuses connections must be the one that closes them:
+	// if the server closes one at the moment that the balancer uses it, a visitor gets 502. An AWS ALB and nginx
+	// keep idle connections for 60 s.
+	// https://docs.aws.amazon.com/elasticloadbalancing/latest/application/load-balancer-troubleshooting.html
+	// https://nginx.org/en/docs/http/ngx_http_upstream_module.html#keepalive_timeout
+	idleBalanced = 75 * time.Second
+
+	// idleProxied is for -plain. The peers are proxies, which are few, and reuse connections for longer than that:
+	// Oracle's load balancer for 300 s, Google's for 600 s, and neither can be changed.
+	// https://docs.oracle.com/iaas/Content/Balance/Reference/connectionreuse.htm
+	// https://cloud.google.com/load-balancing/docs/https/request-distribution
+	idleProxied = 620 * time.Second
+)
+
+// idleTimeout returns the time for the public listeners.
+func idleTimeout(cfg *config.Config) time.Duration {
+	switch {
+	case cfg.Plain:
+		return idleProxied
+	case len(cfg.LoadBalancers) > 0:
+		return idleBalanced
+	}
+	return idleDirect
 }
 
 // openData makes the data folder if it is missing, and checks that files can be made in it: a volume
