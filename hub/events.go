@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -56,6 +58,9 @@ type EventsConfig struct {
 
 	// Hints says for some reasons what an operator can do. The hint is logged with the reason.
 	Hints map[Reason]string
+
+	// HintFor returns more to say about a refusal of the address remote, or ""; nil says nothing more.
+	HintFor func(reason Reason, remote netip.Prefix) string
 }
 
 // Events counts refused connections, closed clients and panics, and logs a sample of them (see
@@ -64,6 +69,7 @@ type EventsConfig struct {
 type Events struct {
 	// Immutable after NewEvents. Each EventLog is safe from any goroutine.
 	hints    map[Reason]string
+	hintFor  func(Reason, netip.Prefix) string // nil says nothing
 	levels   map[Reason]slog.Level
 	refusals *EventLog[Reason]
 	closes   *EventLog[Reason]
@@ -83,6 +89,7 @@ func NewEvents(cfg EventsConfig) *Events {
 	maps.Copy(levels, cfg.Refusals)
 	return &Events{
 		hints:    cfg.Hints,
+		hintFor:  cfg.HintFor,
 		levels:   levels,
 		refusals: NewEventLog(cfg.Logger, slices.Collect(maps.Keys(levels))...),
 		closes:   NewEventLog(cfg.Logger, slices.Collect(maps.Keys(closeCodes))...),
@@ -96,8 +103,16 @@ func (e *Events) Refused(reason Reason, attrs ...any) {
 	if e == nil {
 		return
 	}
+	hint := e.hints[reason]
+	if i := slices.Index(attrs, any("remote")); e.hintFor != nil && i >= 0 && i+1 < len(attrs) {
+		if remote, ok := attrs[i+1].(netip.Prefix); ok {
+			if more := e.hintFor(reason, remote); more != "" {
+				hint = strings.TrimPrefix(hint+"; "+more, "; ")
+			}
+		}
+	}
 	attrs = append(attrs, "reason", reason)
-	if hint := e.hints[reason]; hint != "" {
+	if hint != "" {
 		attrs = append(attrs, "hint", hint)
 	}
 	e.refusals.Note(reason, e.levels[reason], "connection refused", attrs...)

@@ -120,6 +120,13 @@ func (h *Hub) release(c *client) {
 	h.clients.Done()
 }
 
+// ClientsOf returns how many clients the address has, as [AddressOf] returns it, and how many all have.
+func (h *Hub) ClientsOf(address netip.Prefix) (clients, total int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.admitted.of[address], h.admitted.total
+}
+
 // addressCounts counts clients, in total and by address.
 type addressCounts struct {
 	total int

@@ -2,7 +2,9 @@ package cli
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -39,7 +41,25 @@ func (p *checkPrinter) machine(m machine.Machine, cfg *config.Config) {
 	if m.Files > 0 && m.Files < 10_000 {
 		p.say(check.Warning, "file limit", "%s open files, one for each client: raise it (ulimit -n, docker --ulimit nofile=100000:100000, systemd LimitNOFILE=100000)", thousands(m.Files))
 	}
+	p.addresses(m, cfg)
 	p.sysctls(m, clients)
+}
+
+// addresses reports whether clients keep their own addresses on the way into a container, as far as that can be seen
+// from inside. A network of Docker without IPv6 gives all clients that come over IPv6 the address of its gateway.
+// https://github.com/moby/moby/issues/17666
+func (p *checkPrinter) addresses(m machine.Machine, cfg *config.Config) {
+	if !m.Contained || cfg.MaxClientsPerIP == 0 || len(cfg.LoadBalancers) > 0 || len(cfg.TrustedProxies) > 0 {
+		return
+	}
+	gateways := m.Gateways()
+	for _, g := range gateways {
+		if g.Is4() && g.IsPrivate() && !slices.ContainsFunc(gateways, netip.Addr.Is6) {
+			p.say(check.Warning, "addresses", "this container has no IPv6: clients that come over IPv6 (with a rootless engine, all) have the address of its gateway, %s, "+
+				"and together count as one with %d clients at most: docs/run.md, \"When all clients have one address\"", g, cfg.MaxClientsPerIP)
+			return
+		}
+	}
 }
 
 // enoughQueue is how many connections the kernel's queues should hold: all clients that reconnect in

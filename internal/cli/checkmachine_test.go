@@ -2,6 +2,9 @@ package cli
 
 import (
 	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +14,38 @@ import (
 	"plusminus/internal/config"
 	"plusminus/internal/machine"
 )
+
+// A container whose network has no IPv6 is told what that does to its clients' addresses, unless they come from
+// elsewhere or do not matter.
+func TestCheckAddresses(t *testing.T) {
+	gateway := netip.MustParseAddr("172.17.0.1").As4()
+	route := fmt.Sprintf("eth0 00000000 %08X 0003 0 0 0 00000000 0 0 0\n", binary.NativeEndian.Uint32(gateway[:]))
+	const zero = "00000000000000000000000000000000"
+	route6 := zero + " 00 " + zero + " 00 fd000000000000000000000000000001 00000400 00000003 00000000 00000003 eth0\n"
+	v4 := fstest.MapFS{"route": {Data: []byte(route)}}
+	both := fstest.MapFS{"route": v4["route"], "ipv6_route": {Data: []byte(route6)}}
+	networks := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	for _, tt := range []struct {
+		name string
+		m    machine.Machine
+		cfg  config.Config
+		want bool
+	}{
+		{"a container without IPv6", machine.Machine{Contained: true, Net: v4}, config.Config{MaxClientsPerIP: 64}, true},
+		{"a container with IPv6", machine.Machine{Contained: true, Net: both}, config.Config{MaxClientsPerIP: 64}, false},
+		{"no container", machine.Machine{Net: v4}, config.Config{MaxClientsPerIP: 64}, false},
+		{"no gateway", machine.Machine{Contained: true}, config.Config{MaxClientsPerIP: 64}, false},
+		{"no limit per address", machine.Machine{Contained: true, Net: v4}, config.Config{}, false},
+		{"PROXY protocol", machine.Machine{Contained: true, Net: v4}, config.Config{MaxClientsPerIP: 64, LoadBalancers: networks}, false},
+		{"trusted proxies", machine.Machine{Contained: true, Net: v4}, config.Config{MaxClientsPerIP: 64, TrustedProxies: networks}, false},
+	} {
+		var out bytes.Buffer
+		(&checkPrinter{w: &out}).addresses(tt.m, &tt.cfg)
+		if got := strings.Contains(out.String(), "warning  addresses: this container has no IPv6") && strings.Contains(out.String(), "172.17.0.1"); got != tt.want {
+			t.Errorf("%s: printed %q, want a warning is %v", tt.name, out.String(), tt.want)
+		}
+	}
+}
 
 // goodMachine is a machine for which the check has no warning.
 var goodMachine = machine.Machine{

@@ -1,5 +1,5 @@
 // Package machine knows how much room there is: the file limit, the memory, and the settings of the
-// kernel. It also keeps the process within its memory. It starts no goroutine.
+// kernel. It knows the default gateways, too. It also keeps the process within its memory. It starts no goroutine.
 package machine
 
 import (
@@ -20,12 +20,14 @@ type Machine struct {
 	Files     uint64 // the limit of open files; 0 is not known
 	Memory    uint64 // bytes; 0 is not known
 	Container bool   // Memory is the limit of a container
+	Contained bool   // the process runs in a container of Docker or Podman
 	Sysctls   fs.FS  // settings of the kernel, as below /proc/sys
+	Net       fs.FS  // the kernel's tables of routes, as below /proc/net; nil is not known
 }
 
 // Here returns this machine.
 func Here() Machine {
-	m := Machine{Sysctls: os.DirFS("/proc/sys")}
+	m := Machine{Contained: contained(), Sysctls: os.DirFS("/proc/sys"), Net: os.DirFS("/proc/net")}
 	var files syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err == nil {
 		m.Files = uint64(files.Cur)

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"slices"
 	"syscall"
@@ -65,7 +66,8 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (s *Server, err 
 	if err != nil {
 		return nil, err
 	}
-	room := machine.Here().Room()
+	here := machine.Here()
+	room := here.Room()
 	maxClients, tight := room.Fit(cfg.MaxClients)
 	log.Info("starting", "version", opts.Version, "domains", cfg.DomainNames(), "data", cfg.Data, "max_clients", maxClients)
 	if tight != nil {
@@ -93,7 +95,16 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (s *Server, err 
 		return s, err
 	}
 	s.closers = append(s.closers, closeStore)
-	events := hub.NewEvents(hub.EventsConfig{Logger: log, Refusals: ingress.Refusals(), Hints: ingress.Hints()})
+	gateways := here.Gateways()
+	events := hub.NewEvents(hub.EventsConfig{
+		Logger:   log,
+		Refusals: ingress.Refusals(),
+		Hints:    ingress.Hints(),
+		HintFor: func(reason hub.Reason, remote netip.Prefix) string {
+			clients, total := s.hub.ClientsOf(remote) // s.hub is there before any listener
+			return ingress.SharedHint(reason, remote, gateways, clients, total)
+		},
+	})
 	s.hub, err = hub.New(ctx, hub.Config{
 		Store:           counter,
 		Logger:          log,
