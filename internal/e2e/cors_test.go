@@ -9,6 +9,7 @@ import (
 // Pages of an allowed origin may import the page's modules and read the state. All others get no permission.
 // https://fetch.spec.whatwg.org/#cors-protocol-and-http-caches
 func TestSharedWithOrigins(t *testing.T) {
+	t.Parallel()
 	s := start(t, "-origin", "https://other.example", "-origin", "capacitor://localhost")
 	for _, path := range []string{"/", "/client.js", "/app.js", "/plot.js", "/state", "/nothing"} {
 		for _, tt := range []struct{ origin, want string }{

@@ -72,6 +72,7 @@ func wantHealth(t *testing.T, addr string, withTLS bool, want int) {
 }
 
 func TestHealth(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	wantHealth(t, s.addrs.HTTPS[0], true, http.StatusOK)
 	wantHealth(t, s.addrs.HTTP, false, http.StatusOK)
@@ -89,12 +90,14 @@ func TestHealth(t *testing.T) {
 }
 
 func TestHealthWithPlain(t *testing.T) {
+	t.Parallel()
 	s := start(t, "-plain")
 	wantHealth(t, s.addrs.HTTP, false, http.StatusOK)
 }
 
 // A server that cannot serve clients says so to its balancer: here the CA cannot be reached.
 func TestHealthNotReady(t *testing.T) {
+	t.Parallel()
 	s := start(t, "-domain", "counter.example.com", "-acme-directory", "https://127.0.0.1:1/")
 	wantHealth(t, s.addrs.HTTP, false, http.StatusServiceUnavailable)
 	if resp, _ := s.get("http://"+s.addrs.Admin+"/readyz", ""); resp.StatusCode != http.StatusServiceUnavailable {
@@ -104,6 +107,7 @@ func TestHealthNotReady(t *testing.T) {
 
 // A stopping server is not ready, on connections that its balancer has kept.
 func TestHealthWhileStopping(t *testing.T) {
+	t.Parallel()
 	s := start(t, "-plain", "-drain", "20s")
 	ws := s.join("ws://localhost/") // takes its time to leave
 	ctx, cancel := context.WithCancel(t.Context())
@@ -143,6 +147,7 @@ func TestHealthWhileStopping(t *testing.T) {
 
 // The health check has no way around the rate of an address.
 func TestHealthIsRated(t *testing.T) {
+	t.Parallel()
 	s := start(t, "-plain", "-connection-rate", "0.01", "-max-clients-per-ip", "1")
 	last := 0
 	for range 200 {

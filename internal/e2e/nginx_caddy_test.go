@@ -38,15 +38,10 @@ func proxyExample(t *testing.T, pattern string) string {
 	return string(example)
 }
 
-// proxies are the reverse proxies of TestBehindProxy. config returns the example of docs/run.md, with the addresses of
-// the test, and a certificate in dir.
-var proxies = []struct {
-	name, debian string
-	config       func(t *testing.T, dir, listen, upstream string) string
-	args         func(dir string) []string
-}{
-	{"nginx", "nginx", func(t *testing.T, dir, listen, upstream string) string {
-		return fmt.Sprintf(`
+// nginxConfig returns a configuration of nginx with TLS on listen. The certificate is in dir, and locations are those
+// of the server.
+func nginxConfig(dir, listen, locations string) string {
+	return fmt.Sprintf(`
 daemon off;
 master_process off;
 pid %[1]s/pid;
@@ -58,12 +53,24 @@ http {
     server {
         listen %[2]s ssl;
         server_name %[3]s;
+        root %[1]s/none;
         ssl_certificate %[1]s/cert.pem;
         ssl_certificate_key %[1]s/key.pem;
 %[4]s
     }
 }
-`, dir, listen, proxyTestDomain, strings.ReplaceAll(proxyExample(t, "location / {"), "127.0.0.1:8080", upstream))
+`, dir, listen, proxyTestDomain, locations)
+}
+
+// proxies are the reverse proxies of TestBehindProxy. config returns the example of docs/run.md, with the addresses of
+// the test, and a certificate in dir.
+var proxies = []struct {
+	name, debian string
+	config       func(t *testing.T, dir, listen, upstream string) string
+	args         func(dir string) []string
+}{
+	{"nginx", "nginx", func(t *testing.T, dir, listen, upstream string) string {
+		return nginxConfig(dir, listen, strings.ReplaceAll(proxyExample(t, "location / {"), "127.0.0.1:8080", upstream))
 	}, func(dir string) []string {
 		return []string{"-p", dir, "-e", "stderr", "-c", filepath.Join(dir, "config")}
 	}},

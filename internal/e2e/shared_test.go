@@ -13,6 +13,7 @@ import (
 // The first line about an address that is full says that most clients have it: all may be visitors whose own
 // addresses a proxy hides.
 func TestSharedAddressIsNamed(t *testing.T) {
+	t.Parallel()
 	cmd := command(t, "-plain", "-http", "127.0.0.1:0", "-admin", "off", "-store", "memory", "-max-clients-per-ip", "2", "-log-format", "json")
 	stderr, err := cmd.StderrPipe()
 	if err != nil {

@@ -27,6 +27,7 @@ func wantRefusals(t *testing.T, s *plusminus, want map[string]int) {
 
 // A handshake that arrives without its Upgrade gets no page, but is told why it fails.
 func TestStrippedUpgrade(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	for i, path := range []string{"/", "/events", "/healthz", "/no/such/page"} {
 		resp, body := exchange(t, s.addrs.HTTPS[0], true, "GET "+path+" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"+handshakeKey+"\r\n")
@@ -39,6 +40,7 @@ func TestStrippedUpgrade(t *testing.T) {
 
 // A WebSocket client that comes without TLS learns the right URL, and no page is redirected differently.
 func TestUpgradeWithoutTLS(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	_, port, _ := strings.Cut(s.addrs.HTTPS[0], ":")
 	_, resp, err := s.dial("ws://localhost/a?b", websocket.DialOptions{})
@@ -62,6 +64,7 @@ func TestUpgradeWithoutTLS(t *testing.T) {
 // nginx runs the configuration of docs/run.md, without the line that passes Upgrade on: the client is told, and
 // the operator, too.
 func TestProxyThatStripsUpgrade(t *testing.T) {
+	t.Parallel()
 	s := startBehindNginx(t, func(example string) string {
 		return strings.ReplaceAll(example, "proxy_set_header Upgrade $http_upgrade;", "")
 	}, "location / {")
@@ -74,6 +77,7 @@ func TestProxyThatStripsUpgrade(t *testing.T) {
 
 // Under a path of its own, as docs/run.md sets it up: the page, its files, the state, the stream and the hub.
 func TestBehindProxySubpath(t *testing.T) {
+	t.Parallel()
 	s := startBehindNginx(t, nil, "location /counter/ {")
 	base := "https://" + proxyTestDomain
 	for path, want := range map[string]string{
@@ -116,29 +120,11 @@ func startBehindNginx(t *testing.T, edit func(string) string, pattern string) *p
 	s := start(t, "-plain", "-domain", proxyTestDomain, "-trusted-proxies", "127.0.0.1")
 	dir, listen := t.TempDir(), freeAddr(t)
 	s.roots = writeCertificate(t, dir, proxyTestDomain)
-	example := strings.ReplaceAll(readmeExample(t, pattern), "127.0.0.1:8080", s.addrs.HTTP)
+	example := strings.ReplaceAll(proxyExample(t, pattern), "127.0.0.1:8080", s.addrs.HTTP)
 	if edit != nil {
 		example = edit(example)
 	}
-	config := fmt.Sprintf(`
-daemon off;
-master_process off;
-pid %[1]s/pid;
-error_log stderr notice;
-events {}
-http {
-    access_log off;
-    client_body_temp_path %[1]s; proxy_temp_path %[1]s; fastcgi_temp_path %[1]s; uwsgi_temp_path %[1]s; scgi_temp_path %[1]s;
-    server {
-        listen %[2]s ssl;
-        server_name %[3]s;
-        root %[1]s/none;
-        ssl_certificate %[1]s/cert.pem;
-        ssl_certificate_key %[1]s/key.pem;
-%[4]s
-    }
-}
-`, dir, listen, proxyTestDomain, example)
+	config := nginxConfig(dir, listen, example)
 	if err := os.WriteFile(filepath.Join(dir, "config"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
