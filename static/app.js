@@ -9,12 +9,15 @@ const { value, announcer, caption, users, message, buttons, plus, minus, status,
 const lights = { connecting: "Connecting…", open: "Live", waiting: "Not live", offline: "Offline", hidden: "Paused" };
 
 const sentences = {
+	offline: "This device is offline.",
 	unreachable: "The server cannot be reached.",
 	lost: "The connection was lost.",
 	silent: "The server does not answer.",
 	restarting: "The server is restarting.",
-	busy: "Connected to the server, but the WebSocket was refused.",
 	refused: "The server ended the connection.",
+	limited: "Your network has too many connections. Closing other tabs may help.",
+	full: "The server is full.",
+	blocked: "The server answers, but a proxy in between blocks WebSockets.",
 };
 
 const still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -82,7 +85,7 @@ function showStatus(s) {
 	const open = s.state === "open";
 	status.dataset.state = s.state;
 	setText(live, lights[s.state]);
-	setText(sentence, s.state === "offline" ? "This device is offline." : sentences[s.why] ?? "");
+	setText(sentence, sentences[s.why ?? s.state] ?? "");
 	clearInterval(counting);
 	if (s.nextTry) counting = setInterval(showCountdown, 250);
 	showCountdown();
@@ -108,7 +111,7 @@ function showCountdown() {
 		: current.why ? "Trying again now…" : "");
 }
 
-const client = connect(location.origin.replace("http", "ws") + "/", {
+const client = connect("./", {
 	state: newValue,
 	users: (n) => setText(users, ` · ${format(n)} ${n === 1 ? "person" : "people"} here`),
 	error: showError,

@@ -16,7 +16,10 @@ class Env {
 	document = { visibilityState: "visible", ...this.target() };
 	location = { origin: "https://counter.example" };
 	asked = []; // [URL, mode] of each fetch
-	answer = undefined; // the JSON of GET /state, or undefined if the fetch fails
+	statuses = {}; // of GET /state and /events; without one the fetch fails
+	body = { value: 7, users: 2 }; // of /state; undefined if it is not JSON
+	readable = true; // CORS permits the page to read the answers
+	streams = 0; // event streams that are open
 
 	constructor() {
 		const env = this;
@@ -58,10 +61,20 @@ class Env {
 		this.clock = end;
 	}
 
-	fetch = async (url, { mode }) => {
+	fetch = async (url, { mode = "cors" }) => {
 		this.asked.push([String(url), mode]);
-		if (!this.answer) throw new TypeError("no answer");
-		return mode === "same-origin" ? { ok: true, json: async () => this.answer } : { ok: false }; // opaque
+		const path = new URL(url).pathname.split("/").at(-1);
+		const status = this.statuses[path];
+		if (!status || mode === "cors" && !this.readable) throw new TypeError("no answer");
+		if (mode === "no-cors") return { ok: false, status: 0 }; // opaque
+		const streams = path === "events" && status === 200 ? 1 : 0;
+		this.streams += streams;
+		return {
+			status,
+			ok: status === 200,
+			json: async () => this.body ?? JSON.parse("<html>"),
+			body: { cancel: () => { this.streams -= streams; } },
+		};
 	};
 
 	// pass calls tick, then lets promises settle.
@@ -73,6 +86,16 @@ class Env {
 	show(visibilityState) {
 		this.document.visibilityState = visibilityState;
 		this.listeners.get("visibilitychange")();
+	}
+
+	// fail makes handshakes fail until the client knows why, at most three times. It returns why.
+	async fail() {
+		for (let i = 0; i < 3; i++) {
+			if (this.status.state === "waiting") this.tick(this.wait);
+			this.socket.drop();
+			await this.pass(0);
+		}
+		return this.status.why;
 	}
 
 	get socket() { return this.sockets.at(-1); }
@@ -92,6 +115,10 @@ class Env {
 	// wait returns the time until the client's next try in milliseconds, or undefined if none is planned.
 	get wait() { return this.status.state === "waiting" ? this.status.nextTry - this.clock : undefined; }
 }
+
+// What the client sends to find out whether its connection lives, and the answer.
+const probe = '{"action":"ping"}';
+const refusal = { type: "error", code: "unknown_action", message: "The actions are plus and minus." };
 
 const failures = [];
 let current;
@@ -157,7 +184,7 @@ const tests = {
 	},
 
 	"some close codes decide the wait"() {
-		for (const [code, least, most, why] of [[1012, 0, 2_000, "restarting"], [1013, 30_000, 60_000, "busy"],
+		for (const [code, least, most, why] of [[1012, 0, 2_000, "restarting"], [1013, 30_000, 60_000, "full"],
 			[1008, 30_000, 60_000, "refused"], [1001, 0, 2_000, "restarting"]]) {
 			for (const [random, want] of [[0, least], [1, most]]) {
 				const env = new Env().start();
@@ -183,7 +210,7 @@ const tests = {
 		env.client.send("plus");
 		env.tick(9_999);
 		env.socket.receive({ type: "state", value: 1 });
-		env.tick(60_000);
+		env.tick(49_999);
 		equal(env.status.state, "open", "state after an answer");
 		env.client.send("plus");
 		env.tick(5_000);
@@ -286,116 +313,182 @@ const tests = {
 		equal([env.status.state, env.sockets.length], ["connecting", tries + 1], "state and sockets when visible");
 	},
 
-	"a hidden page keeps its connection"() {
+	"a hidden page keeps its connection, and sends nothing"() {
 		const env = new Env().start();
 		env.socket.open();
 		env.show("hidden");
 		env.tick(86_400_000);
-		equal([env.status.state, env.asked.length], ["open", 0], "state, fetches");
+		equal([env.status.state, env.socket.sent], ["open", []], "state, sent");
 	},
 
-	async "a server that answers /state but refuses the WebSocket is busy"() {
-		const env = new Env().start();
-		env.answer = { value: 1, users: 1 };
-		env.socket.drop();
-		equal([env.status.why, env.wait], ["unreachable", 500], "why and wait at first"); // the server may have just started
-		await env.pass(500);
-		env.socket.drop();
-		equal([env.status.why, env.wait], ["busy", 60_000], "why and wait after a second refusal");
-		env.answer = undefined;
-		await env.pass(0);
-		env.client.retry();
-		env.socket.drop();
-		await env.pass(0);
-		equal([env.status.why, env.wait], ["unreachable", 2_000], "why and wait when the server is gone");
-		equal(env.asked[0], ["https://counter.example/state", "same-origin"], "first fetch");
-	},
-
-	async "an idle connection is checked, and stays if no message was missed"() {
-		const env = new Env().start();
-		env.answer = { value: 7, users: 2 };
-		env.socket.open();
-		env.socket.receive({ type: "users", count: 2 });
-		env.socket.receive({ type: "state", value: 7 });
-		await env.pass(239_999);
-		equal(env.asked.length, 0, "fetches before four minutes");
-		for (let i = 1; i <= 3; i++) {
-			await env.pass(i === 1 ? 1 : 240_000);
-			equal([env.asked.length, env.status.state], [i, "open"], "fetches, state");
-		}
-		env.Math.random = () => 0;
-		env.socket.receive({ type: "users", count: 2 });
-		await env.pass(119_999);
-		equal(env.asked.length, 3, "fetches within two minutes");
-		await env.pass(1);
-		equal(env.asked.length, 4, "fetches after two minutes");
-	},
-
-	async "a connection that missed a message is lost"() {
-		for (const [answer, saved] of [[{ value: 8, users: 2 }], [{ value: 7, users: 1 }], [undefined], [undefined, true]]) {
+	async "a second failed handshake tells why, as /state and /events do"() {
+		for (const [state, events, why, asked] of [
+			[undefined, undefined, "unreachable", ["state"]],
+			[502, undefined, "unreachable", ["state"]],
+			[429, undefined, "limited", ["state"]],
+			[503, undefined, "unreachable", ["state"]], // from a proxy, or the store has not been reached
+			[200, 429, "limited", ["state", "events"]],
+			[200, 503, "full", ["state", "events"]],
+			[200, 200, "blocked", ["state", "events"]],
+			[200, undefined, "blocked", ["state", "events"]], // a proxy that holds back the stream
+		]) {
+			const what = `with /state ${state}, /events ${events}`;
 			const env = new Env().start();
-			env.answer = answer;
+			env.statuses = { state, events };
+			env.socket.drop();
+			equal([env.status.why, env.wait], ["unreachable", 500], `why and wait at first ${what}`); // it may have just started
+			await env.pass(0);
+			equal(env.asked, asked.map((path) => ["https://counter.example/" + path, "cors"]), `fetches ${what}`);
+			env.tick(500);
+			env.socket.drop();
+			equal([env.status.why, env.wait], [why, why === "unreachable" ? 1_000 : 60_000], `why and wait ${what}`);
+			await env.pass(0);
+			equal(env.streams, 0, `open streams ${what}`);
+
+			env.statuses = {};
+			env.client.retry();
+			env.socket.drop();
+			await env.pass(0);
+			env.client.retry();
+			env.socket.drop();
+			equal(env.status.why, "unreachable", `why when the server is gone, ${what}`);
+			await env.pass(0);
+			env.client.retry();
 			env.socket.open();
-			env.socket.receive({ type: "users", count: 2 });
-			env.socket.receive({ type: "state", value: 7 });
-			await env.pass(240_000);
-			await env.pass(4_999);
-			equal(env.status.state, "open", "state within the grace");
-			if (saved) env.socket.receive({ type: "state", value: 8 });
-			await env.pass(1);
-			equal([env.status.state, env.status.why], saved ? ["open", undefined] : ["waiting", "silent"],
-				`state and why with ${JSON.stringify(answer)}, saved ${saved}`);
+			env.socket.drop();
+			equal(env.status.why, "lost", `why after a connection, ${what}`);
 		}
 	},
 
-	async "a connection that never received the value is lost"() {
+	async "an answer that is not JSON is not from plusminus"() {
 		const env = new Env().start();
-		env.answer = { value: 0, users: 1 };
-		env.socket.open();
-		await env.pass(240_000);
-		await env.pass(5_000);
-		equal(env.status.why, "silent", "why");
+		env.statuses = { state: 200, events: 200 };
+		env.body = undefined;
+		equal([await env.fail(), env.asked.length], ["unreachable", 3], "why, fetches");
 	},
 
-	async "a check ends when a message, an action or a close comes before its answer"() {
-		for (const event of ["message", "action", "loss"]) {
-			const env = new Env().start();
-			env.socket.open();
-			env.socket.receive({ type: "state", value: 7 });
-			env.tick(240_000); // the check has fetched /state, and has no answer yet
-			if (event === "message") env.socket.receive({ type: "state", value: 8 });
-			if (event === "action") env.client.send("plus");
-			if (event === "loss") env.socket.drop(1012);
-			await env.pass(1_999);
-			equal(env.status.state, event === "loss" ? "waiting" : "open", `state after ${event}`);
-			equal(env.timers.size, 1, `timers after ${event}`);
-			await env.pass(8_001);
-			equal(env.status.why, { action: "silent", loss: "restarting" }[event], `why after ${event}`);
+	async "all URLs are in the folder of the server"() {
+		const here = location.origin; // this test imports client.js from there
+		for (const [url, socket, state] of [
+			["wss://counter.example:8443/a/", "wss://counter.example:8443/a/", "https://counter.example:8443/a/state"],
+			["https://counter.example/a/", "wss://counter.example/a/", "https://counter.example/a/state"],
+			["ws://localhost/", "ws://localhost/", "http://localhost/state"],
+			["./", here.replace("http", "ws") + "/", here + "/state"],
+		]) {
+			const env = new Env().start(url);
+			equal(env.socket.url, socket, `socket of ${url}`);
+			env.socket.drop();
+			await env.pass(0);
+			equal(env.asked[0], [state, "cors"], `first fetch for ${url}`);
 		}
 	},
 
-	async "a page that becomes visible checks at once"() {
-		const env = new Env().start();
-		env.socket.open();
-		env.show("hidden");
-		await env.pass(3_600_000);
-		env.show("visible");
-		equal(env.asked.length, 1, "fetches");
-		await env.pass(5_000);
-		await env.pass(5_000);
-		equal(env.status.why, "silent", "why");
-	},
-
-	async "on another origin any answer is enough, because it cannot be read"() {
+	async "on another origin that does not allow the page, the client says so and asks no more"() {
 		const env = new Env();
 		env.location.origin = "https://elsewhere.example";
-		env.start("wss://counter.example:8443/any");
-		env.answer = { value: 9, users: 9 };
+		env.start();
+		env.statuses = { state: 200, events: 403 };
+		env.readable = false;
+		equal([await env.fail(), env.wait], ["foreign", 60_000], "why, wait");
+		equal(env.asked, [["https://counter.example/state", "cors"], ["https://counter.example/state", "no-cors"]], "fetches");
+		await env.pass(60_000);
 		env.socket.open();
-		env.socket.receive({ type: "state", value: 7 });
-		await env.pass(240_000);
-		await env.pass(5_000);
-		equal([env.asked, env.status.state], [[["https://counter.example:8443/state", "no-cors"]], "open"], "fetches, state");
+		env.readable = true;
+		env.socket.drop();
+		equal([await env.fail(), env.streams], ["blocked", 0], "why after a connection, open streams");
+	},
+
+	async "a server of another origin that gives no answer is unreachable"() {
+		const env = new Env();
+		env.location.origin = "https://elsewhere.example";
+		env.start();
+		equal([await env.fail(), env.asked.at(-1)], ["unreachable", ["https://counter.example/state", "no-cors"]], "why, last fetch");
+	},
+
+	"a dead connection is noticed within 55 s"() {
+		for (const [random, quiet] of [[0, 25_000], [1, 50_000]]) {
+			const env = new Env().start();
+			env.Math.random = () => random;
+			env.socket.open();
+			env.tick(20_000);
+			env.socket.receive({ type: "state", value: 7 });
+			env.tick(quiet - 1);
+			equal(env.socket.sent, [], `sent before ${quiet} ms`);
+			env.tick(1);
+			equal(env.socket.sent, [probe], `sent after ${quiet} ms`);
+			env.Math.random = () => 1;
+			env.tick(4_999);
+			equal(env.status.state, "open", "state within the grace");
+			env.tick(1);
+			equal([env.status.state, env.status.why, env.status.unanswered], ["waiting", "silent", false], "state, why, unanswered");
+			equal(env.asked, [], "fetches");
+		}
+	},
+
+	"any message shows that the connection lives"() {
+		for (const m of [{ type: "state", value: 8 }, { type: "users", count: 3 }, { type: "new" }, refusal]) {
+			const env = new Env().start();
+			env.socket.open();
+			for (let i = 1; i <= 3; i++) {
+				env.tick(50_000);
+				equal(env.socket.sent.length, i, "probes");
+				env.tick(4_999);
+				env.socket.receive(m);
+				equal(env.timers.size, 1, "timers");
+			}
+			env.tick(49_999);
+			equal(env.status.state, "open", `state after ${JSON.stringify(m)}`);
+		}
+	},
+
+	"each probe hides one error, and an error of the page's own action is reported"() {
+		const env = new Env().start();
+		env.socket.open();
+		env.tick(50_000);
+		env.client.send("jump"); // an unknown action
+		env.socket.receive(refusal);
+		equal(env.log, [], "calls after the answer to the probe");
+		env.socket.receive(refusal);
+		equal(env.log.length, 1, "calls after the answer to the action");
+	},
+
+	"a probe does not end the wait for an action's answer"() {
+		const env = new Env().start();
+		env.socket.open();
+		env.tick(50_000);
+		env.client.send("plus");
+		env.socket.receive(refusal);
+		env.socket.drop();
+		equal([env.status.unanswered, env.log], [true, []], "unanswered, calls");
+	},
+
+	"online, visible and the back/forward cache check the connection at once"() {
+		for (const [what, wake] of Object.entries({
+			online: (env) => env.listeners.get("online")(),
+			pageshow: (env) => env.listeners.get("pageshow")({ persisted: true }),
+			visible: (env) => { env.show("hidden"); env.tick(env.status.state === "open" ? 3_600_000 : 0); env.show("visible"); },
+		})) {
+			const env = new Env().start();
+			env.socket.open();
+			env.tick(1_000);
+			wake(env);
+			equal(env.socket.sent, [probe], `sent after ${what}`);
+			env.tick(4_999);
+			equal(env.status.state, "open", `state after ${what}`);
+			env.tick(1);
+			equal([env.status.state, env.status.why], ["waiting", "silent"], `state and why after ${what}`);
+			wake(env);
+			equal([env.status.state, env.sockets.length], ["connecting", 2], `state and sockets after a second ${what}`);
+			wake(env);
+			equal(env.sockets.length, 2, `sockets after a third ${what}`);
+		}
+	},
+
+	"the first pageshow of a page checks nothing"() {
+		const env = new Env().start();
+		env.socket.open();
+		env.listeners.get("pageshow")({ persisted: false });
+		equal(env.socket.sent, [], "sent");
 	},
 
 	"close is final"() {
