@@ -15,9 +15,9 @@ const sentences = {
 	silent: "The server does not answer.",
 	restarting: "The server is restarting.",
 	refused: "The server ended the connection.",
-	limited: "Your network has too many connections. Closing other tabs may help.",
+	limited: "Too many visitors from your network.",
 	full: "The server is full.",
-	blocked: "The server answers, but a proxy in between blocks WebSockets.",
+	blocked: "A proxy on the way blocks WebSockets.",
 };
 
 const still = matchMedia("(prefers-reduced-motion: reduce)");

@@ -86,7 +86,7 @@ func TestChromiumFolder(t *testing.T) {
 
 	proxy.strip.Store(true)
 	p.do(chromedp.Navigate(proxy.url))
-	p.waitText("sentence", "The server answers, but a proxy in between blocks WebSockets.")
+	p.waitText("sentence", "A proxy on the way blocks WebSockets.")
 	if proxy.requests("/counter/state") == 0 || proxy.requests("/counter/events") == 0 {
 		t.Error("the page has not asked /counter/state and /counter/events")
 	}
@@ -99,8 +99,8 @@ func TestChromiumFolder(t *testing.T) {
 	}
 }
 
-// TestChromiumWhy checks what the page says when it gets no connection, and that each text fits the window. With
-// -artifacts or -long it takes pictures.
+// TestChromiumWhy checks what the page says when it gets no connection, and that each text fits the window and
+// moves nothing. With -artifacts or -long it takes pictures.
 func TestChromiumWhy(t *testing.T) {
 	t.Parallel()
 	browser := chromium(t)
@@ -117,7 +117,7 @@ func TestChromiumWhy(t *testing.T) {
 		"limited": {
 			[]string{"-max-clients-per-ip", "1"},
 			func(s *plusminus, _ *folderProxy) { s.join("ws://counter.test/") },
-			"Your network has too many connections. Closing other tabs may help.", 25,
+			"Too many visitors from your network.", 25,
 		},
 		"full": {
 			[]string{"-max-clients", "1"},
@@ -127,7 +127,7 @@ func TestChromiumWhy(t *testing.T) {
 		"blocked": {
 			nil,
 			func(_ *plusminus, f *folderProxy) { f.strip.Store(true) },
-			"The server answers, but a proxy in between blocks WebSockets.", 25,
+			"A proxy on the way blocks WebSockets.", 25,
 		},
 		"unreachable": { // the proxy answers 502
 			nil,
@@ -160,6 +160,9 @@ func TestChromiumWhy(t *testing.T) {
 				})
 				if bad := p.eval(fits); bad != "" {
 					t.Errorf("%dx%d: %s", size.width, size.height, bad)
+				}
+				if moved := p.eval(`notice.offsetHeight - parseFloat(getComputedStyle(notice).minHeight)`); moved != "0" {
+					t.Errorf("%dx%d: the text moves the page by %s px, want 0", size.width, size.height, moved)
 				}
 				if *long || flag.Lookup("test.artifacts").Value.String() == "true" {
 					picture, err := chromedp.Run(p.ctx, chromedp.CaptureScreenshot())
