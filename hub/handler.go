@@ -82,7 +82,7 @@ func (h *Hub) newClient(w http.ResponseWriter, r *http.Request) *client {
 		h.refuse(w, r, reason, status, text)
 		return nil
 	}
-	c.owner = h.shards[int(h.nextShard.Add(1))%len(h.shards)]
+	c.owner = h.shards[h.nextShard.Add(1)%uint32(len(h.shards))]
 	return c
 }
 

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"math"
 	"net"
 	"net/http"
 	"net/netip"
@@ -114,6 +115,24 @@ func TestCaps(t *testing.T) {
 			a.ws.Close(websocket.StatusNormalClosure, "")
 			synctest.Wait()
 			h.join().want("users 2", "state 0") // there is room again
+		})
+	}
+}
+
+// TestManyConnections checks that each connection gets a shard after the count of connections has passed the
+// largest int of a 32-bit system, and after it has wrapped around.
+func TestManyConnections(t *testing.T) {
+	for _, joined := range []uint32{math.MaxInt32 - 1, math.MaxUint32 - 1} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newFakeHub(t, Config{Shards: 3})
+			defer h.stop()
+			h.nextShard.Store(joined)
+			for range 4 {
+				h.join()
+			}
+			if got := h.Stats().Clients; got != 4 {
+				t.Errorf("after %d connections, 4 more: Stats().Clients = %d, want 4", joined, got)
+			}
 		})
 	}
 }
