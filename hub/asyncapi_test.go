@@ -337,7 +337,7 @@ func TestAsyncAPIMessages(t *testing.T) {
 	for _, fact := range []string{
 		fmt.Sprintf("A message over %d bytes", MaxMessage),
 		fmt.Sprintf("at most %d bytes", MaxMessage),
-		fmt.Sprintf("maximum: %d", MaxValue),
+		fmt.Sprintf("maximum: %d", int64(MaxValue)),
 	} {
 		if data, err := os.ReadFile(asyncAPIFile); err != nil || !strings.Contains(string(data), fact) {
 			t.Errorf("%s does not say %q (%v)", asyncAPIFile, fact, err)

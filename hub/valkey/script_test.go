@@ -86,7 +86,7 @@ func TestScriptRange(t *testing.T) {
 	s.want(s.apply("a", 7, -limit), "ok", 5, -limit)
 	s.want(s.apply("a", 8, -1), "range", 5, -limit)
 	s.want(s.apply("a", 9, 2), "ok", 6, -limit+2)
-	if got, want := s.srv.Do("HGET", "{p}:counter", "value"), strconv.Itoa(-limit+2); got != want {
+	if got, want := s.srv.Do("HGET", "{p}:counter", "value"), strconv.FormatInt(-limit+2, 10); got != want {
 		t.Errorf("the server has %s, want %s", got, want)
 	}
 	// Lua's tostring would round this version.

@@ -78,7 +78,7 @@ func valueArgument(args []string) (n hub.Value, rest []string, err error) {
 	n, err = hub.ParseValue(args[0])
 	switch {
 	case errors.Is(err, hub.ErrRange):
-		return n, nil, fmt.Errorf("%s is out of range: it goes from %d to %d", args[0], -hub.MaxValue, hub.MaxValue)
+		return n, nil, fmt.Errorf("%s is out of range: it goes from %d to %d", args[0], int64(-hub.MaxValue), int64(hub.MaxValue))
 	case err != nil:
 		return n, nil, fmt.Errorf("%q is not a number: plusminus value set N [flags], with N first", args[0])
 	}
