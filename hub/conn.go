@@ -1,5 +1,3 @@
-//go:build unix
-
 package hub
 
 import (
@@ -34,8 +32,8 @@ type Conn struct {
 	tail  []byte // the kept bytes: ciphertext that the kernel has not taken yet
 	err   error  // the first error of a write; bytes are lost, so all later writes fail, too
 
-	// Guarded by mu. Arguments and results of writeFD. writeFunc is that method as a func
-	// value, made once so that a write does not allocate.
+	// Guarded by mu. Arguments and results of writeFD, which makes the system call. writeFunc is
+	// that method as a func value, made once so that a write does not allocate.
 	writeFunc func(fd uintptr) bool
 	p         []byte
 	n         int
@@ -134,6 +132,7 @@ func (c *Conn) neverWait() {
 	defer c.mu.Unlock()
 	c.async = true
 	c.writeFunc = c.writeFD
+	c.prepare()
 	if tcp, ok := c.Conn.(interface{ SetWriteBuffer(int) error }); ok {
 		// If it fails, the client is only blocked later.
 		_ = tcp.SetWriteBuffer(sendBuffer)
@@ -194,7 +193,7 @@ func (c *Conn) flush() (int, error) {
 // finish implements socket.
 func (c *Conn) finish() {
 	// It fails only on a connection that is closed or reset already.
-	_ = c.raw.Control(func(fd uintptr) { _ = syscall.Shutdown(int(fd), syscall.SHUT_WR) })
+	_ = c.raw.Control(func(fd uintptr) { _ = shutdownWrite(fd) })
 }
 
 // Abort closes the connection with a reset. Bytes that were not sent are dropped, those in the
@@ -206,7 +205,7 @@ func (c *Conn) Abort() {
 	_ = c.Close()
 }
 
-// tryWrite makes one write(2) and returns how many bytes the kernel took, possibly 0. c.mu is held.
+// tryWrite makes one system call and returns how many bytes the kernel took, possibly 0. c.mu is held.
 func (c *Conn) tryWrite(p []byte) (int, error) {
 	c.p, c.n, c.errno = p, 0, nil
 	err := c.raw.Write(c.writeFunc)
@@ -215,22 +214,4 @@ func (c *Conn) tryWrite(p []byte) (int, error) {
 		err = c.errno
 	}
 	return c.n, err
-}
-
-// writeFD writes c.p to fd, for [syscall.RawConn].Write. It always reports true, which means done:
-// otherwise RawConn.Write would wait until the socket is writable.
-func (c *Conn) writeFD(fd uintptr) bool {
-	for {
-		n, err := syscall.Write(int(fd), c.p)
-		switch err {
-		case nil:
-			c.n = n
-		case syscall.EINTR:
-			continue
-		case syscall.EAGAIN:
-		default:
-			c.errno = err
-		}
-		return true
-	}
 }
