@@ -1,11 +1,9 @@
 package journal
 
 import (
-	"errors"
 	"io"
 	"io/fs"
 	"os"
-	"syscall"
 )
 
 // system is the part of the operating system that a journal uses. The tests replace it with
@@ -31,7 +29,7 @@ type diskFile interface {
 type osSystem struct{}
 
 func (osSystem) OpenFile(path string, flag int) (diskFile, error) {
-	f, err := os.OpenFile(path, flag, 0o600)
+	f, err := openFile(path, flag)
 	if err != nil {
 		return nil, err
 	}
@@ -42,23 +40,4 @@ func (osSystem) Rename(from, to string) error          { return os.Rename(from, 
 func (osSystem) Stat(path string) (fs.FileInfo, error) { return os.Stat(path) }
 func (osSystem) SameFile(a, b fs.FileInfo) bool        { return os.SameFile(a, b) }
 
-func (osSystem) SyncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
 type osFile struct{ *os.File }
-
-// TryLock uses flock(2). The lock excludes other processes, and other opens in this one. The
-// kernel drops it when the process ends, even if the process is killed.
-func (f osFile) TryLock() error {
-	for {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err != syscall.EINTR {
-			return err
-		}
-	}
-}
