@@ -146,7 +146,7 @@ func (s *Server) signal(sig syscall.Signal) {
 
 // Kill kills the server's process, as a crash would. Restart starts it again.
 func (s *Server) Kill() {
-	s.signal(syscall.SIGCONT)
+	s.signal(sigContinue)
 	s.signal(syscall.SIGKILL)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -171,10 +171,10 @@ func (s *Server) Restart() {
 
 // Pause stops the server's process until Resume, as a long snapshot or a busy host does.
 // Connections stay open, and get no answers.
-func (s *Server) Pause() { s.signal(syscall.SIGSTOP) }
+func (s *Server) Pause() { s.signal(sigStop) }
 
 // Resume ends Pause.
-func (s *Server) Resume() { s.signal(syscall.SIGCONT) }
+func (s *Server) Resume() { s.signal(sigContinue) }
 
 // Host returns the server's host and port.
 func (s *Server) Host() (host, port string) {
