@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 
 	"plusminus/acme/internal/store"
 )
@@ -88,15 +87,6 @@ func probeFolder(dir string) (owner, probeOwner uint32, err error) {
 	}
 	probeOwner = ownerOf(path)
 	return owner, probeOwner, os.Remove(path)
-}
-
-func ownerOf(path string) uint32 {
-	if info, err := os.Stat(path); err == nil {
-		if sys, ok := info.Sys().(*syscall.Stat_t); ok {
-			return sys.Uid
-		}
-	}
-	return 0
 }
 
 // checkMount reports a folder that is lost with its container or at a restart. It reports nothing without /proc.

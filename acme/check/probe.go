@@ -22,7 +22,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	xacme "golang.org/x/crypto/acme"
@@ -75,13 +74,13 @@ type probe struct {
 func failedProbe(ctx context.Context, err error) probe {
 	var netErr net.Error
 	switch {
-	case errors.Is(err, syscall.ECONNREFUSED):
+	case isAny(err, errsRefused):
 		return probe{refused, "connection refused"}
-	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.EADDRNOTAVAIL):
+	case isAny(err, errsUnreachable):
 		return probe{unreachable, "this machine has no route there"}
 	case ctx.Err() != nil, errors.As(err, &netErr) && netErr.Timeout():
 		return probe{timedOut, fmt.Sprintf("no answer within %v", timeout)}
-	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
+	case isAny(err, errsDropped), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
 		strings.Contains(err.Error(), "server closed idle connection"): // net/http's error for a connection that closes before the request
 		return probe{dropped, "the connection was closed without an answer"}
 	}
@@ -90,6 +89,10 @@ func failedProbe(ctx context.Context, err error) probe {
 		err = urlErr.Err // the finding names the URL already
 	}
 	return probe{foreign, "another server answers: " + cahttp.OneLine(err.Error())}
+}
+
+func isAny(err error, targets []error) bool {
+	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
 }
 
 // probeHTTP requests the answer to an http-01 challenge as a CA does, but from a given address. at has that address for

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"syscall"
 	"time"
 )
 
@@ -25,19 +24,14 @@ func (st *Folder) Lock(name string) (release func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	for {
-		switch err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err {
-		case nil:
-			return func() { f.Close() }, nil // closing the last descriptor releases the lock
-		case syscall.EINTR:
-			continue
-		case syscall.EWOULDBLOCK:
-			f.Close()
-			return nil, ErrLocked
-		}
+	if err := tryLock(f); err != nil {
 		f.Close()
+		if err == ErrLocked {
+			return nil, err
+		}
 		return nil, fmt.Errorf("locking %s: %w", f.Name(), err)
 	}
+	return func() { f.Close() }, nil // closing the last descriptor releases the lock
 }
 
 // LockPath returns the place of the lock called name for log lines.

@@ -17,10 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
-
-	"github.com/google/renameio/v2"
 )
 
 // Names of folders below the data folder.
@@ -179,11 +176,7 @@ func (st *Folder) Version(name string) (Version, error) {
 	if err != nil {
 		return "", nil
 	}
-	inode := uint64(0)
-	if sys, ok := info.Sys().(*syscall.Stat_t); ok {
-		inode = sys.Ino
-	}
-	return Version(fmt.Sprintf("%d/%d/%d", inode, info.Size(), info.ModTime().UnixNano())), nil
+	return Version(fmt.Sprintf("%d/%d/%d", inodeOf(info), info.Size(), info.ModTime().UnixNano())), nil
 }
 
 // TryWrite writes and removes a file about the size of the one that name will be. It returns the error that
@@ -238,7 +231,7 @@ func MakeFolder(dir string) error {
 }
 
 // WriteFile replaces the file at path, mode 0600, whole or not at all. When it returns nil, the new content
-// survives a crash: renameio syncs the file before the rename, and syncing the folder makes the rename safe.
+// survives a crash.
 //
 // Errors name path rather than the temporary file, whose name changes each time.
 func WriteFile(path string, data []byte) error {
@@ -254,29 +247,4 @@ func WriteFile(path string, data []byte) error {
 		return nil
 	}
 	return fmt.Errorf("writing %s: %w", path, err)
-}
-
-func replaceFile(path string, data []byte) error {
-	dir := filepath.Dir(path)
-	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(dir), renameio.WithStaticPermissions(0o600))
-	if err != nil {
-		return err
-	}
-	defer f.Cleanup()
-	if _, err := f.Write(data); err != nil {
-		return err
-	}
-	if err := f.CloseAtomicallyReplace(); err != nil {
-		return err
-	}
-	return syncFolder(dir)
-}
-
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
