@@ -26,9 +26,7 @@ func main() {
 		stop() // before anyone can see that the process is stopping: a second signal ends it at once
 		cancel(context.Cause(signaled))
 	})
-	// A write over the limit of a file's size (ulimit -f, systemd's LimitFSIZE) fails like any other
-	// write, in place of ending the process.
-	signal.Ignore(syscall.SIGXFSZ)
+	cli.IgnoreFileSizeLimit()
 
 	err := cli.Run(ctx, os.Args[1:], cli.Environment{
 		Version: version, LookupEnv: os.LookupEnv, Stdout: os.Stdout, Stderr: os.Stderr,

@@ -8,7 +8,6 @@ import (
 	"log"
 	"net"
 	"strings"
-	"syscall"
 
 	"plusminus/acme"
 	"plusminus/acme/check"
@@ -156,7 +155,7 @@ func (p *checkPrinter) listen(ctx context.Context, cfg *config.Config, c *check.
 			ln.Close()
 		case err == nil:
 			return check.Port{Listeners: []net.Listener{ln}}
-		case !errors.Is(err, syscall.EADDRINUSE):
+		case !ingress.AddressInUse(err):
 			p.say(check.Problem, "listener", "%v", ingress.ListenError(flagName, err))
 			return check.Port{}
 		case running:

@@ -1,5 +1,3 @@
-//go:build unix
-
 package ingress
 
 import (
@@ -12,7 +10,6 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"plusminus/hub"
@@ -151,7 +148,7 @@ func (l *gateListener) Accept() (net.Conn, error) {
 // accept() (and accept4()) passes already-pending network errors on the new socket as an error code
 // from accept()" (accept(2)), and a resource that has run out may come back.
 func permanent(err error) bool {
-	return errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.EBADF) || errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOTSOCK)
+	return errors.Is(err, net.ErrClosed) || isAny(err, noListener)
 }
 
 // admit lets hc in, or closes it and returns nil.

@@ -1,7 +1,7 @@
 // Package ingress decides who gets in. It opens the sockets, and bounds what strangers may cost
 // before they become clients of the hub:
 //
-//   - [Listen] opens the listeners, or takes those that systemd passes (activation.go).
+//   - [Listen] opens the listeners, or takes those that systemd passes (activation_unix.go).
 //   - [Ingress.Balanced] has PROXY protocol headers of trusted load balancers read (proxyproto.go).
 //   - [Gate] caps the connections that have not joined the hub, limits how often an address
 //     connects, and computes TLS handshakes a few at a time (gate.go, handshake.go).

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"net"
 	"slices"
-	"syscall"
 )
 
 // Addresses are what [Listen] listens on: host:port as net.Listen takes it.
@@ -69,12 +68,19 @@ func Listen(ctx context.Context, on Addresses) (*Listeners, error) {
 func ListenError(flagName string, err error) error {
 	hint := ""
 	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
+	case AddressInUse(err):
 		hint = "; is another server or another plusminus running? stop it, or choose another port"
 	case errors.Is(err, fs.ErrPermission):
 		hint = "; ports below 1024 need root, CAP_NET_BIND_SERVICE, or sysctl net.ipv4.ip_unprivileged_port_start=0"
 	}
 	return fmt.Errorf("-%s: %w%s", flagName, err, hint)
+}
+
+// AddressInUse reports whether err is that of a port on which another socket listens.
+func AddressInUse(err error) bool { return errors.Is(err, addressInUse) }
+
+func isAny(err error, targets []error) bool {
+	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
 }
 
 // Close closes all listeners.

@@ -10,7 +10,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 )
@@ -18,7 +17,7 @@ import (
 // Machine is what is known of the machine, or of the container.
 type Machine struct {
 	Files     uint64 // the limit of open files; 0 is not known
-	Memory    uint64 // bytes; 0 is not known
+	Memory    uint64 // bytes, at most the 4 GB that a 32-bit process can address; 0 is not known
 	Container bool   // Memory is the limit of a container
 	Contained bool   // the process runs in a container of Docker or Podman
 	Sysctls   fs.FS  // settings of the kernel, as below /proc/sys
@@ -27,16 +26,13 @@ type Machine struct {
 
 // Here returns this machine.
 func Here() Machine {
-	m := Machine{Contained: contained(), Sysctls: os.DirFS("/proc/sys"), Net: os.DirFS("/proc/net")}
-	var files syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err == nil {
-		m.Files = uint64(files.Cur)
-	}
+	m := Machine{Files: fileLimit(), Contained: contained(), Sysctls: os.DirFS("/proc/sys"), Net: os.DirFS("/proc/net")}
 	if limit, err := memlimit.FromCgroup(); err == nil {
 		m.Memory, m.Container = limit, true
 	} else if limit, err := memlimit.FromSystem(); err == nil {
 		m.Memory = limit
 	}
+	m.Memory = min(m.Memory, math.MaxUint)
 	return m
 }
 
