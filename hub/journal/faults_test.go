@@ -3,6 +3,7 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -51,7 +52,7 @@ func (w *witness) check(m *model, how string) {
 	// The value must stay, even if one copy is damaged now.
 	for i := range copies {
 		again := m.killed()
-		again.names["d/"+FileName].flip(i*pageSize + 40)
+		again.names[filepath.Join("d", FileName)].flip(i*pageSize + 40)
 		other, err := open(again, "d", &hub.Snapshot{})
 		if err != nil || other.now != j.now {
 			w.t.Fatalf("%s: %s: with copy %d damaged Open = %+v, %v, want %+v", w.what, how, i, other, err, j.now)
@@ -123,7 +124,7 @@ func (w *witness) life() {
 	j.Close()
 	j = w.open()
 	w.apply(j, 8)
-	w.m.remove("d/" + FileName)
+	w.m.remove(filepath.Join("d", FileName))
 	w.removed = true
 	w.apply(j, 16)
 	w.apply(j, 32)
