@@ -79,7 +79,6 @@ func TestAnswersOfNetHTTP(t *testing.T) {
 				t.Errorf("%q: %s, want %d", tt.request, resp.Status, tt.want)
 			}
 		}
-		// The last answer may be counted just after it has been read.
 		wantRefusals(t, s, map[string]int{"bad_request": n})
 		wantRefusals(t, plain, map[string]int{"bad_request": n})
 	}
