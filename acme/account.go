@@ -33,11 +33,12 @@ type issuer struct {
 	tokens    *challenge.Tokens
 	conns     *http.Transport
 	base      *cahttp.Bounded // over conns
+	patience  time.Duration   // see the constant
 	now       func() time.Time
 	log       *slog.Logger
 
 	// Safe from any goroutine.
-	accounts chan struct{} // one element while a newAccount request is in progress; never closed
+	accounts chan struct{} // one element while an attempt registers; never closed
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -61,6 +62,7 @@ func newIssuer(ctx context.Context, cfg *Config, seal *store.Sealer, directory, 
 		tokens:    tokens,
 		conns:     conns,
 		base:      &cahttp.Bounded{Base: conns, Timeout: cfg.requestTimeout},
+		patience:  cfg.patience,
 		now:       cfg.now,
 		log:       cfg.Logger,
 		accounts:  make(chan struct{}, 1),
@@ -168,29 +170,4 @@ func loadAccountKey(ctx context.Context, st store.Store, known func() *ecdsa.Pri
 		}
 	}
 	return key, nil
-}
-
-// register makes sure that the account exists. It looks the account up first: a CA may accept an external
-// account binding only once, so it must be sent only once.
-func (is *issuer) register(ctx context.Context, client *xacme.Client) error {
-	// Pebble fails one of two newAccount requests for the same key at the same time. Other CAs may, too.
-	select {
-	case is.accounts <- struct{}{}:
-		defer func() { <-is.accounts }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	_, err := client.GetReg(ctx, "")
-	if !errors.Is(err, xacme.ErrNoAccount) {
-		return err
-	}
-	account := &xacme.Account{ExternalAccountBinding: is.eab}
-	if is.email != "" {
-		account.Contact = []string{"mailto:" + is.email}
-	}
-	_, err = client.Register(ctx, account, xacme.AcceptTOS)
-	if errors.Is(err, xacme.ErrAccountAlreadyExists) { // another replica has registered it since
-		return nil
-	}
-	return err
 }

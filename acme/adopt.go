@@ -43,10 +43,16 @@ func (p *Provider) lookAtPlan(s *site, a *authority, now time.Time, jump time.Du
 		return err
 	}
 	pl, err := loadPlan(a.store, s.name, now)
-	if err == nil {
-		a.plan, a.planSeen = pl, v
+	if err != nil {
+		return err
 	}
-	return err
+	a.plan, a.planSeen = pl, v
+	// The certificate that goes with the plan is not in its own file yet if the process that obtained it died, or could
+	// not write it.
+	if cert, err := certs.ParsePair(s.name, pl.Unsaved); err == nil && p.take(s, a, cert) {
+		a.unsaved = cert
+	}
+	return nil
 }
 
 // adopt installs a's stored certificate if it is new and better than the one that s serves.
@@ -70,17 +76,23 @@ func (p *Provider) adopt(s *site, a *authority) error {
 	if !p.now().Before(cert.Leaf.NotBefore) { // otherwise look again: this clock may be a little behind
 		a.certSeen = v
 	}
+	p.take(s, a, cert)
+	return nil
+}
+
+// take installs cert, which a has stored, if it is new and better than the one that s serves, and reports whether it is.
+func (p *Provider) take(s *site, a *authority, cert *tls.Certificate) bool {
 	a.life = cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore)
 	current := s.current.Load()
 	if current != nil && cert.Leaf.Equal(current.Leaf) || !p.better(s, a, cert, current) {
-		return nil
+		return false
 	}
 	p.install(s, cert, a)
 	if s.running {
 		p.log.Info("certificate adopted: another replica obtained it", "domain", s.name,
 			"not_after", cert.Leaf.NotAfter, "issuer", cert.Leaf.Issuer.String(), "renewal", p.due(s, p.now()))
 	}
-	return nil
+	return true
 }
 
 // better reports whether cert, which a has stored, replaces current, which may be nil. A valid certificate is
@@ -159,7 +171,12 @@ func (p *Provider) saveAgain(s *site, a *authority) {
 	}
 	defer release()
 	stored, err := loadCertificate(a.store, s.name)
-	if err == nil && stored.Leaf.NotBefore.After(a.unsaved.Leaf.NotBefore) {
+	switch {
+	case err == nil && stored.Leaf.Equal(a.unsaved.Leaf): // by another replica, or by a process that died then
+		a.unsaved, a.plan.Unsaved = nil, nil
+		p.savePlan(s, a)
+		return
+	case err == nil && stored.Leaf.NotBefore.After(a.unsaved.Leaf.NotBefore):
 		a.unsaved = nil // the next look adopts the newer one
 		a.certSeen = ""
 		p.log.Info("certificate not stored: another replica has stored a newer one", "domain", s.name)
@@ -169,8 +186,7 @@ func (p *Provider) saveAgain(s *site, a *authority) {
 		return
 	}
 	a.certSeen = store.Seen(a.store, s.name)
-	a.unsaved = nil
-	a.plan.Order, a.plan.Interrupted = nil, false
+	a.unsaved, a.plan.Unsaved = nil, nil
 	p.savePlan(s, a)
 	p.log.Info("certificate stored after earlier failures", "domain", s.name)
 }
@@ -198,13 +214,18 @@ func loadCertificate(st store.Store, name string) (*tls.Certificate, error) {
 
 // storeCertificate stores cert for name.
 func storeCertificate(st store.Store, name string, cert *tls.Certificate) error {
-	key, ok := cert.PrivateKey.(*ecdsa.PrivateKey)
-	if !ok {
-		return fmt.Errorf("key is a %T", cert.PrivateKey)
-	}
-	data, err := certs.EncodePair(key, cert.Certificate)
+	data, err := encodeCertificate(cert)
 	if err != nil {
 		return err
 	}
 	return st.Write(name, data)
+}
+
+// encodeCertificate returns cert and its key in PEM.
+func encodeCertificate(cert *tls.Certificate) ([]byte, error) {
+	key, ok := cert.PrivateKey.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("key is a %T", cert.PrivateKey)
+	}
+	return certs.EncodePair(key, cert.Certificate)
 }

@@ -2,7 +2,6 @@ package acme
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"crypto/tls"
 	"errors"
 	"log/slog"
@@ -16,11 +15,10 @@ import (
 type attempt struct {
 	// Set by [Provider.attempt].
 	name       string
-	challenges []string          // to try in this order; not empty
-	reuse      *ecdsa.PrivateKey // the key to certify; nil is a new one
-	replaces   string            // ARI id of the certificate to replace; may be empty
-	resume     bool              // only finish the pending order; place no new one
-	impatient  bool              // an operator waits: give up a pending order sooner
+	challenges []string // to try in this order; not empty
+	replaces   string   // ARI id of the certificate to replace; may be empty
+	resume     bool     // only finish the pending order; place no new one
+	impatient  bool     // an operator waits: give up a pending order sooner
 
 	// plan.Order is the order to continue, if any. The certifier changes it and calls save after each change,
 	// so that the next process can continue after a crash.
@@ -79,7 +77,6 @@ func (p *Provider) attempt(ctx context.Context, s *site, a *authority, why reaso
 		name:       s.name,
 		challenges: pl.challenges(p.challengeTypes(), p.now()),
 		replaces:   p.replaces(s, a),
-		reuse:      p.keyToReuse(s),
 		resume:     why == resuming,
 		impatient:  why == asked,
 		plan:       pl,
@@ -149,15 +146,6 @@ func (p *Provider) replaces(s *site, a *authority) string {
 	return c.id
 }
 
-// keyToReuse returns the key of the certificate that s serves if Config.ReuseKey is set, and nil otherwise.
-func (p *Provider) keyToReuse(s *site) *ecdsa.PrivateKey {
-	if c := s.current.Load(); c != nil && p.cfg.ReuseKey {
-		key, _ := c.PrivateKey.(*ecdsa.PrivateKey)
-		return key
-	}
-	return nil
-}
-
 // succeeded installs and stores cert, the result of attempt t. before is the plan from before the attempt.
 func (p *Provider) succeeded(s *site, a *authority, before *plan, t *attempt, cert *tls.Certificate, took time.Duration) {
 	msg := "certificate obtained"
@@ -166,21 +154,24 @@ func (p *Provider) succeeded(s *site, a *authority, before *plan, t *attempt, ce
 	}
 	a.life = cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore)
 	a.attempts["ok"]++
-	order, pl := t.plan.Order, t.plan
+	pl := t.plan
 	pl.succeeded(before, t.validations, t.challenge, p.now())
+	pl.Unsaved, _ = encodeCertificate(cert) // with the plan, so that a process that dies here leaves both or neither
+	a.plan, a.cutOff, a.unsaved = pl, false, nil
+	planErr := t.save()
 	p.install(s, cert, a)
 	err := storeCertificate(a.store, s.name, cert)
 	a.certSeen = store.Seen(a.store, s.name)
-	a.unsaved = nil
-	if err != nil {
+	if err == nil {
+		pl.Unsaved = nil
+		planErr = t.save()
+	} else {
 		a.unsaved, a.saveAt = cert, p.now().Add(saveWait)
-		pl.Order, pl.Interrupted = order, true // so the next process can download it again
 		p.log.Error("certificate not stored: trying again every minute", "domain", s.name, "err", err,
 			"hint", "check the data folder's owner, mode and free space")
 	}
-	a.plan, a.cutOff = pl, false
-	if err := t.save(); err != nil {
-		p.log.Error("plan not stored", "domain", s.name, "err", err)
+	if planErr != nil {
+		p.log.Error("plan not stored", "domain", s.name, "err", planErr)
 	}
 	for _, other := range s.authorities {
 		if other != a && other.plan.Failures > 0 {

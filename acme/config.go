@@ -98,10 +98,6 @@ type Config struct {
 	// the CA choose. If the CA does not offer the profile, its default is ordered, with a warning.
 	Profile string
 
-	// ReuseKey keeps the private key at each renewal, for clients that pin it (DANE, apps). Otherwise each
-	// certificate has a new key.
-	ReuseKey bool
-
 	// FallbackURL is the directory of a second CA. It is asked when the first CA has failed for at least three
 	// hours, and for at least half of the life that was left in the served certificate. Empty is none. Its
 	// account and certificates are kept apart. FallbackEABKeyID and FallbackEABKey are its EABKeyID and EABKey.
@@ -128,6 +124,7 @@ type Config struct {
 	random         func() float64 // in [0, 1)
 	lookInterval   time.Duration
 	requestTimeout time.Duration
+	patience       time.Duration
 	systemRoots    *x509.CertPool // nil is the system's; for PubliclyTrusted
 }
 
@@ -144,6 +141,7 @@ func (cfg Config) withDefaults() Config {
 	}
 	cfg.DirectoryURL = cmp.Or(cfg.DirectoryURL, LetsEncrypt)
 	cfg.lookInterval = cmp.Or(cfg.lookInterval, lookInterval)
+	cfg.patience = cmp.Or(cfg.patience, patience)
 	cfg.requestTimeout = cmp.Or(cfg.requestTimeout, cahttp.RequestTimeout)
 	return cfg
 }

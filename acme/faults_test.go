@@ -1,7 +1,6 @@
 package acme
 
 import (
-	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -363,26 +362,6 @@ func TestUnsaved(t *testing.T) {
 				t.Errorf("%d orders, want 1", got)
 			}
 		})
-	}
-}
-
-// With ReuseKey a renewal keeps the key; without it, each certificate has a new key.
-func TestReuseKey(t *testing.T) {
-	t.Parallel()
-	for _, reuse := range []bool{false, true} {
-		tlsLn := acmetest.Listen(t)
-		ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
-		cfg.ReuseKey = reuse
-		s := serve(t, cfg, tlsLn, acmetest.Listen(t))
-		s.waitReady(t)
-		before := s.leaf(t, domain, ca.IssuingRoots)
-		if err := s.Renew(t.Context(), domain); err != nil {
-			t.Fatal(err)
-		}
-		after := s.leaf(t, domain, ca.IssuingRoots)
-		if same := after.PublicKey.(*ecdsa.PublicKey).Equal(before.PublicKey); same != reuse || after.Equal(before) {
-			t.Errorf("ReuseKey %v: same key %v, want another certificate with that", reuse, same)
-		}
 	}
 }
 

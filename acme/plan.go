@@ -39,17 +39,23 @@ type plan struct {
 	Issued []time.Time `json:"issued,omitempty"`             // in the last week
 
 	// Learnt from the CA.
-	Challenge  string       `json:"challenge,omitempty"`   // the type that succeeded last
-	NoReplaces string       `json:"no_replaces,omitempty"` // ARI id of the certificate that the CA does not accept in `replaces`
-	Renewal    *renewalInfo `json:"renewal,omitempty"`     // when the CA wants the certificate renewed
+	Challenge  string `json:"challenge,omitempty"`   // the type that succeeded last
+	NoReplaces string `json:"no_replaces,omitempty"` // ARI id of the certificate that the CA does not accept in `replaces`
+
+	// SkewLimit is how far the CA's clock may be ahead of ours, if that is less than [cahttp.MaxSkew]. It is set when a
+	// certificate was thrown away because it was not valid yet; 0 if none was.
+	SkewLimit time.Duration `json:"skew_limit,omitempty"`
+	Renewal   *renewalInfo  `json:"renewal,omitempty"` // when the CA wants the certificate renewed
+
+	// Unsaved is the certificate that could not be stored in its own file, with its key, in PEM.
+	Unsaved []byte `json:"unsaved,omitempty"`
 }
 
-// A pendingOrder is an order at the CA that is not finished, with the key to certify.
+// A pendingOrder is an order at the CA that is not finished.
 type pendingOrder struct {
 	URL string `json:"url"`
-	Key []byte `json:"key"` // PEM
 
-	// Final is set before finalize is sent. From then on the CA may have issued.
+	// Final is set before finalize is sent. From then on the CA may have issued, for a key that only the attempt knows.
 	Final bool `json:"final,omitempty"`
 
 	Since time.Time `json:"since,omitzero"`  // when it was placed

@@ -1,7 +1,9 @@
 package acme
 
 import (
-	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -45,8 +47,8 @@ func TestNewFailure(t *testing.T) {
 	t.Parallel()
 	const urn = "urn:ietf:params:acme:error:"
 	now := time.Date(2026, 11, 22, 9, 0, 0, 0, time.UTC)
-	timeout := cahttp.AuthorizationProblems(challenge.HTTP01, &xacme.AuthorizationError{Errors: []error{
-		&xacme.Error{StatusCode: 400, ProblemType: urn + "connection", Detail: "203.0.113.5: Timeout\n during connect"}}})
+	timeout := []*cahttp.Problem{cahttp.NewProblem(challenge.HTTP01, cahttp.ParseProblem(0, nil,
+		[]byte(`{"type":"`+urn+`connection","detail":"203.0.113.5: Timeout\n during connect","status":400}`)))}
 	rejected := &xacme.Error{StatusCode: 400, ProblemType: urn + "rejectedIdentifier", Detail: "no",
 		Subproblems: []xacme.Subproblem{{Type: urn + "malformed", Detail: "bad label", Identifier: &xacme.AuthzID{Type: "dns", Value: "x_y.example"}}}}
 	for _, test := range []struct {
@@ -76,65 +78,59 @@ func TestNewFailure(t *testing.T) {
 	}
 }
 
-// do sends a request through a transport over s.
-func do(t *testing.T, ctx context.Context, s script, url string) (*http.Response, string) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(ctx, "POST", url, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	res, err := (&transport{base: &cahttp.Bounded{Base: s, Timeout: cahttp.RequestTimeout}, now: time.Now}).RoundTrip(req)
-	if err != nil {
-		return nil, err.Error()
-	}
-	body, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return res, string(body)
-}
-
 // Polls obey the CA's Retry-After. Without one, the waits grow to a second.
 func TestTransportPolls(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const pending, processing, valid = `{"status":"pending"}`, `{"status":"processing"}`, `{"status":"valid"}`
-		ctx := polling(t.Context())
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answers := make(script)
+		is := &issuer{base: &cahttp.Bounded{Base: answers, Timeout: cahttp.RequestTimeout}, now: time.Now}
+		tr := newTransport(t.Context(), is, &attempt{plan: &plan{Order: &pendingOrder{URL: "https://ca/order"}}}, key)
+		tr.begin(new(object))
 		for i, test := range []struct {
-			ctx    context.Context
 			status int
 			body   string
 			after  string // Retry-After
 			want   time.Duration
 		}{
-			{t.Context(), 200, pending, "9", 0}, // not a poll
-			{ctx, 200, pending, "", 20 * time.Millisecond},
-			{ctx, 200, pending, "", 40 * time.Millisecond},
-			{ctx, 200, pending, "7", 7 * time.Second},
-			{ctx, 200, processing, "", 160 * time.Millisecond},
-			{ctx, 200, processing, "", 320 * time.Millisecond},
-			{ctx, 200, processing, "", 640 * time.Millisecond},
-			{ctx, 200, processing, "", time.Second},
-			{ctx, 200, processing, "", time.Second},
-			{ctx, 200, processing, "0", firstPoll},
-			{ctx, 200, valid, "5", 0},
-			{ctx, 503, `{"status":503}`, "5", 0},
-			{ctx, 200, "-----BEGIN CERTIFICATE-----", "", 0},
+			{200, pending, "", 20 * time.Millisecond},
+			{200, pending, "", 40 * time.Millisecond},
+			{200, pending, "7", 7 * time.Second},
+			{200, processing, "", 160 * time.Millisecond},
+			{200, processing, "", 320 * time.Millisecond},
+			{200, processing, "", 640 * time.Millisecond},
+			{200, processing, "", time.Second},
+			{200, processing, "", time.Second},
+			{200, processing, "0", firstPoll},
+			{200, valid, "5", 0},
+			{503, `{"status":503,"type":"urn:ietf:params:acme:error:serverInternal"}`, "5", 0},
 		} {
 			answer := reply(test.status, test.body)
 			if test.after != "" {
 				answer.Header.Set("Retry-After", test.after)
 			}
+			answers["https://ca/order"] = []*http.Response{answer}
 			start := time.Now()
-			res, body := do(t, test.ctx, script{"https://ca/order": {answer}}, "https://ca/order")
+			req, err := http.NewRequestWithContext(t.Context(), "POST", "https://ca/order", strings.NewReader(`{"protected":"e30"}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			res, err := tr.RoundTrip(req)
+			if err != nil {
+				t.Fatal(err)
+			}
 			if got := time.Since(start); got != test.want {
 				t.Errorf("request %d: waited %v, want %v", i, got, test.want)
 			}
 			if asksAgain := res.Header.Get("Retry-After") == "Thu, 01 Jan 1970 00:00:00 GMT"; asksAgain != (test.want > 0) {
 				t.Errorf("request %d: Retry-After %q", i, res.Header.Get("Retry-After"))
 			}
-			if body != test.body {
-				t.Errorf("request %d: body %q, want %q", i, body, test.body)
+			if body, err := io.ReadAll(res.Body); err != nil || string(body) != test.body {
+				t.Errorf("request %d: body %q, %v, want %q", i, body, err, test.body)
 			}
 		}
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -246,7 +247,7 @@ func TestOrderLeadsNowhere(t *testing.T) {
 	t.Parallel()
 	tlsLn := acmetest.Listen(t)
 	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
-	cfg.lookInterval = 10 * time.Millisecond
+	cfg.lookInterval, cfg.patience = 10*time.Millisecond, 100*time.Millisecond
 	var later atomic.Int64
 	cfg.now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
 	ca.Inject(pebbletest.FinalizePath, 1, pebbletest.Drop)
@@ -279,12 +280,12 @@ func TestOrderLeadsNowhere(t *testing.T) {
 	}
 }
 
-// A process that stops during finalize of an earlier order has counted the certificate.
+// A process that stops during finalize loses that one certificate, whose key it had in memory. It has counted it.
 func TestStopDuringFinalize(t *testing.T) {
 	t.Parallel()
 	tlsLn := acmetest.Listen(t)
 	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
-	ca.Inject(pebbletest.OrderPath, 1, pebbletest.HTML(403)) // the first attempt ends after the validation
+	ca.Inject(pebbletest.OrderPath, 1, pebbletest.Problem(503, "serverInternal", "busy", "0")) // the first attempt ends after the validation
 	s := serve(t, cfg, tlsLn, acmetest.Listen(t))
 	s.waitFailure(t)
 	taken := make(chan struct{})
@@ -303,9 +304,11 @@ func TestStopDuringFinalize(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if left := s.status(t, domain).CAs[0].CertificatesLeft; ca.Orders() != 1 || left != maxIssued-1 {
-		t.Errorf("%d orders, %d certificates left, want 1 and %d", ca.Orders(), left, maxIssued-1)
+	s.stop()
+	if left := s.status(t, domain).CAs[0].CertificatesLeft; ca.Orders() != 2 || left != maxIssued-2 {
+		t.Errorf("%d orders, %d certificates left, want 2 and %d", ca.Orders(), left, maxIssued-2)
 	}
+	s.log.one("certificate lost")
 }
 
 // After a refusal with another cause, later orders still name the certificate that they replace.
@@ -569,5 +572,54 @@ func TestRetryAfterZero(t *testing.T) {
 		if st := s.status(t, domain); st.NextAttempt.Sub(st.LastError.When) != want || st.CAs[0].Failures != 1 {
 			t.Errorf("Retry-After %q: next attempt after %v, %d failures, want %v and 1", value, st.NextAttempt.Sub(st.LastError.When), st.CAs[0].Failures, want)
 		}
+	}
+}
+
+// A crash loop at the worst moment, when the CA has issued and the process has not stored the certificate, costs at most
+// five certificates a week, however impatient the operator is.
+func TestCrashLoopAtFinalize(t *testing.T) {
+	t.Parallel()
+	tlsLn := acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
+	var later atomic.Int64
+	cfg.now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
+	issued := 0
+	for day := range 7 {
+		for range 2 {
+			taken := make(chan struct{})
+			lift := ca.Inject(pebbletest.FinalizePath, 1, func(w http.ResponseWriter, r *http.Request) {
+				pebbletest.Forward(httptest.NewRecorder(), r)
+				close(taken)
+				pebbletest.Hang(w, r)
+			})
+			s := serve(t, cfg, tlsLn, acmetest.Listen(t))
+			refused := make(chan error, 1)
+			go func() {
+				var notYet *NotYetError
+				for err := s.Renew(t.Context(), domain); ; err = s.Renew(t.Context(), domain) {
+					if errors.As(err, &notYet) || t.Context().Err() != nil {
+						refused <- err
+						return
+					}
+				}
+			}()
+			select {
+			case <-taken:
+				issued++
+			case err := <-refused:
+				if issued != maxIssued {
+					t.Errorf("day %d: Renew = %v after %d certificates, want %d first", day, err, issued, maxIssued)
+				}
+			case <-time.After(acmetest.Patience):
+				t.Fatalf("day %d: neither an order nor a refusal", day)
+			}
+			s.stop()
+			lift()
+		}
+		later.Add(int64(23 * time.Hour))
+		ca.ShiftDate(time.Duration(later.Load()))
+	}
+	if issued != maxIssued {
+		t.Errorf("%d certificates issued in a week, want %d", issued, maxIssued)
 	}
 }

@@ -134,7 +134,7 @@ func (c *Config) checkCertificates(given map[string]bool, p *problems) {
 	if fromFiles && c.Plain {
 		p.add("-plain and -cert exclude each other: the proxy in front has the certificate")
 	}
-	for _, name := range []string{"acme-directory", "staging", "acme-profile", "acme-eab-kid", "acme-fallback", "reuse-key"} {
+	for _, name := range []string{"acme-directory", "staging", "acme-profile", "acme-eab-kid", "acme-fallback"} {
 		if given[name] && fromFiles {
 			p.add("-%s and -cert exclude each other: with -cert no CA is asked", name)
 		}

@@ -51,7 +51,6 @@ type Config struct {
 	Fallback           string // -acme-fallback; "" is none
 	FallbackEABKeyID   string // -acme-fallback-eab-kid
 	FallbackEABKeyFile string // -acme-fallback-eab-key-file
-	ReuseKey           bool   // -reuse-key
 
 	StorePasswordFile string // -store-password-file
 	StoreCARoot       string // -store-ca-root
@@ -127,7 +126,6 @@ func (c *Config) declare(f *flagGroups) {
 	f.string(&c.Fallback, "acme-fallback", "", "directory `URL` of a second CA, which is asked when the first has failed for hours")
 	f.string(&c.FallbackEABKeyID, "acme-fallback-eab-kid", "", "key `id` of an external account binding with the second CA")
 	f.string(&c.FallbackEABKeyFile, "acme-fallback-eab-key-file", "", "`file` with the HMAC key of -acme-fallback-eab-kid, in base64url")
-	f.bool(&c.ReuseKey, "reuse-key", false, "keep the key when a certificate is renewed, for clients that pin it; otherwise each\ncertificate has a new key")
 
 	f.group("Limits")
 	f.value((*origins)(&c.Origins), "origin", "let pages of this `origin` connect, too: https://host, https://host:port, https://host:*\n"+

@@ -141,11 +141,17 @@ func TestUsageErrors(t *testing.T) {
 		{"-domian a.example", "unknown flag -domian: did you mean -domain?"},
 		{"-acme-mail a@b.example", "did you mean -acme-email?"},
 		{"extra", `unexpected argument "extra"`},
+		{"-reuse-key", "-reuse-key is no longer supported: each certificate has a new key, since autocert makes it. Remove the setting."},
+		{"-reuse-key=false -domain a.example", "serve its files with -cert and -key"},
 	} {
 		_, err := parse(tt.args)
 		if _, ok := err.(UsageError); !ok || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v, want a usage error with %q", tt.args, err, tt.want)
 		}
+	}
+	_, err := parse("-domain a.example", "PLUSMINUS_REUSE_KEY=true")
+	if want := "PLUSMINUS_REUSE_KEY is no longer supported"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("with PLUSMINUS_REUSE_KEY: %v, want a usage error with %q", err, want)
 	}
 }
 

@@ -110,11 +110,25 @@ func (f *flagGroups) parse(args []string, lookupEnv func(string) (string, bool))
 			errs = append(errs, fmt.Errorf("invalid value %q for %s: %w", value, EnvName(fl.Name), err))
 		}
 	})
+	for name, why := range removed {
+		if value, ok := lookupEnv(EnvName(name)); ok && value != "" {
+			errs = append(errs, fmt.Errorf("%s is no longer supported: %s", EnvName(name), why))
+		}
+	}
 	return given, errors.Join(errs...)
+}
+
+// removed has the flags of earlier versions: why each was removed, and what to do.
+var removed = map[string]string{
+	"reuse-key": "each certificate has a new key, since autocert makes it. Remove the setting. For clients that pin a key, " +
+		"let another program renew the certificate, and serve its files with -cert and -key",
 }
 
 // unknown returns the error for a flag that does not exist.
 func (f *flagGroups) unknown(name string) error {
+	if why, ok := removed[name]; ok {
+		return fmt.Errorf("-%s is no longer supported: %s", name, why)
+	}
 	var names []string
 	f.set.VisitAll(func(fl *flag.Flag) { names = append(names, fl.Name) })
 	if nearest := Nearest(name, names); nearest != "" {

@@ -154,7 +154,6 @@ func (f *Files) ACME(cfg *config.Config) (acme.Config, func() error) {
 		EABKeyID:     cfg.EABKeyID,
 		EABKey:       f.eabKey,
 		Profile:      cfg.ACMEProfile,
-		ReuseKey:     cfg.ReuseKey,
 
 		FallbackURL:      cfg.Fallback,
 		FallbackEABKeyID: cfg.FallbackEABKeyID,

@@ -2,6 +2,7 @@ package cahttp
 
 import (
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -21,9 +22,15 @@ const MaxSkew = 10 * time.Minute
 // A ClockError says that this machine's clock is too far from the CA's.
 type ClockError struct {
 	Skew time.Duration // the CA's clock minus ours
+	Lost bool          // a certificate was issued that is not valid yet by this machine's clock
 }
 
-func (e *ClockError) Error() string { return "nothing was ordered: " + e.Off() }
+func (e *ClockError) Error() string {
+	if e.Lost {
+		return "the certificate is not valid yet, and was thrown away: " + e.Off()
+	}
+	return "nothing was ordered: " + e.Off()
+}
 
 // Off says by how much the clock is off.
 func (e *ClockError) Off() string {
@@ -95,16 +102,30 @@ func OneLine(s string) string {
 	return strings.Join(strings.Fields(strings.ToValidUTF8(s, "\uFFFD")), " ")
 }
 
-// AuthorizationProblems returns the reasons why the validation by a challenge of type typ failed.
-func AuthorizationProblems(typ string, err *xacme.AuthorizationError) []*Problem {
-	if len(err.Errors) == 0 {
-		return []*Problem{{Step: typ, Detail: "the validation failed, and the CA does not say why"}}
+// ParseProblem returns the error in a problem document (RFC 7807). A body that is none gives an error without a
+// ProblemType. A status of 0 is that of the document.
+func ParseProblem(status int, header http.Header, body []byte) *xacme.Error {
+	doc := parseProblem(body)
+	if n, ok := doc.Status.(float64); ok && status == 0 {
+		status = int(n)
 	}
-	var all []*Problem
-	for _, e := range err.Errors {
-		all = append(all, NewProblem(typ, e))
-	}
-	return all
+	return &xacme.Error{StatusCode: status, ProblemType: doc.Type, Detail: doc.Detail, Header: header, Subproblems: doc.Subproblems}
+}
+
+// IsBadNonce reports whether body refuses only the nonce of a request, so that the client repeats it by itself.
+func IsBadNonce(body []byte) bool {
+	return strings.HasSuffix(strings.ToLower(parseProblem(body).Type), ":badnonce")
+}
+
+type problemDocument struct {
+	Type, Detail string
+	Status       any
+	Subproblems  []xacme.Subproblem
+}
+
+func parseProblem(body []byte) (doc problemDocument) {
+	json.Unmarshal(body, &doc) // what is no problem document has no fields
+	return doc
 }
 
 // Hint says what to check, or returns "" if the problem's own words are all there is to say.
