@@ -78,7 +78,6 @@ func (p *Provider) attempt(ctx context.Context, s *site, a *authority, why reaso
 		challenges: pl.challenges(p.challengeTypes(), p.now()),
 		replaces:   p.replaces(s, a),
 		resume:     why == resuming,
-		impatient:  why == asked,
 		plan:       pl,
 		save:       func() error { return p.writePlan(s, a, pl) },
 	}

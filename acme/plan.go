@@ -57,22 +57,6 @@ type pendingOrder struct {
 
 	// Final is set before finalize is sent. From then on the CA may have issued, for a key that only the attempt knows.
 	Final bool `json:"final,omitempty"`
-
-	Since time.Time `json:"since,omitzero"`  // when it was placed
-	Taken int       `json:"taken,omitempty"` // how many attempts have continued it since
-}
-
-// An order is given up when maxTaken attempts have continued it and maxOpen has passed: the CA has lost it, or will
-// not finish it.
-const (
-	maxTaken = 3
-	maxOpen  = time.Hour
-)
-
-// hopeless reports whether the order is to be given up. forced says that an operator waits; then one attempt to
-// continue it is enough.
-func (o *pendingOrder) hopeless(now time.Time, forced bool) bool {
-	return o.Taken >= maxTaken && now.Sub(o.Since) >= maxOpen || forced && o.Taken > 0
 }
 
 // loadPlan returns the plan for name. It returns an empty plan if there is none, or if the plan was damaged and is
@@ -115,9 +99,6 @@ func (pl *plan) move(d time.Duration) {
 	}
 	if pl.Renewal != nil {
 		pl.Renewal.FetchAfter = pl.Renewal.FetchAfter.Add(d)
-	}
-	if pl.Order != nil {
-		pl.Order.Since = pl.Order.Since.Add(d)
 	}
 	for _, times := range [][]time.Time{pl.Failed, pl.Issued} {
 		for i := range times {

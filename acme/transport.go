@@ -5,7 +5,10 @@ import (
 	"cmp"
 	"context"
 	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -29,8 +32,8 @@ const (
 	firstPoll = 20 * time.Millisecond
 	lastPoll  = time.Second
 
-	// patience bounds how long an attempt asks again for a resource of its order that the CA does not give: the
-	// answer was lost, or a replica of the CA does not know the resource yet.
+	// patience bounds how long an attempt asks again after finalize, when an answer was lost, or a replica of the CA
+	// does not know yet what another one has done.
 	patience = time.Minute
 
 	// maxHold bounds how long a chain is held back that is not valid yet.
@@ -43,6 +46,7 @@ const (
 var (
 	errNothingPending = errors.New("the order that was pending is no longer there")
 	errNoChallenge    = errors.New("no challenge succeeded")
+	errNotBegun       = errors.New("the CA accepted the request, and does not issue")
 	errUnreadable     = errors.New("the CA's answer cannot be read")
 	errNotOurs        = errors.New("acme: autocert asks for what the attempt does not need")
 )
@@ -55,9 +59,9 @@ var (
 //   - it answers newOrder with the order that an earlier attempt left open;
 //   - it hides the challenge types that are not to be tried, and refuses newOrder when none is left;
 //   - it polls sooner than after a second, but not before the time that the CA names;
-//   - it asks again when an answer was lost, since after finalize a lost answer would cost a certificate;
 //   - it keeps the CA's reason for each failure, most of which autocert drops;
 //   - it counts a certificate before it can be issued, and failed validations;
+//   - it asks again when an answer was lost after finalize, which would cost the certificate;
 //   - it holds a chain back that is not valid yet, since autocert would throw it away;
 //   - it refuses all requests when the attempt is over.
 type transport struct {
@@ -78,25 +82,22 @@ type transport struct {
 	refused   error           // why replaces was dropped; nil if it was not
 	unknown   bool            // the CA does not know the account yet
 	release   func()          // lets other attempts register; nil unless this one does
-	looked    bool            // the order of an earlier attempt was looked at
 
 	types    []string                   // the challenge types that are still to be tried
 	open     bool                       // there is an order, and no validation of it has failed
 	steps    map[string]string          // URL of a resource of that order -> step of a failure there
 	offered  map[string]json.RawMessage // URL of a challenge that is to be tried -> the challenge
 	accepted string                     // the type of the challenge that the CA was told to validate
-	lost     bool                       // the answer to that was lost
 	answer   string                     // the name of the answer in the token store; may be empty
-	storeErr error                      // the answer could not be stored
-
-	csr    string         // payload of finalize; empty until it is sent
-	denied *http.Response // the CA's refusal of finalize; nil if it did not refuse
-	denial error          // the error of the last finalize; nil if it was accepted
-	resend bool           // the next poll of the order is a finalize
+	storeErr error                      // why the answer could not be stored
+	ready    bool                       // all authorizations are valid
+	csr      []byte                     // the payload of finalize; nil until it is sent
+	denial   error                      // why finalize was not accepted; nil if it was
+	resend   string                     // the URL of finalize, if the next poll sends it again; otherwise empty
 
 	polled string    // the URL that was polled last
 	polls  int       // how often in a row
-	since  time.Time // when the first answer of those failed that are asked for again; zero if none did
+	since  time.Time // when the CA's first wrong answer after finalize came; zero if the last one was right
 
 	step string // of the last request
 	err  error  // of the last request; nil if the CA answered as it should
@@ -118,23 +119,23 @@ func (t *transport) close() {
 	t.steps, t.offered = nil, nil // autocert keeps the transport for as long as the certificate lives
 }
 
+// end ends the attempt, and returns err. The goroutines that autocert starts when it has failed get no answer.
+func (t *transport) end(step string, err error) error {
+	t.step, t.err = step, err
+	t.cancel()
+	return err
+}
+
 // An object is what a transport reads of an answer: an order, an authorization, a challenge or a problem document.
 type object struct {
+	Type, URL      string
 	Status         any // a string; in problem documents a number
 	Authorizations []string
 	Finalize       string
 	Certificate    string
 	Challenges     []json.RawMessage
 	Error          json.RawMessage
-
-	raw []byte // the body
-}
-
-// A challengeObject is one of an authorization's challenges.
-type challengeObject struct {
-	Type, URL string
-	Status    string
-	Error     json.RawMessage
+	raw            []byte // the body
 }
 
 // RoundTrip implements [http.RoundTripper].
@@ -152,46 +153,46 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		res, _, err := t.ask(req, "directory")
 		return res, err
 	}
-	m, err := readJWS(req)
+	payload, err := payloadOf(req)
 	if err != nil {
 		return nil, err
 	}
 	address := req.URL.String()
 	switch step := t.steps[address]; {
 	case address == t.directory.RegURL:
-		return t.register(req, m)
+		return t.register(req)
 	case address == t.directory.OrderURL:
-		return t.order(req, m)
-	case step == "":
-		return nil, errNotOurs // of an order that has failed, or whose authorizations are valid
+		return t.order(req, payload)
+	case step == "" || step == "authorization" && (t.ready || len(payload) > 0):
+		// autocert deactivates authorizations that a failure leaves pending. But the next attempt continues the order.
+		return nil, errNotOurs
 	case step == "authorization":
-		return t.authorization(req, m)
+		return t.authorization(req)
 	case step == "order":
-		return t.poll(req, m)
+		return t.poll(req)
 	case step == "finalize":
-		return t.finalize(req, m)
+		t.csr = payload
+		return t.finalize(req)
 	case step == "certificate":
 		return t.certificate(req)
 	default:
-		return t.accept(req, address, step)
+		return t.accept(req, step)
 	}
 }
 
 // backoff is [xacme.Client.RetryBackoff].
 func (t *transport) backoff(n int, req *http.Request, res *http.Response) time.Duration {
-	if res.StatusCode == statusAgain {
-		return time.Millisecond // RoundTrip has waited, and bounds the repetitions
-	}
-	d := cahttp.RetryBackoff(n, req, res)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if d == 0 && req.URL.String() == t.directory.OrderURL && t.dropReplaces() {
+	d := cahttp.RetryBackoff(n, req, res)
+	if res.StatusCode == statusAgain || d == 0 && req.URL.String() == t.directory.OrderURL && t.dropReplaces() {
 		return time.Millisecond
 	}
 	return d
 }
 
-// ask sends req, and records its step and its error. The body of the answer can still be read.
+// ask sends req, and records its step and its error. The body of the answer can still be read. An answer that only
+// refuses the nonce is no error: the client sends its request again.
 func (t *transport) ask(req *http.Request, step string) (*http.Response, *object, error) {
 	nonce := req.Method == http.MethodHead
 	switch {
@@ -225,19 +226,19 @@ func (t *transport) ask(req *http.Request, step string) (*http.Response, *object
 	}
 	setBody(res, o.raw)
 	json.Unmarshal(o.raw, o) // what is not JSON has no fields
-	failed := res.StatusCode >= 400 && !cahttp.IsBadNonce(o.raw)
-	if !nonce || failed || res.Header.Get("Replay-Nonce") == "" {
-		t.step, t.err = step, nil
+	if nonce && res.Header.Get("Replay-Nonce") != "" {
+		return res, o, nil // perhaps for a goroutine of autocert's
 	}
-	if failed {
-		t.err = cahttp.ParseProblem(res.StatusCode, res.Header, o.raw)
+	t.step, t.err = step, nil
+	if problem := cahttp.ParseProblem(res.StatusCode, res.Header, o.raw); res.StatusCode >= 400 && !isBadNonce(problem) {
+		t.err = problem
 	}
 	return res, o, nil
 }
 
 // register answers newAccount. It looks the account up before a new one is made: a CA may accept an external
 // account binding only once, so it must be sent only once.
-func (t *transport) register(req *http.Request, m *jws) (*http.Response, error) {
+func (t *transport) register(req *http.Request) (*http.Response, error) {
 	if t.release == nil {
 		// Pebble fails one of two newAccount requests for the same key at the same time. Other CAs may, too.
 		select {
@@ -248,34 +249,32 @@ func (t *transport) register(req *http.Request, m *jws) (*http.Response, error) 
 		}
 	}
 	if !t.unknown {
-		m.setPayload(map[string]any{"onlyReturnExisting": true})
-		if err := m.sign(req, t.key); err != nil {
+		if err := t.sign(req, req.URL.String(), []byte(`{"onlyReturnExisting":true}`)); err != nil {
 			return nil, err
 		}
 	}
 	res, _, err := t.ask(req, "newAccount")
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if !t.unknown && kindOf(t.err) == "accountDoesNotExist" {
+	case !t.unknown && kindOf(t.err) == "accountDoesNotExist":
 		t.unknown = true
 		return again(), nil
-	}
-	if res.StatusCode < 300 {
+	case res.StatusCode < 300:
 		t.release()
 	}
 	return res, nil
 }
 
-// order answers newOrder.
-func (t *transport) order(req *http.Request, m *jws) (*http.Response, error) {
+// order answers newOrder, whose payload is given.
+func (t *transport) order(req *http.Request, payload []byte) (*http.Response, error) {
 	switch {
 	case t.open:
 		// autocert drops the error of a challenge or a poll, and begins again with the next challenge type. But the
 		// order is still good, and the next attempt continues it.
 		return nil, t.end(t.step, cmp.Or(t.err, errUnreadable))
 	case t.plan.Order != nil:
-		return t.continued(req, m)
+		return t.continued(req)
 	case len(t.types) == 0: // autocert places one more order only to say so
 		return nil, t.end("authorization", errNoChallenge)
 	case t.resume:
@@ -284,34 +283,42 @@ func (t *transport) order(req *http.Request, m *jws) (*http.Response, error) {
 	if _, ok := t.directory.Profiles[xacme.ProfileName(t.profile)]; t.profile != "" && !ok {
 		t.dropProfile("the directory does not list it")
 	}
-	fields := m.payload()
-	for name, value := range map[string]string{"profile": t.profile, "replaces": t.replaces} {
-		if value != "" {
-			fields[name] = value
-		}
+	fields := make(map[string]any)
+	if err := json.Unmarshal(payload, &fields); err != nil {
+		return nil, err
 	}
-	m.setPayload(fields)
-	if err := m.sign(req, t.key); err != nil {
+	if t.profile != "" {
+		fields["profile"] = t.profile
+	}
+	if t.replaces != "" {
+		// "Clients SHOULD include this field in new-order requests if there is a clear predecessor certificate"
+		// https://www.rfc-editor.org/rfc/rfc9773#section-5
+		fields["replaces"] = t.replaces
+	}
+	payload, err := json.Marshal(fields)
+	if err == nil {
+		err = t.sign(req, req.URL.String(), payload)
+	}
+	if err != nil {
 		return nil, err
 	}
 	t.ordered, t.ignored = true, true
 	res, o, err := t.ask(req, "newOrder")
-	if err != nil {
-		return nil, err
-	}
 	var refused *xacme.Error
-	if errors.As(t.err, &refused) {
+	switch {
+	case err != nil:
+		return nil, err
+	case errors.As(t.err, &refused):
 		t.ignored = refused.StatusCode >= 500
-		switch {
-		case t.profile != "" && kindOf(refused) == "invalidProfile":
+		if t.profile != "" && kindOf(refused) == "invalidProfile" {
 			t.dropProfile(refused.Detail)
 			return again(), nil
-		case refused.StatusCode < 500 && t.dropReplaces():
+		}
+		if refused.StatusCode < 500 && t.dropReplaces() {
 			return again(), nil
 		}
 		return res, nil
-	}
-	if res.StatusCode != http.StatusCreated || o.Finalize == "" {
+	case res.StatusCode != http.StatusCreated || o.Finalize == "":
 		return res, nil // a bad nonce, or no order
 	}
 	t.ignored = false
@@ -319,7 +326,7 @@ func (t *transport) order(req *http.Request, m *jws) (*http.Response, error) {
 		t.is.log.Info("order placed without naming the certificate that it replaces", "domain", t.name, "err", t.refused)
 		t.plan.NoReplaces = t.attempt.replaces
 	}
-	t.plan.Order = &pendingOrder{URL: res.Header.Get("Location"), Since: t.is.now()}
+	t.plan.Order = &pendingOrder{URL: res.Header.Get("Location")}
 	if err := t.save(); err != nil {
 		return nil, t.end("newOrder", &cahttp.StoreError{Err: err})
 	}
@@ -327,61 +334,35 @@ func (t *transport) order(req *http.Request, m *jws) (*http.Response, error) {
 	return res, nil
 }
 
-// end ends the attempt, and returns err. The goroutines that autocert starts when it has failed ask for nothing more.
-func (t *transport) end(step string, err error) error {
-	t.step, t.err = step, err
-	t.cancel()
-	return err
-}
-
-// continued answers newOrder with the plan's order, unless that can no longer be used.
-func (t *transport) continued(req *http.Request, m *jws) (*http.Response, error) {
-	order := t.plan.Order
-	if !t.looked && order.hopeless(t.is.now(), t.impatient) {
-		t.is.log.Warn("order given up: the CA does not finish it", "domain", t.name, "ca", t.is.directory,
-			"order", order.URL, "placed", order.Since, "taken_up", order.Taken)
-		t.plan.Order = nil
-		return again(), nil
-	}
-	if !t.looked {
-		t.looked = true
-		order.Taken++
-		if err := t.save(); err != nil {
-			return nil, t.end("order", &cahttp.StoreError{Err: err})
-		}
-	}
-	m.Payload = ""
-	if err := m.signFor(order.URL, req, t.key); err != nil { // POST-as-GET
+// continued answers newOrder with the plan's order. If that can no longer be used, the client asks for a new one.
+func (t *transport) continued(req *http.Request) (*http.Response, error) {
+	address := t.plan.Order.URL
+	if err := t.sign(req, address, nil); err != nil { // POST-as-GET
 		return nil, err
 	}
 	res, o, err := t.ask(req, "order")
 	switch {
-	case err != nil:
-		return nil, err
-	case res.StatusCode == http.StatusOK && (o.Status == xacme.StatusPending || o.Status == xacme.StatusReady):
+	case err != nil || t.err == nil && res.StatusCode >= 400: // lost, or a bad nonce
+		return res, err
+	case t.err == nil && (o.Status == xacme.StatusPending || o.Status == xacme.StatusReady):
 		t.begin(o)
 		res.StatusCode = http.StatusCreated
-		res.Header.Set("Location", order.URL)
-	case res.StatusCode == http.StatusOK && o.Finalize != "" || final(t.err):
-		if o.Status == xacme.StatusValid || o.Status == xacme.StatusProcessing {
-			// Its key was in the memory of the process that sent finalize.
-			t.is.log.Warn("certificate lost: the attempt that ordered it ended before it was stored", "domain", t.name,
-				"ca", t.is.directory, "order", order.URL)
-		}
-		t.plan.Order = nil
-		return again(), nil
+		res.Header.Set("Location", address)
+		return res, nil
+	case o.Status == xacme.StatusValid || o.Status == xacme.StatusProcessing:
+		// Its key was in the memory of the process that sent finalize.
+		t.is.log.Warn("certificate lost: the attempt that ordered it ended before it was stored", "domain", t.name, "ca", t.is.directory, "order", address)
 	}
-	return res, nil
+	t.plan.Order = nil
+	return again(), nil
 }
 
-// begin records the resources of the plan's order. Requests for others are refused.
+// begin records the resources of o, the plan's order. Requests for others are refused.
 func (t *transport) begin(o *object) {
-	t.open, t.accepted, t.lost, t.since = true, "", false, time.Time{}
+	t.open, t.accepted, t.ready = true, "", o.Status == xacme.StatusReady
 	t.steps = map[string]string{t.plan.Order.URL: "order", o.Finalize: "finalize"}
-	if o.Status == xacme.StatusPending {
-		for _, z := range o.Authorizations {
-			t.steps[z] = "authorization"
-		}
+	for _, z := range o.Authorizations {
+		t.steps[z] = "authorization"
 	}
 }
 
@@ -411,20 +392,13 @@ func (t *transport) dropReplaces() bool {
 }
 
 // authorization answers a request for the authorization of the name.
-func (t *transport) authorization(req *http.Request, m *jws) (*http.Response, error) {
-	if m.Payload != "" {
-		return nil, errNotOurs // autocert deactivates it after a failure, but the next attempt continues the order
-	}
+func (t *transport) authorization(req *http.Request) (*http.Response, error) {
 	res, o, err := t.ask(req, slices.Concat(t.types, []string{"authorization"})[0])
-	if err == nil && t.err == nil && res.StatusCode < 300 && o.Status == nil {
-		t.err = errUnreadable
+	if err != nil || res.StatusCode >= 300 {
+		return res, err
 	}
-	if err != nil || t.err != nil || res.StatusCode >= 300 {
-		return t.doubt(req, res, err)
-	}
-	t.since = time.Time{}
 	switch o.Status {
-	case xacme.StatusPending, xacme.StatusProcessing:
+	case xacme.StatusPending:
 		if t.accepted == "" {
 			t.offer(res, o)
 		} else {
@@ -436,6 +410,8 @@ func (t *transport) authorization(req *http.Request, m *jws) (*http.Response, er
 	case xacme.StatusInvalid:
 		t.invalid(o)
 		t.forget()
+	case nil:
+		t.err = errUnreadable
 	default: // deactivated, expired or revoked: x/crypto's client would poll it for ever
 		t.plan.Order = nil
 		return nil, t.end(t.step, fmt.Errorf("the authorization is %v", o.Status))
@@ -448,7 +424,7 @@ func (t *transport) offer(res *http.Response, o *object) {
 	offered := []json.RawMessage{}
 	t.offered = make(map[string]json.RawMessage)
 	for _, raw := range o.Challenges {
-		var c challengeObject
+		var c object
 		json.Unmarshal(raw, &c)
 		if slices.Contains(t.types, c.Type) {
 			offered = append(offered, raw)
@@ -471,7 +447,7 @@ func (t *transport) invalid(o *object) {
 	t.plan.Order, t.open, t.steps = nil, false, nil
 	tried, n := []string{t.accepted}, len(t.problems)
 	for _, raw := range o.Challenges {
-		var c challengeObject
+		var c object
 		if json.Unmarshal(raw, &c) == nil && c.Error != nil {
 			tried = append(tried, c.Type)
 			t.problems = append(t.problems, cahttp.NewProblem(c.Type, cahttp.ParseProblem(0, nil, c.Error)))
@@ -491,47 +467,31 @@ func (t *transport) forget() {
 	}
 }
 
-// accept answers a request to validate the challenge at address.
-func (t *transport) accept(req *http.Request, address, typ string) (*http.Response, error) {
+// accept answers a request to validate the challenge of type typ.
+func (t *transport) accept(req *http.Request, typ string) (*http.Response, error) {
 	if t.storeErr != nil {
 		return nil, t.end(typ, &cahttp.StoreError{Err: t.storeErr})
 	}
-	known := t.offered[address]
-	var c challengeObject
-	json.Unmarshal(known, &c)
 	t.accepted = typ
-	if c.Status == xacme.StatusProcessing {
-		return answer(http.StatusOK, known), nil // the CA was told so before this attempt
+	var c object
+	known := t.offered[req.URL.String()]
+	if json.Unmarshal(known, &c) == nil && c.Status == xacme.StatusProcessing {
+		return answer(http.StatusOK, known), nil // an earlier attempt has asked for that
 	}
-	res, o, err := t.ask(req, typ)
-	lagging := err == nil && res.StatusCode == http.StatusNotFound
-	if t.lost && final(t.err) && !lagging {
-		t.err = nil
-		return answer(http.StatusOK, known), nil // the CA is validating; the authorization will have the result
-	}
-	if err == nil && t.err == nil && res.StatusCode < 300 && o.Status == nil {
-		t.err = errUnreadable
-	}
-	if err != nil || t.err != nil {
-		t.lost = t.lost || !lagging
-		return t.doubt(req, res, err)
-	}
-	return res, nil
+	res, _, err := t.ask(req, typ)
+	return res, err
 }
 
 // poll answers a request for the order.
-func (t *transport) poll(req *http.Request, m *jws) (*http.Response, error) {
-	if t.resend {
-		m.Payload = t.csr
-		for address, step := range t.steps {
-			if step == "finalize" {
-				if err := m.signFor(address, req, t.key); err != nil {
-					return nil, err
-				}
-			}
+func (t *transport) poll(req *http.Request) (*http.Response, error) {
+	if t.resend != "" {
+		if err := t.sign(req, t.resend, t.csr); err != nil {
+			return nil, err
 		}
-		res, err := t.finalized(req)
-		t.resend = err == nil && t.err == nil && res.StatusCode >= 300 // a bad nonce
+		res, err := t.finalize(req)
+		if err == nil && res.StatusCode == http.StatusOK {
+			t.wait(req, res)
+		}
 		return res, err
 	}
 	res, o, err := t.ask(req, "order")
@@ -539,72 +499,59 @@ func (t *transport) poll(req *http.Request, m *jws) (*http.Response, error) {
 		t.err = errUnreadable
 	}
 	if err != nil || t.err != nil || res.StatusCode >= 300 {
-		res, err = t.doubt(req, res, err)
-		if final(t.err) && (res == nil || res.StatusCode != statusAgain) {
-			t.plan.Order = nil
-		}
-		return res, err
-	}
-	switch {
-	case o.Status == xacme.StatusInvalid:
-		var problem *xacme.Error
-		if o.Error != nil {
-			problem = cahttp.ParseProblem(0, nil, o.Error)
-		}
-		t.err = cmp.Or(t.denial, error(&xacme.OrderError{OrderURL: req.URL.String(), Status: xacme.StatusInvalid, Problem: problem}))
-		if t.csr != "" {
-			t.step = "finalize"
-			t.uncount()
-		}
-		t.plan.Order = nil
-		return res, nil
-	case o.Status == xacme.StatusReady && t.csr != "":
-		return t.stillReady(req, res, o)
-	}
-	t.since = time.Time{}
-	if o.Status == xacme.StatusPending || o.Status == xacme.StatusProcessing {
-		t.wait(req, res)
-		return res, nil
-	}
-	// autocert now looks whether authorizations are left to deactivate. There are none.
-	for address, step := range t.steps {
-		if step == "authorization" {
-			delete(t.steps, address)
-		}
+		return t.late(req, res, err)
 	}
 	if o.Certificate != "" {
 		t.steps[o.Certificate] = "certificate"
 	}
-	return res, nil
-}
-
-// stillReady answers a poll of an order that is ready although finalize was sent. x/crypto's client takes that for a
-// failure: https://go.dev/issue/52597
-func (t *transport) stillReady(req *http.Request, res *http.Response, o *object) (*http.Response, error) {
 	switch {
-	case t.denied != nil: // the CA meant it
-		t.step, t.err = "finalize", t.denial
+	case o.Status == xacme.StatusInvalid:
 		t.uncount()
-		return t.denied, nil
-	case !t.patient(0):
-		t.step, t.err = "finalize", cmp.Or(t.denial, error(&xacme.OrderError{OrderURL: req.URL.String(), Status: xacme.StatusReady}))
+		t.plan.Order = nil
+		t.err = t.denial
+		if t.err == nil {
+			t.err = &xacme.OrderError{OrderURL: req.URL.String(), Status: xacme.StatusInvalid, Problem: cahttp.ParseProblem(0, nil, o.Error)}
+		}
+		if t.csr != nil {
+			t.step = "finalize"
+		}
 		return res, nil
+	case o.Status == xacme.StatusReady && final(t.denial):
+		t.uncount()
+		return nil, t.end("finalize", t.denial)
+	case o.Status == xacme.StatusReady && t.csr != nil:
+		// Finalize has not arrived, or the CA has not begun. x/crypto's client takes that for a failure:
+		// https://go.dev/issue/52597
+		if !t.patient(0) {
+			return nil, t.end("finalize", cmp.Or(t.denial, errNotBegun))
+		}
+		if t.denial != nil {
+			t.resend = o.Finalize
+		}
+		setField(res, o, "status", xacme.StatusProcessing)
+		t.wait(req, res)
+		return res, nil
+	case o.Status == xacme.StatusPending || o.Status == xacme.StatusProcessing:
+		t.wait(req, res)
 	}
-	t.resend = t.denial != nil // it has not arrived, or the CA has not begun
-	setField(res, o, "status", xacme.StatusProcessing)
-	t.wait(req, res)
+	t.since, t.ready = time.Time{}, t.ready || o.Status == xacme.StatusReady
 	return res, nil
 }
 
-// uncount records that nothing was issued.
+// uncount records that the order's certificate was not issued.
 func (t *transport) uncount() {
-	t.plan.Order.Final = false
-	t.plan.Issued = t.plan.Issued[:max(len(t.plan.Issued)-1, 0)] // times older than a week may have been removed meanwhile
+	if t.plan.Order.Final {
+		t.plan.Order.Final = false
+		t.plan.Issued = t.plan.Issued[:max(len(t.plan.Issued)-1, 0)] // times older than a week may have been removed meanwhile
+	}
 }
 
 // finalize answers finalize, and counts the certificate before: from then on the CA may have issued.
-func (t *transport) finalize(req *http.Request, m *jws) (*http.Response, error) {
-	t.csr = m.Payload
+//
+// If the CA does not accept finalize, or its answer is lost, the status of the order decides: the CA refuses a finalize
+// that it has received before, and a replica may not know what another one has done. If the attempt ended here, the key
+// would be lost.
+func (t *transport) finalize(req *http.Request) (*http.Response, error) {
 	if !t.plan.Order.Final {
 		t.plan.Order.Final = true
 		t.plan.Issued = append(t.plan.Issued, t.is.now())
@@ -612,38 +559,23 @@ func (t *transport) finalize(req *http.Request, m *jws) (*http.Response, error) 
 			return nil, t.end("finalize", &cahttp.StoreError{Err: err})
 		}
 	}
-	return t.finalized(req)
-}
-
-// finalized sends req, a finalize. If the CA does not accept it, the status of the order decides whether it has: a
-// replica of the CA may not know what another one has done, and an answer may be lost after the CA has issued. With
-// the answer, the key would be lost.
-func (t *transport) finalized(req *http.Request) (*http.Response, error) {
 	res, o, err := t.ask(req, "finalize")
 	switch {
 	case t.ctx.Err() != nil:
 		return nil, t.ctx.Err()
-	case err == nil && t.err == nil && res.StatusCode >= 300: // a bad nonce
+	case err == nil && (res.StatusCode == http.StatusTooManyRequests || res.StatusCode >= 300 && t.err == nil): // or a bad nonce
 		return res, nil
+	case err == nil && t.err == nil && o.Status == nil:
+		t.err = errUnreadable
 	}
-	t.denied, t.denial = nil, t.err
-	switch {
-	case err == nil && t.err == nil && o.Status != nil:
-		if o.Status == xacme.StatusReady {
-			setField(res, o, "status", xacme.StatusProcessing)
-		}
-		if o.Certificate != "" {
-			t.steps[o.Certificate] = "certificate"
-		}
-		return res, nil
-	case err == nil && res.StatusCode == http.StatusTooManyRequests:
-		return res, nil
-	case err == nil && t.err == nil:
-		t.denial = errUnreadable
-	case final(t.err) && res.StatusCode != http.StatusNotFound:
-		t.denied = res
+	t.resend = ""
+	if t.denial = t.err; t.denial != nil {
+		return answer(http.StatusOK, []byte(`{"status":"processing"}`)), nil
 	}
-	return answer(http.StatusOK, []byte(`{"status":"processing"}`)), nil
+	if o.Certificate != "" {
+		t.steps[o.Certificate] = "certificate"
+	}
+	return res, nil
 }
 
 // certificate answers a request for the chain. It holds a chain back until it is valid: autocert throws away what is not
@@ -651,13 +583,14 @@ func (t *transport) finalized(req *http.Request) (*http.Response, error) {
 func (t *transport) certificate(req *http.Request) (*http.Response, error) {
 	res, o, err := t.ask(req, "certificate")
 	var leaf *x509.Certificate
-	if err == nil && t.err == nil && res.StatusCode == http.StatusOK {
-		if leaf, err = firstCertificate(o.raw); err != nil {
-			t.err, err = err, nil
+	if err == nil && res.StatusCode == http.StatusOK {
+		block, _ := pem.Decode(o.raw)
+		if leaf, t.err = x509.ParseCertificate(cmp.Or(block, new(pem.Block)).Bytes); t.err != nil {
+			t.err = errUnreadable
 		}
 	}
 	if leaf == nil {
-		return t.doubt(req, res, err)
+		return t.late(req, res, err)
 	}
 	t.plan.Order = nil
 	ahead := time.Until(leaf.NotBefore) // by the real clock, as in autocert
@@ -669,31 +602,16 @@ func (t *transport) certificate(req *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
-// firstCertificate returns the first certificate of a chain in PEM.
-func firstCertificate(chain []byte) (*x509.Certificate, error) {
-	block, _ := pem.Decode(chain)
-	if block == nil {
-		return nil, errUnreadable
-	}
-	return x509.ParseCertificate(block.Bytes)
-}
-
-// doubt answers a request about the order that the CA did not answer as it should. If asking again may help, it waits
-// and makes the client do so.
-func (t *transport) doubt(req *http.Request, res *http.Response, err error) (*http.Response, error) {
-	if t.ctx.Err() != nil || t.err == nil { // the attempt is over, or a bad nonce
-		return res, err
-	}
-	var refused *xacme.Error
-	lost := !errors.As(t.err, &refused) || refused.ProblemType == "" // or a page of a proxy
-	lagging := refused != nil && refused.StatusCode == http.StatusNotFound
-	late := t.csr != "" && !final(t.err) // the key is lost if the attempt ends now
-	if !lost && !lagging && !late {
+// late answers a request that the CA did not answer as it should. After finalize, the client asks again, unless the CA
+// has refused for good. Before finalize the attempt may end, since the next one continues the order.
+func (t *transport) late(req *http.Request, res *http.Response, err error) (*http.Response, error) {
+	badNonce := err == nil && t.err == nil
+	if t.csr == nil || badNonce || final(t.err) || t.ctx.Err() != nil {
 		return res, err
 	}
 	wait := t.nextWait(req)
-	if refused != nil {
-		if at, ok := cahttp.RetryAfter(refused.Header, t.is.now()); ok {
+	if res != nil {
+		if at, ok := cahttp.RetryAfter(res.Header, t.is.now()); ok {
 			wait = max(at.Sub(t.is.now()), wait)
 		}
 	}
@@ -732,12 +650,12 @@ func (t *transport) nextWait(req *http.Request) time.Duration {
 	return min(firstPoll<<min(t.polls-1, 10), lastPoll)
 }
 
-// final reports whether err is the CA's final answer about a resource, so that asking again does not help. An
-// answer without a problem document is not the CA's.
+// final reports whether err is the CA's final answer, so that asking again does not help. An answer without a problem
+// document is not the CA's, and a 404 may come from a replica that lags.
 func final(err error) bool {
 	var refused *xacme.Error
-	return errors.As(err, &refused) && refused.StatusCode/100 == 4 && refused.StatusCode != http.StatusTooManyRequests &&
-		refused.ProblemType != ""
+	return errors.As(err, &refused) && refused.StatusCode/100 == 4 && refused.ProblemType != "" &&
+		refused.StatusCode != http.StatusTooManyRequests && refused.StatusCode != http.StatusNotFound
 }
 
 // kindOf returns the CA's error type of err without its prefix, or "".
@@ -748,6 +666,9 @@ func kindOf(err error) string {
 	}
 	return ""
 }
+
+// isBadNonce reports whether err refuses only the nonce, by the same rule as x/crypto's client.
+func isBadNonce(err error) bool { return strings.EqualFold(kindOf(err), "badNonce") }
 
 // again returns an answer after which the client sends its request again, with a new nonce.
 func again() *http.Response { return answer(statusAgain, nil) }
@@ -766,8 +687,69 @@ func setField(res *http.Response, o *object, name string, value any) {
 	fields := make(map[string]any)
 	json.Unmarshal(o.raw, &fields)
 	fields[name] = value
-	body, err := json.Marshal(fields)
-	if err == nil {
+	if body, err := json.Marshal(fields); err == nil {
 		setBody(res, body)
 	}
+}
+
+// A jws is the body of a signed request (RFC 8555 section 6.2).
+type jws struct {
+	Protected string `json:"protected"`
+	Payload   string `json:"payload"`
+	Signature string `json:"signature"`
+}
+
+// payloadOf returns the payload of req, a signed request. It is empty for a POST-as-GET.
+func payloadOf(req *http.Request) ([]byte, error) {
+	m, err := jwsOf(req)
+	if err != nil {
+		return nil, err
+	}
+	return base64.RawURLEncoding.DecodeString(m.Payload)
+}
+
+func jwsOf(req *http.Request) (m jws, err error) {
+	body, err := req.GetBody()
+	if err != nil {
+		return m, err
+	}
+	return m, json.NewDecoder(body).Decode(&m)
+}
+
+// sign changes the URL and the payload of req, and signs it again. Its nonce stays.
+func (t *transport) sign(req *http.Request, address string, payload []byte) error {
+	m, err := jwsOf(req)
+	if err != nil {
+		return err
+	}
+	protected, err := base64.RawURLEncoding.DecodeString(m.Protected)
+	header := make(map[string]any)
+	if err = errors.Join(err, json.Unmarshal(protected, &header)); err != nil {
+		return err
+	}
+	header["url"] = address
+	if protected, err = json.Marshal(header); err != nil {
+		return err
+	}
+	m.Protected, m.Payload = base64.RawURLEncoding.EncodeToString(protected), base64.RawURLEncoding.EncodeToString(payload)
+	// The JWS signature of ES256 is r and s, 32 bytes each: https://www.rfc-editor.org/rfc/rfc7518#section-3.4
+	sum := sha256.Sum256([]byte(m.Protected + "." + m.Payload))
+	r, s, err := ecdsa.Sign(rand.Reader, t.key, sum[:])
+	if err != nil {
+		return err
+	}
+	var sig [64]byte
+	r.FillBytes(sig[:32])
+	s.FillBytes(sig[32:])
+	m.Signature = base64.RawURLEncoding.EncodeToString(sig[:])
+	body, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	if req.URL, err = url.Parse(address); err != nil {
+		return err
+	}
+	req.Host, req.ContentLength, req.Body = req.URL.Host, int64(len(body)), io.NopCloser(bytes.NewReader(body))
+	req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+	return nil
 }

@@ -102,30 +102,19 @@ func OneLine(s string) string {
 	return strings.Join(strings.Fields(strings.ToValidUTF8(s, "\uFFFD")), " ")
 }
 
-// ParseProblem returns the error in a problem document (RFC 7807). A body that is none gives an error without a
-// ProblemType. A status of 0 is that of the document.
+// ParseProblem returns the error in a problem document (RFC 7807). Without one, ProblemType is empty. A status of 0 is
+// that of the document.
 func ParseProblem(status int, header http.Header, body []byte) *xacme.Error {
-	doc := parseProblem(body)
+	var doc struct {
+		Type, Detail string
+		Status       any
+		Subproblems  []xacme.Subproblem
+	}
+	json.Unmarshal(body, &doc) // what is not JSON has no fields
 	if n, ok := doc.Status.(float64); ok && status == 0 {
 		status = int(n)
 	}
 	return &xacme.Error{StatusCode: status, ProblemType: doc.Type, Detail: doc.Detail, Header: header, Subproblems: doc.Subproblems}
-}
-
-// IsBadNonce reports whether body refuses only the nonce of a request, so that the client repeats it by itself.
-func IsBadNonce(body []byte) bool {
-	return strings.HasSuffix(strings.ToLower(parseProblem(body).Type), ":badnonce")
-}
-
-type problemDocument struct {
-	Type, Detail string
-	Status       any
-	Subproblems  []xacme.Subproblem
-}
-
-func parseProblem(body []byte) (doc problemDocument) {
-	json.Unmarshal(body, &doc) // what is no problem document has no fields
-	return doc
 }
 
 // Hint says what to check, or returns "" if the problem's own words are all there is to say.
