@@ -71,7 +71,7 @@ type transport struct {
 	ctx    context.Context    // the attempt's; autocert's own contexts last longer
 	cancel context.CancelFunc // ends ctx
 
-	// mu is held during each request. The attempt makes one request at a time. The goroutines in which autocert
+	// mu is held during each request, but not while it waits. The attempt makes one request at a time. The goroutines in which autocert
 	// deactivates authorizations run beside it, and outlive it.
 	mu sync.Mutex
 	// Guarded by mu.
@@ -208,7 +208,7 @@ func (t *transport) ask(req *http.Request, step string) (*http.Response, *object
 		if wait == 0 {
 			break
 		}
-		cahttp.Pause(req.Context(), wait)
+		t.pause(req, wait)
 		res, err = t.is.base.RoundTrip(req)
 	}
 	if err != nil {
@@ -598,7 +598,7 @@ func (t *transport) certificate(req *http.Request) (*http.Response, error) {
 		t.plan.SkewLimit = maxHold - (ahead - t.skew)
 		return nil, t.end("clock", &cahttp.ClockError{Skew: ahead, Lost: true})
 	}
-	cahttp.Pause(req.Context(), ahead)
+	t.pause(req, ahead)
 	return res, nil
 }
 
@@ -618,8 +618,15 @@ func (t *transport) late(req *http.Request, res *http.Response, err error) (*htt
 	if !t.patient(wait) {
 		return res, err
 	}
-	cahttp.Pause(req.Context(), wait)
+	t.pause(req, wait)
 	return again(), nil
+}
+
+// pause waits for d. Requests of autocert's goroutines need not wait for that.
+func (t *transport) pause(req *http.Request, d time.Duration) {
+	t.mu.Unlock()
+	defer t.mu.Lock()
+	cahttp.Pause(req.Context(), d)
 }
 
 // patient reports whether the attempt may wait for d and ask again.
@@ -636,7 +643,7 @@ func (t *transport) wait(req *http.Request, res *http.Response) {
 	if at, ok := cahttp.RetryAfter(res.Header, t.is.now()); ok {
 		wait = max(at.Sub(t.is.now()), firstPoll)
 	}
-	cahttp.Pause(req.Context(), wait)
+	t.pause(req, wait)
 	// A time in the past makes x/crypto ask again at once. Without the header it waits another second.
 	res.Header.Set("Retry-After", time.Unix(0, 0).UTC().Format(http.TimeFormat))
 }

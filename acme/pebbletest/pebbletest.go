@@ -19,6 +19,7 @@ package pebbletest
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"io"
@@ -254,15 +255,28 @@ func (c *CA) forward(w http.ResponseWriter, r *http.Request) {
 		defer c.renewal.RUnlock()
 	}
 	if r.URL.Path == NewOrderPath && !c.reuse {
-		c.expireAuthorizations()
+		c.ExpireAuthorizations()
 	}
 	c.pebble.ServeHTTP(w, r)
 }
 
-// expireAuthorizations expires the authorizations of orders whose certificates have been downloaded. The orders
-// become invalid, too, which no client notices. Otherwise Pebble would reuse 1 in 100 even at 0 %, and a test that
-// waits for a validation would fail.
-func (c *CA) expireAuthorizations() {
+// RoundTrip implements [http.RoundTripper] without a network, for tests on fake time. Of the faults, those that end a
+// connection cannot be used with it.
+func (c *CA) RoundTrip(req *http.Request) (*http.Response, error) {
+	r := req.Clone(req.Context())
+	r.Host, r.RequestURI, r.TLS = r.URL.Host, r.URL.RequestURI(), new(tls.ConnectionState) // Pebble insists on https URLs
+	if r.Body == nil {
+		r.Body = http.NoBody
+	}
+	rec := httptest.NewRecorder()
+	c.serve(rec, r)
+	return rec.Result(), nil
+}
+
+// ExpireAuthorizations expires the authorizations of orders whose certificates have been downloaded, so that no later
+// order reuses them. The orders become invalid, too, which no client notices. Pebble itself would reuse 1 in 100 even
+// at 0 %, and a test that waits for a validation would fail.
+func (c *CA) ExpireAuthorizations() {
 	for chal := range c.challenges() {
 		order := chal.Authz.Order
 		order.RLock()
