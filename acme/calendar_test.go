@@ -29,7 +29,7 @@ func TestCalendar(t *testing.T) {
 			t.Parallel()
 			// Outside of the bubble: Pebble cannot be stopped.
 			ca, cfg := startCA(t, pebbletest.Config{AlwaysValid: true, AuthorizationReuse: 100, Profiles: map[string]time.Duration{"other": 90 * day, test.profile: test.life}}, domain)
-			cfg.Profile, cfg.lookInterval = test.profile, time.Hour
+			cfg.Profile, cfg.lookInterval = test.profile, 6*time.Hour
 			log := &recorder{t: t}
 			cfg.Logger = newLogger(log)
 			dir := t.TempDir()
@@ -56,10 +56,14 @@ func TestCalendar(t *testing.T) {
 				sleep(time.Minute)
 				var renewed []time.Time
 				serial := ""
-				for end := time.Now().Add(365 * day); time.Now().Before(end); sleep(6 * time.Hour) {
+				span := 365 * day
+				if !*long {
+					span = min(span, 8*test.life) // so that the first certificates have expired long before
+				}
+				for end := time.Now().Add(span); time.Now().Before(end); sleep(6 * time.Hour) {
 					st := p.Status()[0]
-					if st.Problem != "" || st.LastError != nil {
-						t.Fatalf("after %d certificates: %s, %+v", len(renewed), st.Problem, st.LastError)
+					if st.Problem != "" {
+						t.Fatalf("after %d certificates: %s", len(renewed), st.Problem)
 					}
 					if st.Serial != serial {
 						serial, renewed = st.Serial, append(renewed, time.Now())
@@ -88,7 +92,7 @@ func TestCalendar(t *testing.T) {
 				if got := len(log.logged("no certificate obtained")); got != 1 {
 					t.Errorf("%d failed attempts, want the one that was refused", got)
 				}
-				t.Logf("%d certificates in a year, %d orders, %d validations", len(renewed), ca.Orders(), ca.Count(pebbletest.ChallengePath))
+				t.Logf("%d certificates, %d orders, %d validations", len(renewed), ca.Orders(), ca.Count(pebbletest.ChallengePath))
 			})
 		})
 	}

@@ -11,22 +11,30 @@
 //
 // # Serving, answering, ordering
 //
+// autocert fetches and renews; this package decides when, and says why when there is no certificate.
+//
 // Serving: each domain has an atomic pointer to its certificate. A handshake reads it. It takes no lock, waits
 // for nothing and never causes an order.
 //
-// Answering: one autocert.Manager answers the CA's challenges, tls-alpn-01 (RFC 8737) on the TLS listener and
-// http-01 (RFC 8555 section 8.3) on the plain one. It is never asked for a certificate. Orders put the answers
-// into a store of tokens. All replicas share that store, so any replica can answer for any other.
+// Answering: one autocert.Manager, the responder, answers the CA's challenges, tls-alpn-01 (RFC 8737) on the TLS
+// listener and http-01 (RFC 8555 section 8.3) on the plain one. It is never asked for a certificate. It takes the
+// answers from a store of tokens. All replicas share that store, so any replica can answer for any other.
 //
-// Ordering: an issuer places orders with the client of golang.org/x/crypto/acme, on which autocert is built.
-// autocert itself orders only during a handshake: it cannot be asked to renew, tries again each minute, drops
-// the CA's answers, forgets an order's key when the process ends, and leaves timers behind.
+// Ordering: for each attempt, an issuer asks an autocert.Manager of its own for the certificate. By itself, a Manager
+// orders during handshakes and by a timer. So its Cache has no certificate at first, and a tombstone afterwards: a
+// certificate that is valid for a century, which keeps its timer quiet. The Manager's HTTP transport makes it keep
+// to the plan; the type transport lists how.
+//
+// What autocert costs: the key of a certificate is in memory until the certificate is stored, so a process that is
+// killed after finalize loses that certificate, and a key cannot be kept across renewals. An attempt takes at most
+// five minutes. The name is the certificate request's common name, too. Let's Encrypt ignores one of more than 64 bytes;
+// another CA may refuse it.
 //
 // # The plan
 //
 // The plan is a file for each domain and CA. It holds what must survive the process: the failures in a row and
-// the last reason, the earliest time of the next attempt, what counts against the CA's limits, the open order
-// with its key, and when the CA wants the certificate renewed.
+// the last reason, the earliest time of the next attempt, what counts against the CA's limits, the open order,
+// and when the CA wants the certificate renewed.
 //
 // The plan is written before each attempt as if the attempt had failed, and corrected afterwards. If the process
 // dies during the attempt, the next one finds the failure recorded. A crash loop therefore places no more
@@ -36,7 +44,8 @@
 //
 // New starts none. Run starts one for each domain: keep for an ACME CA, keepLocal for the local CA. With
 // certificate files, Run starts one that watches the files. Run returns when all of them have ended, and leaves
-// none behind.
+// none behind. autocert starts goroutines when an attempt has ended, which end at once, since the transport refuses
+// their requests. A timer of each successful Manager stays. It fires once, when the certificate expires.
 //
 // keep owns the state of its domain. It looks for what other replicas wrote, computes what is due next, does
 // that or sleeps, and publishes the state for [Provider.Status] and [Provider.Ready]. Before an order it takes

@@ -99,6 +99,8 @@ type transport struct {
 	polls  int       // how often in a row
 	since  time.Time // when the CA's first wrong answer after finalize came; zero if the last one was right
 
+	protected string // header of the request in progress, in base64url
+
 	step string // of the last request
 	err  error  // of the last request; nil if the CA answered as it should
 }
@@ -153,10 +155,19 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		res, _, err := t.ask(req, "directory")
 		return res, err
 	}
-	payload, err := payloadOf(req)
+	body, err := req.GetBody()
 	if err != nil {
 		return nil, err
 	}
+	var m jws
+	if err := json.NewDecoder(body).Decode(&m); err != nil {
+		return nil, err
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(m.Payload)
+	if err != nil {
+		return nil, err
+	}
+	t.protected = m.Protected
 	address := req.URL.String()
 	switch step := t.steps[address]; {
 	case address == t.directory.RegURL:
@@ -226,6 +237,9 @@ func (t *transport) ask(req *http.Request, step string) (*http.Response, *object
 	}
 	setBody(res, o.raw)
 	json.Unmarshal(o.raw, o) // what is not JSON has no fields
+	if o.Certificate != "" && t.steps != nil {
+		t.steps[o.Certificate] = "certificate"
+	}
 	if nonce && res.Header.Get("Replay-Nonce") != "" {
 		return res, o, nil // perhaps for a goroutine of autocert's
 	}
@@ -501,9 +515,6 @@ func (t *transport) poll(req *http.Request) (*http.Response, error) {
 	if err != nil || t.err != nil || res.StatusCode >= 300 {
 		return t.late(req, res, err)
 	}
-	if o.Certificate != "" {
-		t.steps[o.Certificate] = "certificate"
-	}
 	switch {
 	case o.Status == xacme.StatusInvalid:
 		t.uncount()
@@ -571,9 +582,6 @@ func (t *transport) finalize(req *http.Request) (*http.Response, error) {
 	t.resend = ""
 	if t.denial = t.err; t.denial != nil {
 		return answer(http.StatusOK, []byte(`{"status":"processing"}`)), nil
-	}
-	if o.Certificate != "" {
-		t.steps[o.Certificate] = "certificate"
 	}
 	return res, nil
 }
@@ -699,37 +707,17 @@ func setField(res *http.Response, o *object, name string, value any) {
 	}
 }
 
-// A jws is the body of a signed request (RFC 8555 section 6.2).
+// A jws is the body of a signed request (RFC 8555 section 6.2). A POST-as-GET has an empty payload.
 type jws struct {
 	Protected string `json:"protected"`
 	Payload   string `json:"payload"`
 	Signature string `json:"signature"`
 }
 
-// payloadOf returns the payload of req, a signed request. It is empty for a POST-as-GET.
-func payloadOf(req *http.Request) ([]byte, error) {
-	m, err := jwsOf(req)
-	if err != nil {
-		return nil, err
-	}
-	return base64.RawURLEncoding.DecodeString(m.Payload)
-}
-
-func jwsOf(req *http.Request) (m jws, err error) {
-	body, err := req.GetBody()
-	if err != nil {
-		return m, err
-	}
-	return m, json.NewDecoder(body).Decode(&m)
-}
-
-// sign changes the URL and the payload of req, and signs it again. Its nonce stays.
+// sign changes the URL and the payload of req, the request that RoundTrip was called for, and signs it again. Its nonce
+// stays.
 func (t *transport) sign(req *http.Request, address string, payload []byte) error {
-	m, err := jwsOf(req)
-	if err != nil {
-		return err
-	}
-	protected, err := base64.RawURLEncoding.DecodeString(m.Protected)
+	protected, err := base64.RawURLEncoding.DecodeString(t.protected)
 	header := make(map[string]any)
 	if err = errors.Join(err, json.Unmarshal(protected, &header)); err != nil {
 		return err
@@ -738,7 +726,7 @@ func (t *transport) sign(req *http.Request, address string, payload []byte) erro
 	if protected, err = json.Marshal(header); err != nil {
 		return err
 	}
-	m.Protected, m.Payload = base64.RawURLEncoding.EncodeToString(protected), base64.RawURLEncoding.EncodeToString(payload)
+	m := jws{Protected: base64.RawURLEncoding.EncodeToString(protected), Payload: base64.RawURLEncoding.EncodeToString(payload)}
 	// The JWS signature of ES256 is r and s, 32 bytes each: https://www.rfc-editor.org/rfc/rfc7518#section-3.4
 	sum := sha256.Sum256([]byte(m.Protected + "." + m.Payload))
 	r, s, err := ecdsa.Sign(rand.Reader, t.key, sum[:])
