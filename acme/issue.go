@@ -25,6 +25,10 @@ import (
 // attempt continues an order that is still open then.
 const attemptTimeout = 5 * time.Minute
 
+// stopGrace is how long an attempt goes on after finalize when Run is to return. Otherwise its certificate would be
+// lost. It is less than the ten seconds that a stop of the server takes by default.
+const stopGrace = 5 * time.Second
+
 // obtain implements [certifier]. Two attempts for one name at the same time would overwrite each other's
 // challenge answers.
 func (is *issuer) obtain(ctx context.Context, a *attempt) (*tls.Certificate, error) {
@@ -32,9 +36,15 @@ func (is *issuer) obtain(ctx context.Context, a *attempt) (*tls.Certificate, err
 	if err != nil {
 		return nil, newFailure(nil, "store", &cahttp.StoreError{Err: err}, is.now())
 	}
-	within, cancel := context.WithTimeout(ctx, attemptTimeout)
+	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptTimeout)
 	defer cancel()
 	t := newTransport(within, is, a, key)
+	defer context.AfterFunc(ctx, func() {
+		if t.finalizing.Load() {
+			cahttp.Pause(within, stopGrace)
+		}
+		cancel()
+	})()
 	cert, err := t.fetch()
 	late := within.Err() != nil
 	t.close()

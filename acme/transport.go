@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	xacme "golang.org/x/crypto/acme"
@@ -35,6 +36,9 @@ const (
 	// patience bounds how long an attempt asks again after finalize, when an answer was lost, or a replica of the CA
 	// does not know yet what another one has done.
 	patience = time.Minute
+
+	// lastChance is how long before the end of an attempt it polls for the last time.
+	lastChance = 10 * time.Second
 
 	// maxHold bounds how long a chain is held back that is not valid yet.
 	maxHold = 3 * time.Minute
@@ -70,6 +74,9 @@ type transport struct {
 	key    *ecdsa.PrivateKey  // the account's
 	ctx    context.Context    // the attempt's; autocert's own contexts last longer
 	cancel context.CancelFunc // ends ctx
+
+	// Safe from any goroutine.
+	finalizing atomic.Bool // finalize was sent
 
 	// mu is held during each request, but not while it waits. The attempt makes one request at a time. The goroutines in which autocert
 	// deactivates authorizations run beside it, and outlive it.
@@ -183,6 +190,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return t.poll(req)
 	case step == "finalize":
 		t.csr = payload
+		t.finalizing.Store(true)
 		return t.finalize(req)
 	case step == "certificate":
 		return t.certificate(req)
@@ -650,6 +658,12 @@ func (t *transport) wait(req *http.Request, res *http.Response) {
 	wait := t.nextWait(req)
 	if at, ok := cahttp.RetryAfter(res.Header, t.is.now()); ok {
 		wait = max(at.Sub(t.is.now()), firstPoll)
+	}
+	// A CA may name a time that the attempt does not last to. It gets one more question before the key is lost.
+	if deadline, ok := t.ctx.Deadline(); ok {
+		if last := time.Until(deadline) - lastChance; last > 0 {
+			wait = min(wait, last)
+		}
 	}
 	t.pause(req, wait)
 	// A time in the past makes x/crypto ask again at once. Without the header it waits another second.

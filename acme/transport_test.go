@@ -1,6 +1,7 @@
 package acme
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -89,7 +90,9 @@ func TestTransportPolls(t *testing.T) {
 		}
 		answers := make(script)
 		is := &issuer{base: &cahttp.Bounded{Base: answers, Timeout: cahttp.RequestTimeout}, now: time.Now}
-		tr := newTransport(t.Context(), is, &attempt{plan: &plan{Order: &pendingOrder{URL: "https://ca/order"}}}, key)
+		ctx, cancel := context.WithTimeout(t.Context(), attemptTimeout)
+		defer cancel()
+		tr := newTransport(ctx, is, &attempt{plan: &plan{Order: &pendingOrder{URL: "https://ca/order"}}}, key)
 		tr.begin(new(object))
 		for i, test := range []struct {
 			status int
@@ -106,6 +109,7 @@ func TestTransportPolls(t *testing.T) {
 			{200, processing, "", time.Second},
 			{200, processing, "", time.Second},
 			{200, processing, "0", firstPoll},
+			{200, processing, "86400", attemptTimeout - lastChance - 10200*time.Millisecond}, // those before took 10.2 s,
 			{200, valid, "5", 0},
 			{503, `{"status":503,"type":"urn:ietf:params:acme:error:serverInternal"}`, "5", 0},
 		} {

@@ -265,7 +265,27 @@ func TestOrderLeadsNowhere(t *testing.T) {
 	}
 }
 
-// A process that stops during finalize loses that one certificate, whose key it had in memory. It has counted it.
+// A process that stops while the CA issues waits for the certificate and stores it.
+func TestStopAfterFinalize(t *testing.T) {
+	t.Parallel()
+	tlsLn := acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
+	issuing := make(chan struct{})
+	ca.Inject(pebbletest.FinalizePath, 1, func(w http.ResponseWriter, r *http.Request) {
+		ca.Inject(pebbletest.OrderPath, 4, pebbletest.Processing(""))
+		pebbletest.Forward(w, r)
+		close(issuing)
+	})
+	s := serve(t, cfg, tlsLn, acmetest.Listen(t))
+	<-issuing
+	s.stop()
+	s = serveLater(t, cfg)
+	if err := s.Ready(); err != nil || ca.Orders() != 1 {
+		t.Errorf("Ready after a restart = %v, with %d orders, want the certificate of the first", err, ca.Orders())
+	}
+}
+
+// A process that stops during finalize, when the CA does not answer, loses that one certificate, whose key it had in memory. It has counted it.
 func TestStopDuringFinalize(t *testing.T) {
 	t.Parallel()
 	tlsLn := acmetest.Listen(t)
