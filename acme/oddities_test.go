@@ -67,6 +67,13 @@ func TestOddities(t *testing.T) {
 		{name: "answer to finalize lost", fault: func(ca *pebbletest.CA) {
 			ca.Inject(pebbletest.FinalizePath, 1, pebbletest.DropAnswer)
 		}},
+		{name: "neither an answer nor a nonce after finalize", fault: func(ca *pebbletest.CA) {
+			ca.Inject(pebbletest.FinalizePath, 1, func(w http.ResponseWriter, r *http.Request) {
+				ca.Inject(pebbletest.NewNoncePath, 4, pebbletest.Drop)
+				ca.Inject(pebbletest.NewNoncePath, 5, pebbletest.HTML(502))
+				pebbletest.DropAnswer(w, r)
+			})
+		}},
 		{name: "finalize lost", fault: func(ca *pebbletest.CA) {
 			ca.Inject(pebbletest.FinalizePath, 1, pebbletest.Drop)
 		}},

@@ -221,10 +221,13 @@ func (t *transport) ask(req *http.Request, step string) (*http.Response, *object
 		step = t.step
 	}
 	res, err := t.is.base.RoundTrip(req)
-	// The client repeats a request that met a 5xx, but not the one for a nonce.
-	for n := 1; nonce && err == nil && res.StatusCode >= 500; n++ {
-		wait := cahttp.RetryBackoff(n, req, res)
-		if wait == 0 {
+	// The client repeats a request that met a 5xx, but not the one for a nonce. After finalize that would be its end.
+	for n := 1; nonce && (err == nil && res.StatusCode >= 500 || err != nil && t.csr != nil); n++ {
+		wait := min(time.Duration(n)*100*time.Millisecond, lastPoll)
+		if t.csr == nil {
+			wait = cahttp.RetryBackoff(n, req, res)
+		}
+		if wait == 0 || t.csr != nil && !t.patient(wait) || t.ctx.Err() != nil {
 			break
 		}
 		t.pause(req, wait)
