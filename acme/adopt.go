@@ -43,16 +43,18 @@ func (p *Provider) lookAtPlan(s *site, a *authority, now time.Time, jump time.Du
 		return err
 	}
 	pl, err := loadPlan(a.store, s.name, now)
-	if err != nil {
-		return err
+	if err == nil {
+		a.plan, a.planSeen = pl, v
 	}
-	a.plan, a.planSeen = pl, v
-	// The certificate that goes with the plan is not in its own file yet if the process that obtained it died, or could
-	// not write it.
-	if cert, err := certs.ParsePair(s.name, pl.Unsaved); err == nil && p.take(s, a, cert) {
+	return err
+}
+
+// takeUnsaved installs the certificate in a's plan, if there is one: the process that obtained it died before it was in
+// its own file, or could not write that. The lock of s must be held, since such a process holds it.
+func (p *Provider) takeUnsaved(s *site, a *authority) {
+	if cert, err := certs.ParsePair(s.name, a.plan.Unsaved); err == nil && p.take(s, a, cert) {
 		a.unsaved = cert
 	}
-	return nil
 }
 
 // adopt installs a's stored certificate if it is new and better than the one that s serves.

@@ -18,7 +18,6 @@ type attempt struct {
 	challenges []string // to try in this order; not empty
 	replaces   string   // ARI id of the certificate to replace; may be empty
 	resume     bool     // only finish the pending order; place no new one
-	impatient  bool     // an operator waits: give up a pending order sooner
 
 	// plan.Order is the order to continue, if any. The certifier changes it and calls save after each change,
 	// so that the next process can continue after a crash.
@@ -60,6 +59,7 @@ func (p *Provider) attempt(ctx context.Context, s *site, a *authority, why reaso
 	if err == nil {
 		defer release()
 		err = p.look(s) // another replica may have made an attempt meanwhile
+		p.takeUnsaved(s, a)
 	}
 	if errors.Is(err, store.ErrAway) {
 		p.setAway(s, err)

@@ -57,7 +57,12 @@ type pendingOrder struct {
 
 	// Final is set before finalize is sent. From then on the CA may have issued, for a key that only the attempt knows.
 	Final bool `json:"final,omitempty"`
+
+	Taken int `json:"taken,omitempty"` // how many attempts have continued it
 }
+
+// maxTaken is how many attempts continue an order. Then the CA will not finish it.
+const maxTaken = 3
 
 // loadPlan returns the plan for name. It returns an empty plan if there is none, or if the plan was damaged and is
 // set aside. The error says that the plan cannot be read now.

@@ -89,6 +89,7 @@ type transport struct {
 	refused   error           // why replaces was dropped; nil if it was not
 	unknown   bool            // the CA does not know the account yet
 	release   func()          // lets other attempts register; nil unless this one does
+	continues bool            // this attempt has asked for the order of an earlier one
 
 	types    []string                   // the challenge types that are still to be tried
 	open     bool                       // there is an order, and no validation of it has failed
@@ -362,6 +363,15 @@ func (t *transport) order(req *http.Request, payload []byte) (*http.Response, er
 // continued answers newOrder with the plan's order. If that can no longer be used, the client asks for a new one.
 func (t *transport) continued(req *http.Request) (*http.Response, error) {
 	address := t.plan.Order.URL
+	if !t.continues {
+		t.continues = true
+		t.plan.Order.Taken++
+	}
+	if t.plan.Order.Taken > maxTaken {
+		t.is.log.Warn("order given up: the CA does not finish it", "domain", t.name, "ca", t.is.directory, "order", address)
+		t.plan.Order = nil
+		return again(), nil
+	}
 	if err := t.sign(req, address, nil); err != nil { // POST-as-GET
 		return nil, err
 	}

@@ -265,6 +265,26 @@ func TestOrderLeadsNowhere(t *testing.T) {
 	}
 }
 
+// An order that the CA does not finish is given up after a few attempts.
+func TestOrderIsStuck(t *testing.T) {
+	t.Parallel()
+	tlsLn := acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
+	ca.Intercept(pebbletest.ChallengePath, pebbletest.Problem(403, "unauthorized", "this one is broken", ""))
+	s := serve(t, cfg, tlsLn, acmetest.Listen(t))
+	s.waitFailure(t)
+	for n := range maxTaken {
+		if err := s.Renew(t.Context(), domain); err == nil || ca.Orders() != 1 {
+			t.Errorf("attempt %d: %v, %d orders, want the first order, and a failure", n+2, err, ca.Orders())
+		}
+	}
+	ca.Intercept(pebbletest.ChallengePath, nil)
+	if err := s.Renew(t.Context(), domain); err != nil || ca.Orders() != 2 {
+		t.Errorf("the last attempt: %v, %d orders, want another order, and a certificate", err, ca.Orders())
+	}
+	s.log.one("order given up")
+}
+
 // A process that stops while the CA issues waits for the certificate and stores it.
 func TestStopAfterFinalize(t *testing.T) {
 	t.Parallel()
