@@ -115,6 +115,11 @@ func TestNothingIsLeft(t *testing.T) { // not parallel: it counts the goroutines
 	goroutines, heap := measure()
 	attempts(t, ca, is, 190)
 	goroutinesAfter, heapAfter := measure()
+	for _, r := range ca.Requests() {
+		if strings.HasPrefix(r.Path, pebbletest.AuthorizationPath) && len(r.Payload) > 0 {
+			t.Errorf("%s %s: the next attempt may need this authorization", r.Path, r.Payload)
+		}
+	}
 	perAttempt := (int64(heapAfter) - int64(heap)) / 190
 	t.Logf("%d goroutines, then %d; %d bytes of heap for each attempt, with what Pebble keeps of it", goroutines, goroutinesAfter, perAttempt)
 	if goroutinesAfter > goroutines+3 { // connections of the test's CA
@@ -338,6 +343,26 @@ func TestFolderOfTheVersionBefore(t *testing.T) {
 				t.Error("the account key is another one")
 			}
 		})
+	}
+}
+
+// An authorization that can no longer become valid ends the attempt at once, and the next one orders anew. x/crypto's client
+// would poll it until the attempt's time is over.
+func TestAuthorizationGone(t *testing.T) {
+	t.Parallel()
+	for _, status := range []string{xacme.StatusDeactivated, xacme.StatusExpired, xacme.StatusRevoked} {
+		tlsLn := acmetest.Listen(t)
+		ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
+		ca.Inject(pebbletest.AuthorizationPath, 1, pebbletest.Forward)
+		ca.Inject(pebbletest.AuthorizationPath, 1, showing(status))
+		s := serve(t, cfg, tlsLn, acmetest.Listen(t))
+		s.waitFailure(t)
+		if last := s.status(t, domain).LastError; last.Step != challenge.TLSALPN01 || !strings.Contains(last.Reason, "the authorization is "+status) {
+			t.Errorf("LastError = %+v, want that the authorization is %s", last, status)
+		}
+		if err := s.Renew(t.Context(), domain); err != nil || ca.Orders() != 2 {
+			t.Errorf("%s: the next attempt: %v, %d orders, want another order, and a certificate", status, err, ca.Orders())
+		}
 	}
 }
 
