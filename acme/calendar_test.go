@@ -33,6 +33,13 @@ func TestCalendar(t *testing.T) {
 			log := &recorder{t: t}
 			cfg.Logger = newLogger(log)
 			dir := t.TempDir()
+			// Pebble validates in real time. While a poll waits for that, fake time stands still.
+			pace := time.NewTicker(5 * time.Millisecond)
+			defer pace.Stop()
+			ca.Intercept(pebbletest.AuthorizationPath, func(w http.ResponseWriter, r *http.Request) {
+				<-pace.C
+				pebbletest.Forward(w, r)
+			})
 			synctest.Test(t, func(t *testing.T) {
 				cfg := cfg
 				cfg.Dir = dir
@@ -53,7 +60,7 @@ func TestCalendar(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				done := make(chan struct{})
 				go func() { defer close(done); p.Run(ctx) }()
-				sleep(time.Minute)
+				sleep(time.Hour)
 				var renewed []time.Time
 				serial := ""
 				span := 365 * day
