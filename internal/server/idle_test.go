@@ -88,7 +88,7 @@ func TestIdleConnections(t *testing.T) {
 				time.Sleep(idle - 1)
 				synctest.Wait()
 			}
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			synctest.Wait()
 			if _, err := br.ReadByte(); err != io.EOF {
 				t.Errorf("%s: after %v the connection reads %v, want its end", tt.name, idle, err)
