@@ -15,15 +15,15 @@ import (
 
 // machine reports what the machine has room for. A server runs in any case.
 func (p *checkPrinter) machine(m machine.Machine, cfg *config.Config) {
-	fitting, err := m.Room().Fit(cfg.MaxClients)
+	fitting, err := m.Capacity().Fit(cfg.MaxClients)
 	clients := uint64(fitting)
 	var why []string
 	if m.Files > 0 {
-		byFiles := machine.Machine{Files: m.Files}.Room()
+		byFiles := machine.Machine{Files: m.Files}.Capacity()
 		why = append(why, fmt.Sprintf("%s by the file limit, four fifths of %s less a reserve", thousands(uint64(byFiles.Clients)), thousands(m.Files)))
 	}
 	if m.Memory > 0 {
-		byMemory := machine.Machine{Memory: m.Memory}.Room()
+		byMemory := machine.Machine{Memory: m.Memory}.Capacity()
 		of := "the memory"
 		if m.Container {
 			of = "the container's limit"

@@ -117,7 +117,7 @@ func TestReasonsAreDocumented(t *testing.T) {
 func TestFewDescriptors(t *testing.T) {
 	t.Parallel()
 	const files = 96
-	room := machine.Machine{Files: files, Memory: 1 << 40}.Room()
+	capacity := machine.Machine{Files: files, Memory: 1 << 40}.Capacity()
 	cmd := command(t)
 	cmd.Args = append([]string{"/bin/sh", "-c", fmt.Sprintf("ulimit -n %d && exec %q \"$@\"", files, cmd.Path), "plusminus"},
 		"-https", "127.0.0.1:0", "-http", "off", "-admin", "127.0.0.1:0", "-max-clients-per-ip", "0", "-drain", "1s", "-log-format", "json")
@@ -163,7 +163,7 @@ func TestFewDescriptors(t *testing.T) {
 		}
 	}
 	silent()
-	for i := range room.Clients {
+	for i := range capacity.Clients {
 		ws := s.join("wss://localhost/")
 		if i == 0 {
 			wantRead(t, ws, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`)
@@ -180,7 +180,7 @@ func TestFewDescriptors(t *testing.T) {
 	}
 	_, metrics := s.get("http://"+s.addrs.Admin+"/metrics", "")
 	for _, want := range []string{
-		fmt.Sprintf("plusminus_clients %d", room.Clients),
+		fmt.Sprintf("plusminus_clients %d", capacity.Clients),
 		`plusminus_refusals_total{reason="full"} 1`,
 		`plusminus_refusals_total{reason="accept_error"} 0`,
 	} {

@@ -63,18 +63,18 @@ const (
 	mostReserve = 64
 )
 
-// Room is how many connections the machine has room for. Clients and arrivals together leave file
+// Capacity is how many connections the machine has room for. Clients and arrivals together leave file
 // descriptors for the rest, so no number of strangers keeps the CA, the store or an operator from
 // what they need.
-type Room struct {
+type Capacity struct {
 	Clients  int // that have joined the hub
 	Arrivals int // that have not
 
 	files uint64 // the limit of open files
 }
 
-// Room returns what the machine has room for. What is not known counts as unlimited.
-func (m Machine) Room() Room {
+// Capacity returns what the machine has room for. What is not known counts as unlimited.
+func (m Machine) Capacity() Capacity {
 	files, memory := uint64(math.MaxInt32), uint64(math.MaxUint64)
 	if m.Files > 0 {
 		files = min(files, m.Files)
@@ -82,14 +82,14 @@ func (m Machine) Room() Room {
 	if m.Memory > 0 {
 		memory = m.Memory
 	}
-	return roomFor(files, memory)
+	return capacityFor(files, memory)
 }
 
-// roomFor divides the file descriptors and the memory, which is in bytes. Arrivals get a fifth of the
+// capacityFor divides the file descriptors and the memory, which is in bytes. Arrivals get a fifth of the
 // descriptors and an eighth of the memory. Clients get the other descriptors and half of the memory.
-func roomFor(files, memory uint64) Room {
+func capacityFor(files, memory uint64) Capacity {
 	usable := files - min(mostReserve, files/4)
-	return Room{
+	return Capacity{
 		Clients:  int(min(usable-usable/5, max(1, memory/2/ClientMemory), math.MaxInt32)),
 		Arrivals: int(min(usable/5, max(1, memory/8/arrivalMemory), math.MaxInt32)),
 		files:    files,
@@ -98,14 +98,14 @@ func roomFor(files, memory uint64) Room {
 
 // Fit returns how many clients there may be if asked are wanted; 0 asks for as many as fit. The error
 // says why they are fewer than asked, or may be too many.
-func (r Room) Fit(asked int) (int, error) {
-	most := int(r.files-min(mostReserve, r.files/4)) - r.Arrivals
+func (c Capacity) Fit(asked int) (int, error) {
+	most := int(c.files-min(mostReserve, c.files/4)) - c.Arrivals
 	switch {
 	case asked == 0:
-		return r.Clients, nil
+		return c.Clients, nil
 	case asked > most:
 		return most, errors.New("lowered to what the file limit allows: raise it (ulimit -n, docker --ulimit nofile, systemd LimitNOFILE)")
-	case asked > r.Clients:
+	case asked > c.Clients:
 		return asked, errors.New("more than fit into the memory if all of them keep the server busy")
 	}
 	return asked, nil
@@ -117,7 +117,7 @@ const memoryRatio = 0.8
 
 // LimitMemory makes the Go runtime stay below the memory limit of the container, if there is one and
 // GOMEMLIMIT is not set. A server that really needs more memory is only delayed on its way to its end;
-// [Room] keeps it from needing more.
+// [Capacity] keeps it from needing more.
 func LimitMemory(log *slog.Logger) {
 	limit, err := memlimit.Set(memlimit.WithRatio(memoryRatio))
 	if err != nil {

@@ -21,15 +21,15 @@ func TestRoom(t *testing.T) {
 		{64, gb, 39, 9},
 		{1 << 20, 0, 1, 1},
 	} {
-		got := roomFor(tt.files, tt.memory)
+		got := capacityFor(tt.files, tt.memory)
 		if got.Clients != tt.clients || got.Arrivals != tt.arrivals {
-			t.Errorf("roomFor(%d, %d) = %+v, want %d clients, %d arrivals", tt.files, tt.memory, got, tt.clients, tt.arrivals)
+			t.Errorf("capacityFor(%d, %d) = %+v, want %d clients, %d arrivals", tt.files, tt.memory, got, tt.clients, tt.arrivals)
 		}
 		if left := int(tt.files) - got.Clients - got.Arrivals; left < int(min(mostReserve, tt.files/4)) {
-			t.Errorf("roomFor(%d, %d) leaves %d descriptors", tt.files, tt.memory, left)
+			t.Errorf("capacityFor(%d, %d) leaves %d descriptors", tt.files, tt.memory, left)
 		}
 	}
-	here := roomFor(1024, gb/16) // 1,024 clients' worth of memory, 960 descriptors for the public
+	here := capacityFor(1024, gb/16) // 1,024 clients' worth of memory, 960 descriptors for the public
 	for _, tt := range []struct {
 		asked, want int
 		err         string

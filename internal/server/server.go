@@ -67,8 +67,8 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (s *Server, err 
 		return nil, err
 	}
 	here := machine.Here()
-	room := here.Room()
-	maxClients, tight := room.Fit(cfg.MaxClients)
+	capacity := here.Capacity()
+	maxClients, tight := capacity.Fit(cfg.MaxClients)
 	log.Info("starting", "version", opts.Version, "domains", cfg.DomainNames(), "data", cfg.Data, "max_clients", maxClients)
 	if tight != nil {
 		log.Warn("-max-clients does not fit this machine", "max_clients", maxClients, "err", tight)
@@ -129,7 +129,7 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (s *Server, err 
 		Hosts:           cfg.DomainNames(),
 		LoadBalancers:   cfg.LoadBalancers,
 		TrustedProxies:  cfg.TrustedProxies,
-		MaxArrivals:     room.Arrivals,
+		MaxArrivals:     capacity.Arrivals,
 		ConnectionRate:  cfg.ConnectionRate,
 		MaxClientsPerIP: cfg.MaxClientsPerIP,
 		Events:          events,
@@ -137,7 +137,7 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (s *Server, err 
 	})
 	in.Balanced(s.listeners)
 
-	page := &site{hosts: in.Hosts, upgrades: in.Upgrades, certs: s.certs, hub: s.hub, page: static.Handler()}
+	page := &routes{hosts: in.Hosts, upgrades: in.Upgrades, certs: s.certs, hub: s.hub, page: static.Handler()}
 	visitors := func(h http.Handler) *http.Server {
 		h = withHealth(func() error { return s.admin.Ready() }, h) // s.admin is made below
 		srv := newHTTPServer(in.Forwarded(in.Requests.Limit(h, joins)), log)

@@ -14,8 +14,8 @@ import (
 	"plusminus/internal/ingress"
 )
 
-// site is what the public sees: the page, the state, the event stream, and the hub behind every path.
-type site struct {
+// routes is what the public sees: the page, the state, the event stream, and the hub behind every path.
+type routes struct {
 	hosts    *ingress.Hosts
 	upgrades *ingress.Upgrades
 	certs    certificates
@@ -23,7 +23,7 @@ type site struct {
 	page     http.Handler
 }
 
-func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (s *routes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	domain, ok := s.hosts.Of(w, r)
 	if !ok {
 		return
@@ -69,7 +69,7 @@ func onPort443(header string) bool {
 
 // state answers GET /state. A client that polls sends the ETag that it has, and gets 304 while nothing
 // has changed.
-func (s *site) state(w http.ResponseWriter, r *http.Request) {
+func (s *routes) state(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
 		http.Error(w, "only GET", http.StatusMethodNotAllowed)

@@ -18,7 +18,7 @@ func TestHandlerPanics(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(&lines, nil))
 	events := hub.NewEvents(hub.EventsConfig{Logger: log})
 	in := ingress.New(ingress.Config{Hosts: []string{"localhost"}, Events: events})
-	broken := &site{hosts: in.Hosts, upgrades: in.Upgrades, certs: noCertificates{}} // its page is a nil pointer
+	broken := &routes{hosts: in.Hosts, upgrades: in.Upgrades, certs: noCertificates{}} // its page is a nil pointer
 	srv := httptest.NewUnstartedServer(in.Requests.Limit(broken, joins))
 	srv.Config.ErrorLog = slog.NewLogLogger(log.Handler(), slog.LevelWarn)
 	srv.Start()
@@ -37,7 +37,7 @@ func TestHandlerPanics(t *testing.T) {
 	if n := events.Counts().Panics; n != 2 {
 		t.Errorf("%d panics are counted, want 2", n)
 	}
-	if got := lines.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=ERROR") || !strings.Contains(got, "site.go") {
+	if got := lines.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=ERROR") || !strings.Contains(got, "routes.go") {
 		t.Errorf("the log has\n%s\nwant one line with the stack", got)
 	}
 }
