@@ -604,6 +604,9 @@ func (t *transport) finalize(req *http.Request) (*http.Response, error) {
 	if t.denial = t.err; t.denial != nil {
 		return answer(http.StatusOK, []byte(`{"status":"processing"}`)), nil
 	}
+	if o.Status == xacme.StatusProcessing {
+		t.wait(req, res) // x/crypto's client asks for the order at once
+	}
 	return res, nil
 }
 

@@ -79,7 +79,7 @@ func TestNewFailure(t *testing.T) {
 	}
 }
 
-// Polls obey the CA's Retry-After. Without one, the waits grow to a second.
+// Polls, and finalize, obey the CA's Retry-After. Without one, the waits grow to a second.
 func TestTransportPolls(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -92,34 +92,37 @@ func TestTransportPolls(t *testing.T) {
 		is := &issuer{base: &cahttp.Bounded{Base: answers, Timeout: cahttp.RequestTimeout}, now: time.Now}
 		ctx, cancel := context.WithTimeout(t.Context(), attemptTimeout)
 		defer cancel()
-		tr := newTransport(ctx, is, &attempt{plan: &plan{Order: &pendingOrder{URL: "https://ca/order"}}}, key)
-		tr.begin(new(object))
+		tr := newTransport(ctx, is, &attempt{plan: &plan{Order: &pendingOrder{URL: "https://ca/order", Final: true}}}, key)
+		tr.begin(&object{Finalize: "https://ca/finalize"})
 		for i, test := range []struct {
+			of     string
 			status int
 			body   string
 			after  string // Retry-After
 			want   time.Duration
 		}{
-			{200, pending, "", 20 * time.Millisecond},
-			{200, pending, "", 40 * time.Millisecond},
-			{200, pending, "7", 7 * time.Second},
-			{200, processing, "", 160 * time.Millisecond},
-			{200, processing, "", 320 * time.Millisecond},
-			{200, processing, "", 640 * time.Millisecond},
-			{200, processing, "", time.Second},
-			{200, processing, "", time.Second},
-			{200, processing, "0", firstPoll},
-			{200, processing, "86400", attemptTimeout - lastChance - 10200*time.Millisecond}, // those before took 10.2 s,
-			{200, valid, "5", 0},
-			{503, `{"status":503,"type":"urn:ietf:params:acme:error:serverInternal"}`, "5", 0},
+			{"finalize", 200, processing, "", 20 * time.Millisecond},
+			{"finalize", 200, processing, "3", 3 * time.Second},
+			{"order", 200, pending, "", 20 * time.Millisecond},
+			{"order", 200, pending, "", 40 * time.Millisecond},
+			{"order", 200, pending, "7", 7 * time.Second},
+			{"order", 200, processing, "", 160 * time.Millisecond},
+			{"order", 200, processing, "", 320 * time.Millisecond},
+			{"order", 200, processing, "", 640 * time.Millisecond},
+			{"order", 200, processing, "", time.Second},
+			{"order", 200, processing, "", time.Second},
+			{"order", 200, processing, "0", firstPoll},
+			{"order", 200, processing, "86400", attemptTimeout - lastChance - 13220*time.Millisecond}, // those before took 13.22 s,
+			{"order", 200, valid, "5", 0},
+			{"order", 503, `{"status":503,"type":"urn:ietf:params:acme:error:serverInternal"}`, "5", 0},
 		} {
 			answer := reply(test.status, test.body)
 			if test.after != "" {
 				answer.Header.Set("Retry-After", test.after)
 			}
-			answers["https://ca/order"] = []*http.Response{answer}
+			answers["https://ca/"+test.of] = []*http.Response{answer}
 			start := time.Now()
-			req, err := http.NewRequestWithContext(t.Context(), "POST", "https://ca/order", strings.NewReader(`{"protected":"e30"}`))
+			req, err := http.NewRequestWithContext(t.Context(), "POST", "https://ca/"+test.of, strings.NewReader(`{"protected":"e30"}`))
 			if err != nil {
 				t.Fatal(err)
 			}
