@@ -103,8 +103,8 @@ type transport struct {
 	denial   error                      // why finalize was not accepted; nil if it was
 	resend   string                     // the URL of finalize, if the next poll sends it again; otherwise empty
 
-	polled string    // the URL that was polled last
-	polls  int       // how often in a row
+	polled string    // the URL that was polled last before finalize
+	polls  int       // how often in a row, or since finalize
 	since  time.Time // when the CA's first wrong answer after finalize came; zero if the last one was right
 
 	protected string // header of the request in progress, in base64url
@@ -190,7 +190,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	case step == "order":
 		return t.poll(req)
 	case step == "finalize":
-		t.csr = payload
+		t.csr, t.polls = payload, 0
 		t.finalizing.Store(true)
 		return t.finalize(req)
 	case step == "certificate":
@@ -523,11 +523,7 @@ func (t *transport) poll(req *http.Request) (*http.Response, error) {
 		if err := t.sign(req, t.resend, t.csr); err != nil {
 			return nil, err
 		}
-		res, err := t.finalize(req)
-		if err == nil && res.StatusCode == http.StatusOK {
-			t.wait(req, res)
-		}
-		return res, err
+		return t.finalize(req)
 	}
 	res, o, err := t.ask(req, "order")
 	if err == nil && t.err == nil && res.StatusCode < 300 && o.Status == nil {
@@ -554,14 +550,20 @@ func (t *transport) poll(req *http.Request) (*http.Response, error) {
 	case o.Status == xacme.StatusReady && t.csr != nil:
 		// Finalize has not arrived, or the CA has not begun. x/crypto's client takes that for a failure:
 		// https://go.dev/issue/52597
-		if !t.patient(0) {
+		header := res.Header
+		if refused := (*xacme.Error)(nil); errors.As(t.denial, &refused) {
+			header = refused.Header
+		}
+		wait := t.delay(req, header)
+		if !t.patient(wait) {
 			return nil, t.end("finalize", cmp.Or(t.denial, errNotBegun))
 		}
 		if t.denial != nil {
 			t.resend = o.Finalize
 		}
 		setField(res, o, "status", xacme.StatusProcessing)
-		t.wait(req, res)
+		t.pause(req, wait)
+		pollAtOnce(res)
 		return res, nil
 	case o.Status == xacme.StatusPending || o.Status == xacme.StatusProcessing:
 		t.wait(req, res)
@@ -602,9 +604,15 @@ func (t *transport) finalize(req *http.Request) (*http.Response, error) {
 	}
 	t.resend = ""
 	if t.denial = t.err; t.denial != nil {
-		return answer(http.StatusOK, []byte(`{"status":"processing"}`)), nil
+		res = answer(http.StatusOK, []byte(`{"status":"processing"}`))
+		pollAtOnce(res)
+		return res, nil
 	}
-	if o.Status == xacme.StatusProcessing {
+	switch o.Status {
+	case xacme.StatusReady: // see poll
+		setField(res, o, "status", xacme.StatusProcessing)
+		fallthrough
+	case xacme.StatusProcessing:
 		t.wait(req, res) // x/crypto's client asks for the order at once
 	}
 	return res, nil
@@ -641,12 +649,11 @@ func (t *transport) late(req *http.Request, res *http.Response, err error) (*htt
 	if t.csr == nil || badNonce || final(t.err) || t.ctx.Err() != nil {
 		return res, err
 	}
-	wait := t.nextWait(req)
+	var header http.Header
 	if res != nil {
-		if at, ok := cahttp.RetryAfter(res.Header, t.is.now()); ok {
-			wait = max(at.Sub(t.is.now()), wait)
-		}
+		header = res.Header
 	}
+	wait := t.delay(req, header)
 	if !t.patient(wait) {
 		return res, err
 	}
@@ -682,13 +689,28 @@ func (t *transport) wait(req *http.Request, res *http.Response) {
 		}
 	}
 	t.pause(req, wait)
-	// A time in the past makes x/crypto ask again at once. Without the header it waits another second.
-	res.Header.Set("Retry-After", time.Unix(0, 0).UTC().Format(http.TimeFormat))
+	pollAtOnce(res)
 }
 
-// nextWait returns the wait before req is repeated, if the CA does not name one.
+// pollAtOnce makes x/crypto's client ask again at once after res. Without the header it waits for a second.
+func pollAtOnce(res *http.Response) {
+	res.Header.Set("Retry-After", time.Unix(0, 0).UTC().Format(http.TimeFormat)) // a time in the past
+}
+
+// delay returns the wait before req is repeated after an answer that was not as it should be. header is that answer's; nil if
+// there was none.
+func (t *transport) delay(req *http.Request, header http.Header) time.Duration {
+	wait := t.nextWait(req)
+	if at, ok := cahttp.RetryAfter(header, t.is.now()); ok {
+		wait = max(at.Sub(t.is.now()), wait)
+	}
+	return wait
+}
+
+// nextWait returns the wait before req is repeated, if the CA does not name one. All requests after finalize count as
+// polls of the same thing.
 func (t *transport) nextWait(req *http.Request) time.Duration {
-	if address := req.URL.String(); address != t.polled {
+	if address := req.URL.String(); address != t.polled && t.csr == nil {
 		t.polled, t.polls = address, 0
 	}
 	t.polls++

@@ -103,16 +103,15 @@ func TestTransportPolls(t *testing.T) {
 		}{
 			{"finalize", 200, processing, "", 20 * time.Millisecond},
 			{"finalize", 200, processing, "3", 3 * time.Second},
-			{"order", 200, pending, "", 20 * time.Millisecond},
 			{"order", 200, pending, "", 40 * time.Millisecond},
+			{"order", 200, pending, "", 80 * time.Millisecond},
 			{"order", 200, pending, "7", 7 * time.Second},
-			{"order", 200, processing, "", 160 * time.Millisecond},
 			{"order", 200, processing, "", 320 * time.Millisecond},
 			{"order", 200, processing, "", 640 * time.Millisecond},
 			{"order", 200, processing, "", time.Second},
 			{"order", 200, processing, "", time.Second},
 			{"order", 200, processing, "0", firstPoll},
-			{"order", 200, processing, "86400", attemptTimeout - lastChance - 13220*time.Millisecond}, // those before took 13.22 s,
+			{"order", 200, processing, "86400", attemptTimeout - lastChance - 13120*time.Millisecond}, // those before took 13.12 s,
 			{"order", 200, valid, "5", 0},
 			{"order", 503, `{"status":503,"type":"urn:ietf:params:acme:error:serverInternal"}`, "5", 0},
 		} {
@@ -141,4 +140,58 @@ func TestTransportPolls(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A CA that is too busy for finalize is asked again when it says, or less and less often.
+func TestTransportBusyAtFinalize(t *testing.T) {
+	t.Parallel()
+	const order, finalize = "https://ca/order", "https://ca/finalize"
+	for _, test := range []struct {
+		after string // Retry-After
+		most  int    // requests to finalize
+		least time.Duration
+	}{
+		{"", 70, 55 * time.Second}, // 20 ms, 40 ms, ..., 1 s, 1 s, ...
+		{"20", 3, 40 * time.Second},
+		{"300", 1, 0}, // the next attempt asks again
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			answers := make(script)
+			is := &issuer{base: &cahttp.Bounded{Base: answers, Timeout: cahttp.RequestTimeout}, now: time.Now, patience: patience}
+			ctx, cancel := context.WithTimeout(t.Context(), attemptTimeout)
+			defer cancel()
+			tr := newTransport(ctx, is, &attempt{plan: &plan{Order: &pendingOrder{URL: order, Final: true}}}, key)
+			tr.begin(&object{Finalize: finalize})
+			start, finalized, address := time.Now(), 0, finalize
+			for {
+				busy := reply(503, `{"status":503,"type":"urn:ietf:params:acme:error:serverInternal"}`, "Retry-After", test.after)
+				answers[finalize] = []*http.Response{busy}
+				answers[order] = []*http.Response{reply(200, `{"status":"ready","finalize":"`+finalize+`"}`)}
+				req, err := http.NewRequestWithContext(t.Context(), "POST", address, strings.NewReader(`{"protected":"e30"}`))
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = tr.RoundTrip(req)
+				if len(answers[finalize]) == 0 {
+					finalized++
+				}
+				if err != nil {
+					break
+				}
+				address = order
+			}
+			took := time.Since(start)
+			t.Logf("Retry-After %q: %d requests to finalize in %v", test.after, finalized, took)
+			if finalized > test.most || took < test.least || took > patience {
+				t.Errorf("Retry-After %q: finalize was sent %d times in %v, want at most %d times in %v to %v", test.after, finalized, took, test.most, test.least, patience)
+			}
+			if kindOf(tr.err) != "serverInternal" {
+				t.Errorf("Retry-After %q: error %v, want the CA's", test.after, tr.err)
+			}
+		})
+	}
 }
