@@ -14,7 +14,7 @@ import (
 	"github.com/KimMachineGun/automemlimit/memlimit"
 )
 
-// Machine is what is known of the machine, or of the container.
+// Machine holds the limits and figures of this machine or container.
 type Machine struct {
 	Files     uint64 // the limit of open files; 0 is not known
 	Memory    uint64 // bytes, at most the 4 GB that a 32-bit process can address; 0 is not known
