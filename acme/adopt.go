@@ -49,12 +49,48 @@ func (p *Provider) lookAtPlan(s *site, a *authority, now time.Time, jump time.Du
 	return err
 }
 
-// takeUnsaved installs the certificate in a's plan, if there is one: the process that obtained it died before it was in
-// its own file, or could not write that. The lock of s must be held, since such a process holds it.
-func (p *Provider) takeUnsaved(s *site, a *authority) {
-	if cert, err := certs.ParsePair(s.name, a.plan.Unsaved); err == nil && p.take(s, a, cert) {
-		a.unsaved = cert
+// unsavedTime returns when the certificate in a's plan, which has one, can be served.
+func (p *Provider) unsavedTime(s *site, a *authority) time.Time {
+	cert, err := certs.ParsePair(s.name, a.plan.Unsaved)
+	if err != nil {
+		return p.now() // to forget it
 	}
+	return latest(p.now(), cert.Leaf.NotBefore)
+}
+
+// collect takes the certificate in a's plan, if there is one.
+func (p *Provider) collect(s *site, a *authority) {
+	release, err := p.lock(s)
+	if err != nil {
+		return // lock has set when to try again
+	}
+	defer release()
+	a.saveAt = p.now().Add(saveWait) // if this fails
+	if p.look(s) == nil && p.takeUnsaved(s, a) {
+		a.saveAt = time.Time{}
+	}
+}
+
+// takeUnsaved serves the certificate in a's plan, if there is one that is valid: it has become valid, or the process that
+// obtained it died before it was in its own file, or could not write that. The lock of s must be held, since such a process
+// holds it. takeUnsaved reports whether the plan has been written, if it had to be.
+func (p *Provider) takeUnsaved(s *site, a *authority) bool {
+	if a.plan.Unsaved == nil || a.unsaved != nil {
+		return true
+	}
+	cert, err := certs.ParsePair(s.name, a.plan.Unsaved)
+	switch {
+	case err == nil && p.now().Before(cert.Leaf.NotBefore):
+		return true
+	case err == nil && p.take(s, a, cert, "certificate served from now on: the plan had kept it"):
+		a.unsaved = cert
+		if s.current.Load().renewal.After(p.now()) {
+			a.plan.settled()
+		}
+	default:
+		a.plan.Unsaved = nil
+	}
+	return p.savePlan(s, a)
 }
 
 // adopt installs a's stored certificate if it is new and better than the one that s serves.
@@ -78,53 +114,34 @@ func (p *Provider) adopt(s *site, a *authority) error {
 	if !p.now().Before(cert.Leaf.NotBefore) { // otherwise look again: this clock may be a little behind
 		a.certSeen = v
 	}
-	p.take(s, a, cert)
+	p.take(s, a, cert, "certificate adopted: another replica obtained it")
 	return nil
 }
 
-// take installs cert, which a has stored, if it is new and better than the one that s serves, and reports whether it is.
-func (p *Provider) take(s *site, a *authority, cert *tls.Certificate) bool {
-	a.life = cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore)
-	current := s.current.Load()
-	if current != nil && cert.Leaf.Equal(current.Leaf) || !p.better(s, a, cert, current) {
+// take serves cert, which a has stored, if it is better than the one that s serves, and reports whether it is. It logs
+// msg then.
+func (p *Provider) take(s *site, a *authority, cert *tls.Certificate, msg string) bool {
+	a.plan.Life = cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore)
+	if !p.serve(s, cert, a, false) {
 		return false
 	}
-	p.install(s, cert, a)
 	if s.running {
-		p.log.Info("certificate adopted: another replica obtained it", "domain", s.name,
+		p.log.Info(msg, "domain", s.name,
 			"not_after", cert.Leaf.NotAfter, "issuer", cert.Leaf.Issuer.String(), "renewal", p.due(s, p.now()))
 	}
 	return true
 }
 
-// better reports whether cert, which a has stored, replaces current, which may be nil. A valid certificate is
-// better than one that is not. Of two from the same CA, the stored one is better, whatever its dates say: it
-// was obtained last. Of two from different CAs, the one that became valid later is better.
-func (p *Provider) better(s *site, a *authority, cert *tls.Certificate, current *certificate) bool {
-	if current == nil {
-		return true
-	}
-	valid := certs.Invalidity(cert.Leaf, s.name, p.now()) == ""
-	if currentValid := invalidity(current, s.name, p.now()) == ""; valid != currentValid {
-		return valid
-	}
-	if current.from == a && a.unsaved == nil {
-		return true
-	}
-	return cert.Leaf.NotBefore.After(current.Leaf.NotBefore)
-}
-
-// useCopy installs the local copy of a's certificate, if the shared store has none or is away, and if the
+// useCopy serves the local copy of a's certificate, if the shared store has none or is away, and if the
 // copy is better than the certificate that s serves.
 func (p *Provider) useCopy(s *site, a *authority) {
 	if a.copies == nil || a.certSeen != "" {
 		return
 	}
 	cert, err := loadCertificate(a.copies, s.name)
-	if err != nil || !p.better(s, a, cert, s.current.Load()) {
+	if err != nil || !p.serve(s, cert, a, false) {
 		return
 	}
-	p.install(s, cert, a)
 	a.lost = true // or the store is away; restore finds out
 }
 
@@ -193,11 +210,13 @@ func (p *Provider) saveAgain(s *site, a *authority) {
 	p.log.Info("certificate stored after earlier failures", "domain", s.name)
 }
 
-// savePlan stores a's plan, and logs a failure.
-func (p *Provider) savePlan(s *site, a *authority) {
-	if err := p.writePlan(s, a, a.plan); err != nil {
+// savePlan stores a's plan, and reports whether that worked. It logs a failure.
+func (p *Provider) savePlan(s *site, a *authority) bool {
+	err := p.writePlan(s, a, a.plan)
+	if err != nil {
 		p.log.Warn("plan not stored", "domain", s.name, "err", err)
 	}
+	return err == nil
 }
 
 // writePlan stores pl, which is a's plan or the one that replaces it.

@@ -99,6 +99,10 @@ func (p *Provider) attempt(ctx context.Context, s *site, a *authority, why reaso
 	var f *failure
 	switch {
 	case err == nil:
+		pl.Life = cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore)
+		if flaw := p.flaw(s, cert, t.skew); flaw != nil {
+			return p.failed(s, a, before, pl, why, p.flawed(t, cert, flaw))
+		}
 		p.succeeded(s, a, before, t, cert, p.now().Sub(start))
 		return nil
 	case errors.As(err, &f):
@@ -127,7 +131,7 @@ func (p *Provider) stillNeeded(s *site, a *authority, why reason) (bool, error) 
 	case resuming:
 		return a.plan.Interrupted && a.plan.Order != nil, nil
 	case asked:
-		if err := a.plan.refusal(now, a.life); err != nil {
+		if err := a.plan.refusal(now); err != nil {
 			return false, err
 		}
 	}
@@ -151,14 +155,13 @@ func (p *Provider) succeeded(s *site, a *authority, before *plan, t *attempt, ce
 	if s.current.Load() != nil {
 		msg = "certificate renewed"
 	}
-	a.life = cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore)
 	a.attempts["ok"]++
 	pl := t.plan
 	pl.succeeded(before, t.validations, t.challenge, p.now())
 	pl.Unsaved, _ = encodeCertificate(cert) // with the plan, so that a process that dies here leaves both or neither
 	a.plan, a.cutOff, a.unsaved = pl, false, nil
 	planErr := t.save()
-	p.install(s, cert, a)
+	p.serve(s, cert, a, true)
 	err := storeCertificate(a.store, s.name, cert)
 	a.certSeen = store.Seen(a.store, s.name)
 	if err == nil {
@@ -173,15 +176,28 @@ func (p *Provider) succeeded(s *site, a *authority, before *plan, t *attempt, ce
 		p.log.Error("plan not stored", "domain", s.name, "err", planErr)
 	}
 	for _, other := range s.authorities {
-		if other != a && other.plan.Failures > 0 {
+		if other != a && other.plan.LastError != nil {
 			p.log.Warn("certificate comes from another CA than before", "domain", s.name, "ca", a.directory, "instead_of", other.directory,
 				"failing_since", other.plan.FailingSince, "err", reasonOf(other.plan.LastError))
-			other.plan.elsewhere()
+			other.plan.settled()
 			p.savePlan(s, other)
 		}
 	}
 	p.log.Info(msg, "domain", s.name, "not_after", cert.Leaf.NotAfter, "issuer", cert.Leaf.Issuer.String(),
 		"ca", a.directory, "took", took.Round(time.Millisecond).String(), "renewal", p.due(s, p.now()))
+}
+
+// flawed returns the failure of t, which gave cert. If cert is of some use, now or later, the plan keeps it for [Provider.collect].
+func (p *Provider) flawed(t *attempt, cert *tls.Certificate, flaw error) *failure {
+	f := newFailure(nil, "certificate", flaw, p.now())
+	f.validations = t.validations
+	if leaf := cert.Leaf; p.now().Before(leaf.NotAfter) && leaf.VerifyHostname(t.name) == nil {
+		t.plan.Unsaved, _ = encodeCertificate(cert)
+		if leaf.NotBefore.After(p.now()) {
+			f.validFrom = leaf.NotBefore
+		}
+	}
+	return f
 }
 
 // failed records and logs f, the failure of an attempt, and returns it. pl becomes a's plan; before is the

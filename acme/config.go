@@ -123,6 +123,7 @@ type Config struct {
 	now            func() time.Time
 	random         func() float64 // in [0, 1)
 	lookInterval   time.Duration
+	orderInterval  time.Duration
 	requestTimeout time.Duration
 	patience       time.Duration
 	systemRoots    *x509.CertPool // nil is the system's; for PubliclyTrusted
@@ -141,6 +142,7 @@ func (cfg Config) withDefaults() Config {
 	}
 	cfg.DirectoryURL = cmp.Or(cfg.DirectoryURL, LetsEncrypt)
 	cfg.lookInterval = cmp.Or(cfg.lookInterval, lookInterval)
+	cfg.orderInterval = cmp.Or(cfg.orderInterval, orderInterval)
 	cfg.patience = cmp.Or(cfg.patience, patience)
 	cfg.requestTimeout = cmp.Or(cfg.requestTimeout, cahttp.RequestTimeout)
 	return cfg

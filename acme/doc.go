@@ -20,10 +20,14 @@
 // listener and http-01 (RFC 8555 section 8.3) on the plain one. It is never asked for a certificate. It takes the
 // answers from a store of tokens. All replicas share that store, so any replica can answer for any other.
 //
-// Ordering: for each attempt, an issuer asks an autocert.Manager of its own for the certificate. By itself, a Manager
-// orders during handshakes and by a timer. So its Cache has no certificate at first, and a tombstone afterwards: a
-// certificate that is valid for a century, which keeps its timer quiet. The Manager's HTTP transport makes it keep
-// to the plan; the type transport lists how.
+// Ordering: for each attempt, an issuer asks an autocert.Manager of its own for the certificate. The Manager's HTTP
+// transport makes it keep to the plan; the type transport lists how. By itself, a Manager orders during handshakes
+// and by a timer, and throws away a certificate that is not valid at this moment. So the transport keeps the CA's
+// chain, and gives the Manager a stand-in: a certificate for the same key that is valid for a century.
+//
+// Judging: an attempt succeeds only with a certificate that is valid now and not due for renewal yet. All others are
+// failures. One that is of some use, now or later, waits in the plan. A certificate is served only if it is better
+// than the one before; the method better has the rule.
 //
 // What autocert costs: the key of a certificate is in memory until the certificate is stored, so a process that is
 // killed after finalize loses that certificate, and a key cannot be kept across renewals. An attempt takes at most
@@ -45,7 +49,7 @@
 // New starts none. Run starts one for each domain: keep for an ACME CA, keepLocal for the local CA. With
 // certificate files, Run starts one that watches the files. Run returns when all of them have ended, and leaves
 // none behind. autocert starts goroutines when an attempt has ended, which end at once, since the transport refuses
-// their requests. A timer of each successful Manager stays. It fires once, when the certificate expires.
+// their requests. A timer of each successful Manager stays, for a century.
 //
 // keep owns the state of its domain. It looks for what other replicas wrote, computes what is due next, does
 // that or sleeps, and publishes the state for [Provider.Status] and [Provider.Ready]. Before an order it takes

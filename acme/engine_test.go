@@ -1,6 +1,7 @@
 package acme
 
 import (
+	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -131,7 +132,7 @@ func TestNothingIsLeft(t *testing.T) { // not parallel: it counts the goroutines
 }
 
 // A retired Manager never orders, even if its certificate expires while nobody renews: five Managers with certificates of
-// 30 s, and a scheduler that stalls. Without the tombstone all five would order at the expiry.
+// 30 s, and a scheduler that stalls. Without the stand-in all five would order at the expiry.
 func TestRetiredManagersOrderNothing(t *testing.T) {
 	t.Parallel()
 	life, watch := 6*time.Second, 9*time.Second
@@ -154,31 +155,22 @@ func TestRetiredManagersOrderNothing(t *testing.T) {
 	}
 }
 
-// The cache of an attempt misses its certificate once, so that autocert orders. Then it gives a certificate that autocert
-// keeps for good.
-func TestTombstone(t *testing.T) {
+// Of an attempt, autocert sees a stand-in for the certificate: it is valid for a century, so the Manager never renews it.
+func TestStandIn(t *testing.T) {
 	t.Parallel()
-	c := &cache{t: newTransport(t.Context(), new(issuer), new(attempt), nil), name: domain}
-	if _, err := c.Get(t.Context(), domain+"+rsa"); err == nil {
-		t.Errorf("Get of another name = nil, want a miss")
+	leaf := testPair(t, time.Minute).Leaf
+	der, err := standIn("counter.test", leaf.PublicKey)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, err := c.Get(t.Context(), domain); err == nil {
-		t.Errorf("the first Get = nil, want a miss")
-	}
-	for range 2 {
-		data, err := c.Get(t.Context(), domain)
-		if err != nil {
-			t.Fatal(err)
-		}
-		cert, err := certs.ParsePair(domain, data)
-		if err != nil || time.Until(cert.Leaf.NotAfter) < 99*365*day {
-			t.Errorf("tombstone of %v, %v, want a century", cert, err)
-		}
+	got, err := x509.ParseCertificate(der)
+	if err != nil || time.Until(got.NotAfter) < 99*365*day || !leaf.PublicKey.(*ecdsa.PublicKey).Equal(got.PublicKey) || got.VerifyHostname("counter.test") != nil {
+		t.Errorf("stand-in %v, %v, want the same key and name, and a century", got, err)
 	}
 }
 
 // later makes ca give certificates that become valid only in the given time. The chain is the test's own.
-func later(t *testing.T, ca *pebbletest.CA, ahead time.Duration) *x509.CertPool {
+func later(t *testing.T, ca *pebbletest.CA, ahead, life time.Duration) *x509.CertPool {
 	root := acmetest.Sign(t, &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(day),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, SubjectKeyId: []byte("later")}, nil)
 	ca.Intercept(pebbletest.CertificatePath, func(w http.ResponseWriter, r *http.Request) {
@@ -195,7 +187,7 @@ func later(t *testing.T, ca *pebbletest.CA, ahead time.Duration) *x509.CertPool 
 			return
 		}
 		der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: leaf.SerialNumber, DNSNames: leaf.DNSNames,
-			NotBefore: time.Now().Add(ahead), NotAfter: time.Now().Add(90 * day)}, root.Leaf, leaf.PublicKey, root.PrivateKey)
+			NotBefore: time.Now().Add(ahead), NotAfter: time.Now().Add(ahead + life)}, root.Leaf, leaf.PublicKey, root.PrivateKey)
 		if err != nil {
 			t.Error(err)
 			return
@@ -205,50 +197,6 @@ func later(t *testing.T, ca *pebbletest.CA, ahead time.Duration) *x509.CertPool 
 	pool := x509.NewCertPool()
 	pool.AddCert(root.Leaf)
 	return pool
-}
-
-// A chain that becomes valid within minutes is held back until then. autocert would throw it away.
-func TestNotValidYet(t *testing.T) {
-	t.Parallel()
-	tlsLn := acmetest.Listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
-	roots := later(t, ca, 3*time.Second)
-	s := serve(t, cfg, tlsLn, acmetest.Listen(t))
-	s.waitReady(t)
-	s.leaf(t, domain, roots) // verifies it, at this moment
-	if got := ca.Orders(); got != 1 {
-		t.Errorf("%d orders, want 1", got)
-	}
-}
-
-// A chain that becomes valid too late is lost, and the reason is the clock. The next attempt says so before it orders.
-// When the clock is right, the attempt after that succeeds.
-func TestNotValidForLong(t *testing.T) {
-	t.Parallel()
-	tlsLn := acmetest.Listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
-	const behind = 6 * time.Minute // less than cahttp.MaxSkew
-	ca.ShiftDate(behind)
-	later(t, ca, behind)
-	s := serve(t, cfg, tlsLn, acmetest.Listen(t))
-	s.waitFailure(t)
-	if last := s.status(t, domain).LastError; last.Step != "clock" || !strings.Contains(last.Reason, "thrown away: this machine's clock is 6m0s behind the CA's") || !strings.Contains(last.Hint, "NTP") {
-		t.Errorf("LastError = %+v, want the clock", last)
-	}
-	if err := s.Renew(t.Context(), domain); err == nil || !strings.Contains(err.Error(), "nothing was ordered: this machine's clock is 6m0s behind the CA's") {
-		t.Errorf("Renew = %v, want the clock, before an order", err)
-	}
-	s.stop()
-	if got, left := ca.Orders(), s.status(t, domain).CAs[0].CertificatesLeft; got != 1 || left != maxIssued-1 {
-		t.Errorf("%d orders, %d certificates left, want 1 and %d", got, left, maxIssued-1)
-	}
-
-	ca.ShiftDate(0)
-	ca.Intercept(pebbletest.CertificatePath, nil)
-	s = serve(t, cfg, tlsLn, acmetest.Listen(t))
-	if err := s.Renew(t.Context(), domain); err != nil {
-		t.Errorf("Renew with the clock set = %v", err)
-	}
 }
 
 // A data folder of the version before is taken over as it is: its account, its certificate, its plan, and the order that

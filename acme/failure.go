@@ -19,6 +19,7 @@ type failure struct {
 	reason     string    // one line, in the CA's own words where it gave any
 	hint       string    // what to check; may be empty
 	retryAfter time.Time // the CA's Retry-After; zero if it sent none
+	validFrom  time.Time // when the certificate that came becomes valid; zero if there is none to wait for
 
 	validations int  // how many validations failed
 	free        bool // nothing happened that a CA counts

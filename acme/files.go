@@ -99,6 +99,9 @@ func (f *files) look() {
 	if err == nil && f.cutShort(cert) {
 		err = fmt.Errorf("%s: the chain is cut short: the issuer's certificate is missing", f.certFile)
 	}
+	if why := f.worse(cert); err == nil && why != "" {
+		err = fmt.Errorf("%s: %s", f.certFile, why)
+	}
 	if err != nil {
 		f.reject("new certificate files are no good: still serving the old ones", err)
 		return
@@ -106,6 +109,15 @@ func (f *files) look() {
 	f.adopt(cert, found)
 	f.log.Info("certificate files adopted", "file", f.certFile, "not_after", cert.Leaf.NotAfter,
 		"issuer", cert.Leaf.Issuer.String())
+}
+
+// worse says why cert, which may be nil, would make things worse: it is not valid now, and the served certificate is.
+func (f *files) worse(cert *tls.Certificate) string {
+	now := f.now()
+	if cert == nil || certs.Outdated(f.serving.Leaf, now) != "" {
+		return ""
+	}
+	return certs.Outdated(cert.Leaf, now)
 }
 
 func hash(certPEM, keyPEM []byte) content {
@@ -134,7 +146,7 @@ func (f *files) adopt(cert *tls.Certificate, found content) {
 	clear(f.warned)
 	f.report(nil)
 	for _, s := range f.p.sites {
-		f.p.install(s, cert, nil)
+		f.p.serve(s, cert, nil, true)
 		if err := cert.Leaf.VerifyHostname(s.name); err != nil {
 			f.log.Warn("certificate file does not cover a domain", "file", f.certFile, "domain", s.name, "err", err)
 		}

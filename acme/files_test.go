@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -167,6 +168,50 @@ func TestFiles(t *testing.T) {
 	if got := len(log.logged("no good")); got != 2 {
 		t.Errorf("the same problem after an adoption was logged %d times in all, want 2", got)
 	}
+}
+
+// Files that would make things worse are not adopted: an expired pair, and one that is not valid yet, which is adopted when
+// it is. A domain that the new pair does not cover keeps the old one.
+func TestFilesWorse(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l, testCA := newLive(t), acmetest.NewIssuer(t)
+		old := testCA.Issue(t, 90*day, domain, "second.example.com")
+		l.renew(old)
+		cfg, log := l.config(domain, "second.example.com")
+		p, err := New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		looks := func() {
+			for range 3 {
+				p.files.look()
+			}
+		}
+		for what, pair := range map[string]struct{ from, to time.Duration }{"expired": {-2 * day, -day}, "not valid yet": {time.Hour, 90 * day}} {
+			next := acmetest.Sign(t, &x509.Certificate{DNSNames: []string{domain}, NotBefore: time.Now().Add(pair.from), NotAfter: time.Now().Add(pair.to)}, nil)
+			l.renew(next)
+			looks()
+			if !serving(p, domain, old) || p.Ready() != nil {
+				t.Errorf("%s: the new pair is served", what)
+			}
+			if last := p.Status()[0].LastError; last == nil || !strings.Contains(last.Reason, "the certificate ") {
+				t.Errorf("%s: LastError = %+v, want what is the matter", what, last)
+			}
+			if pair.from > 0 {
+				time.Sleep(pair.from)
+				looks()
+				if !serving(p, domain, next) || !serving(p, "second.example.com", old) || p.Ready() != nil {
+					t.Errorf("%s: an hour later Ready = %v, want it served where it covers the name", what, p.Ready())
+				}
+				l.renew(old)
+				looks()
+			}
+		}
+		if got := len(log.logged("no good")); got != 2 {
+			t.Errorf("%d faults logged, want 2", got)
+		}
+	})
 }
 
 // A half-written file is never served. Each fault is logged once.

@@ -100,6 +100,8 @@ func configFor(t testing.TB, ca *pebbletest.CA, dir string, domains ...string) C
 		RootCAs:      ca.DirectoryRoots,
 		systemRoots:  ca.IssuingRoots,
 		random:       func() float64 { return 0 },
+
+		orderInterval: time.Nanosecond,
 	}
 	for _, d := range domains {
 		cfg.Domains = append(cfg.Domains, Domain{Name: d, Local: IsLocal(d)})

@@ -3,13 +3,8 @@ package acme
 import (
 	"cmp"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
-	"math/big"
 	"net/http"
 	"strings"
 	"time"
@@ -46,11 +41,11 @@ func (is *issuer) obtain(ctx context.Context, a *attempt) (*tls.Certificate, err
 		cancel()
 	})()
 	cert, err := t.fetch()
-	late := within.Err() != nil
+	late, chain := within.Err() != nil, t.chain
 	t.close()
 	switch {
 	case err == nil:
-		return cert, nil
+		return certs.NewPair(chain, cert.PrivateKey), nil
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case late:
@@ -65,7 +60,7 @@ func (is *issuer) obtain(ctx context.Context, a *attempt) (*tls.Certificate, err
 }
 
 // fetch has a new autocert.Manager get the certificate. A Manager that has one would not get another for as long as
-// that is valid.
+// that is valid. The result has the stand-in in place of the chain.
 func (t *transport) fetch() (*tls.Certificate, error) {
 	client := &xacme.Client{
 		Key:          t.key,
@@ -78,47 +73,30 @@ func (t *transport) fetch() (*tls.Certificate, error) {
 	if t.directory, err = client.Discover(t.ctx); err != nil {
 		return nil, err
 	}
-	if limit := cmp.Or(t.plan.SkewLimit, cahttp.MaxSkew); t.skew > limit || t.skew < -cahttp.MaxSkew {
+	if t.skew.Abs() > cahttp.SkewLimit(t.plan.Life) {
 		return nil, t.end("clock", &cahttp.ClockError{Skew: t.skew})
 	}
 	m := &autocert.Manager{
 		Prompt:                 autocert.AcceptTOS,
 		Client:                 client,
-		Cache:                  &cache{t: t, name: t.name},
+		Cache:                  cache{t},
 		Email:                  t.is.email,
 		ExternalAccountBinding: t.is.eab,
-		// The Manager cannot be stopped: it looks at the Cache again this long before the certificate expires, and finds
-		// the tombstone. Below 10 ns it panics; above the certificate's life it orders without end.
-		RenewBefore: time.Second,
 	}
 	m.HTTPHandler(nil) // without this call, autocert does not try http-01; the transport hides it if it is not to be tried
 	// Without a cipher suite for ECDSA in TLS 1.2, autocert orders a certificate for an RSA key.
 	return m.GetCertificate(&tls.ClientHelloInfo{ServerName: t.name, CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256}})
 }
 
-// A cache is the [autocert.Cache] of one attempt. It gives no certificate at first, so the Manager orders one, with a
-// new key. Afterwards it gives a tombstone: a certificate that is valid for a century. The Manager adopts it shortly
-// before its own one expires, and never orders again.
-type cache struct {
-	t     *transport
-	name  string // of the certificate
-	asked bool   // guarded by t.mu
-}
+// A cache is the [autocert.Cache] of one attempt. It has no certificate, so the Manager orders one, with a new key.
+type cache struct{ t *transport }
 
 // Get implements [autocert.Cache].
-func (c *cache) Get(_ context.Context, name string) ([]byte, error) {
-	c.t.mu.Lock()
-	defer c.t.mu.Unlock()
-	if name != c.name || !c.asked {
-		c.asked = c.asked || name == c.name
-		return nil, autocert.ErrCacheMiss
-	}
-	return tombstone(name)
-}
+func (c cache) Get(context.Context, string) ([]byte, error) { return nil, autocert.ErrCacheMiss }
 
 // Put implements [autocert.Cache]. It stores the answers to challenges for the responder. autocert drops its error. The
 // certificate is stored when the attempt has ended.
-func (c *cache) Put(_ context.Context, name string, data []byte) error {
+func (c cache) Put(_ context.Context, name string, data []byte) error {
 	c.t.mu.Lock()
 	defer c.t.mu.Unlock()
 	if !strings.Contains(name, "+") {
@@ -131,19 +109,4 @@ func (c *cache) Put(_ context.Context, name string, data []byte) error {
 
 // Delete implements [autocert.Cache]. It does nothing: autocert calls it from goroutines of its own, when the next
 // attempt may have stored its answer under the same name. The transport deletes the answer.
-func (c *cache) Delete(context.Context, string) error { return nil }
-
-// tombstone returns a certificate for name, with its key, in PEM.
-func tombstone(name string) ([]byte, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	now := time.Now()
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotBefore: now.AddDate(0, 0, -1), NotAfter: now.AddDate(100, 0, 0)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		return nil, err
-	}
-	return certs.EncodePair(key, [][]byte{der})
-}
+func (c cache) Delete(context.Context, string) error { return nil }

@@ -52,7 +52,6 @@ type authority struct {
 	plan      *plan
 	planSeen  store.Version    // of the plan's file at the last read or write
 	certSeen  store.Version    // of the certificate's file at the last read or write
-	life      time.Duration    // of its last certificate; 0 if unknown
 	cutOff    bool             // the process before this one died during an attempt
 	fetchedID string           // the certificate that renewalInfo was last called for
 	fetchedAt time.Time        // when that was
@@ -168,6 +167,8 @@ func (p *Provider) next(s *site) (time.Time, func(context.Context)) {
 			offer(latest(a.saveAt, s.busyUntil), func(context.Context) { p.saveAgain(s, a) })
 		case a.lost:
 			offer(latest(a.saveAt, s.busyUntil), func(context.Context) { p.restore(s, a) })
+		case a.plan.Unsaved != nil:
+			offer(latest(p.unsavedTime(s, a), a.saveAt, s.busyUntil), func(context.Context) { p.collect(s, a) })
 		case a.plan.Interrupted && a.plan.Order != nil:
 			offer(latest(now, a.plan.RetryAfter, s.busyUntil), func(ctx context.Context) { p.attempt(ctx, s, a, resuming) })
 		}
@@ -184,7 +185,7 @@ func (p *Provider) next(s *site) (time.Time, func(context.Context)) {
 // attemptTime returns when s asks its i-th authority for a certificate, now at the earliest.
 func (p *Provider) attemptTime(s *site, i int, now time.Time) time.Time {
 	a := s.authorities[i]
-	at := latest(p.due(s, now), a.plan.attemptTime(now, a.life, false), s.busyUntil)
+	at := latest(p.due(s, now), a.plan.attemptTime(now), a.plan.nextOrderTime(now, p.cfg.orderInterval), s.busyUntil)
 	if i == 0 {
 		return at
 	}

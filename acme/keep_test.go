@@ -351,7 +351,7 @@ func TestKeepNoticesClock(t *testing.T) {
 			return &cert, nil // which has no renewal information
 		}})
 		s.cfg.now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
-		s.install(s.site, testPair(t, 90*day), nil)
+		s.serve(s.site, testPair(t, 90*day), nil, true)
 		s.start(t)
 
 		synctest.Wait()

@@ -38,7 +38,7 @@ func (p *Provider) keepLocal(ctx context.Context, s *site) {
 		}
 		cert, err := p.local.Issue(s.name)
 		if err == nil {
-			p.install(s, cert, nil)
+			p.serve(s, cert, nil, true)
 			p.log.Info("certificate renewed", "domain", s.name, "not_after", cert.Leaf.NotAfter, "issuer", cert.Leaf.Issuer.String())
 		} else {
 			p.log.Error("no certificate obtained", "domain", s.name, "err", err)

@@ -81,6 +81,9 @@ func (p *Provider) renewFrom(ctx context.Context, s *site, a *authority, r *requ
 		return nil // the attempt that was in progress has succeeded
 	}
 	began := p.now()
+	if a.plan.refusal(began) == nil {
+		cahttp.Pause(ctx, a.plan.nextOrderTime(began, p.cfg.orderInterval).Sub(began))
+	}
 	for {
 		err := p.attempt(ctx, s, a, asked)
 		if !errors.Is(err, store.ErrLocked) || ctx.Err() != nil || p.now().Sub(began) > hungAfter {

@@ -33,21 +33,20 @@ type plan struct {
 	Free         bool          `json:"free,omitempty"`          // the last attempt failed before the CA counted anything
 	Interrupted  bool          `json:"interrupted,omitempty"`   // an attempt has begun and not ended
 	Order        *pendingOrder `json:"pending_order,omitempty"` // the order of that attempt, or one that is still open
+	Ordered      time.Time     `json:"ordered,omitzero"`        // when the last order was placed
 
 	// Times that count against the CA's limits.
 	Failed []time.Time `json:"failed_validations,omitempty"` // in the last hour
 	Issued []time.Time `json:"issued,omitempty"`             // in the last week
 
 	// Learnt from the CA.
-	Challenge  string `json:"challenge,omitempty"`   // the type that succeeded last
-	NoReplaces string `json:"no_replaces,omitempty"` // ARI id of the certificate that the CA does not accept in `replaces`
+	Challenge  string        `json:"challenge,omitempty"`   // the type that succeeded last
+	NoReplaces string        `json:"no_replaces,omitempty"` // ARI id of the certificate that the CA does not accept in `replaces`
+	Life       time.Duration `json:"life,omitempty"`        // of the last certificate; 0 if unknown
+	Renewal    *renewalInfo  `json:"renewal,omitempty"`     // when the CA wants the certificate renewed
 
-	// SkewLimit is how far the CA's clock may be ahead of ours, if that is less than [cahttp.MaxSkew]. It is set when a
-	// certificate was thrown away because it was not valid yet; 0 if none was.
-	SkewLimit time.Duration `json:"skew_limit,omitempty"`
-	Renewal   *renewalInfo  `json:"renewal,omitempty"` // when the CA wants the certificate renewed
-
-	// Unsaved is the certificate that could not be stored in its own file, with its key, in PEM.
+	// Unsaved is a certificate that is not in its own file, with its key, in PEM: it could not be stored, or it is not valid
+	// yet, and the file has one that is.
 	Unsaved []byte `json:"unsaved,omitempty"`
 }
 
@@ -92,7 +91,7 @@ func parsePlan(data []byte, now time.Time) (*plan, error) {
 
 // move adds d to all times that our clock gave. Times that the CA gave stay.
 func (pl *plan) move(d time.Duration) {
-	for _, t := range []*time.Time{&pl.Saved, &pl.FailingSince, &pl.NotBefore, &pl.RetryAfter} {
+	for _, t := range []*time.Time{&pl.Saved, &pl.FailingSince, &pl.NotBefore, &pl.RetryAfter, &pl.Ordered} {
 		if !t.IsZero() {
 			*t = t.Add(d)
 		}
@@ -175,9 +174,9 @@ func (pl *plan) cutOff() *LastError {
 	return &LastError{When: pl.Saved, Reason: "the attempt was cut off: the process ended during it"}
 }
 
-// elsewhere records that another CA gave a certificate. The counts against this CA's limits stay; its failures no
-// longer matter.
-func (pl *plan) elsewhere() {
+// settled records that there is a good certificate after all: another CA gave one, or a certificate that was not valid yet
+// has become valid. The counts against this CA's limits stay; its failures no longer matter.
+func (pl *plan) settled() {
 	pl.Failures, pl.FailingSince, pl.NotBefore, pl.LastError, pl.Free = 0, time.Time{}, time.Time{}, nil, false
 }
 
@@ -198,6 +197,9 @@ func (pl *plan) failed(f *failure, before *plan, now time.Time, random float64) 
 	}
 	pl.RetryAfter = f.retryAfter
 	pl.NotBefore = retryTime(now, pl.Failures, f.retryAfter, random)
+	if !f.validFrom.IsZero() { // until then there is nothing better to do
+		pl.NotBefore = latest(pl.NotBefore, earliest(f.validFrom, now.Add(day)))
+	}
 	if minute := now.Add(retryWait(1)); before.LastError != nil && now.Sub(before.LastError.When) < time.Minute {
 		pl.NotBefore = latest(pl.NotBefore, minute) // a CA that says "in a second" again and again gets a minute
 	}
@@ -229,27 +231,35 @@ func (pl *plan) succeeded(before *plan, failedValidations int, challenge string,
 	*pl = plan{
 		Failed:    append(slices.Clone(before.Failed), slices.Repeat([]time.Time{now}, failedValidations)...),
 		Issued:    pl.Issued,
+		Ordered:   pl.Ordered,
+		Life:      pl.Life,
 		Challenge: cmp.Or(challenge, before.Challenge),
 	}
 }
 
-// attemptTime returns the earliest time, now or later, for an attempt. life is that of the CA's certificates, 0 if
-// unknown. forced says that an operator asks; then only the CA's Retry-After and the budget count.
-func (pl *plan) attemptTime(now time.Time, life time.Duration, forced bool) time.Time {
-	at := latest(now, pl.RetryAfter, pl.budgetTime(now, life))
-	if forced {
-		return at
-	}
-	return latest(at, pl.NotBefore)
+// attemptTime returns the earliest time, now or later, for an attempt.
+func (pl *plan) attemptTime(now time.Time) time.Time {
+	return latest(pl.allowedTime(now), pl.NotBefore)
 }
 
-func (pl *plan) budgetTime(now time.Time, life time.Duration) time.Time {
-	return latest(spareAt(pl.Failed, maxFailed, failedWindow, now), spareAt(pl.Issued, issuedLimit(life), issuedWindow, now))
+// allowedTime returns the earliest time, now or later, that the CA's Retry-After and the budget allow.
+func (pl *plan) allowedTime(now time.Time) time.Time {
+	return latest(now, pl.RetryAfter, spareAt(pl.Failed, maxFailed, failedWindow, now),
+		spareAt(pl.Issued, issuedLimit(pl.Life), issuedWindow, now))
+}
+
+// nextOrderTime returns the earliest time for another order, whatever the reason. interval is [orderInterval], or less in
+// tests.
+func (pl *plan) nextOrderTime(now time.Time, interval time.Duration) time.Time {
+	if pl.Life > 0 {
+		interval = min(interval, pl.Life/4)
+	}
+	return earliest(pl.Ordered, now).Add(interval) // later only if the clock was ahead
 }
 
 // refusal returns a *NotYetError if an attempt that an operator asks for is not allowed now, and nil otherwise.
-func (pl *plan) refusal(now time.Time, life time.Duration) error {
-	at := pl.attemptTime(now, life, true)
+func (pl *plan) refusal(now time.Time) error {
+	at := pl.allowedTime(now)
 	if !at.After(now) {
 		return nil
 	}

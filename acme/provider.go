@@ -2,7 +2,6 @@ package acme
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,7 +13,6 @@ import (
 
 	"golang.org/x/crypto/acme/autocert"
 
-	"plusminus/acme/internal/certs"
 	"plusminus/acme/internal/challenge"
 	"plusminus/acme/internal/localca"
 	"plusminus/acme/internal/store"
@@ -79,16 +77,6 @@ type site struct {
 	lastError *LastError        // nil after success
 	known     []AuthorityStatus // of authorities
 	window    *RenewalWindow    // nil if the CA has not given one
-}
-
-// A certificate is the certificate that a site serves. It does not change after install.
-type certificate struct {
-	tls.Certificate
-	public  bool       // verifies against the system's roots
-	from    *authority // nil if it does not come from an ACME CA
-	id      string     // its name in renewal information; empty if it has none
-	renewal time.Time  // when to renew it by its lifetime
-	since   time.Time  // when it was installed
 }
 
 // New reads stored certificates and returns a Provider that can serve them. It makes the folders, the
@@ -226,20 +214,8 @@ func (p *Provider) addLocal(s *site, dir string) error {
 	if err != nil {
 		return err
 	}
-	p.install(s, cert, nil)
+	p.serve(s, cert, nil, true)
 	return nil
-}
-
-// install serves cert for s from now on. a is the CA that issued it, or nil. Open connections keep the old
-// certificate.
-func (p *Provider) install(s *site, cert *tls.Certificate, a *authority) {
-	c := &certificate{Certificate: *cert, from: a, since: p.now()}
-	if a != nil {
-		c.id, _ = certID(cert.Leaf)
-	}
-	c.renewal = renewalTime(cert.Leaf.NotBefore, cert.Leaf.NotAfter, p.cfg.random())
-	c.public = s.source != sourceLocal && certs.Trusted(cert, s.name, p.cfg.systemRoots, p.cfg.now())
-	s.current.Store(c)
 }
 
 // now returns the wall clock's time, without a monotonic reading: a clock that was set must be noticed.

@@ -22,6 +22,10 @@ const (
 	issuedWindow = 7 * day
 )
 
+// orderInterval is the shortest time between two orders for one name at one CA. No fault in a schedule makes a loop of
+// orders. It is a quarter of the certificates' life if that is less.
+const orderInterval = 10 * time.Second
+
 // fallbackAfter is how long a CA must fail, at least, before the fallback is asked. By then three or four attempts
 // have failed, so the outage is not a short one.
 const fallbackAfter = 3 * time.Hour

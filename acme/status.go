@@ -165,12 +165,12 @@ func (p *Provider) publish(s *site) {
 			Attempts:     maps.Clone(a.attempts),
 
 			ValidationsLeft:  maxFailed - len(recent(a.plan.Failed, failedWindow, now)),
-			CertificatesLeft: issuedLimit(a.life) - len(recent(a.plan.Issued, issuedWindow, now)),
+			CertificatesLeft: issuedLimit(a.plan.Life) - len(recent(a.plan.Issued, issuedWindow, now)),
 		}
 		if a.plan.Interrupted && !a.cutOff && st.Failures > 0 {
 			st.Failures-- // the plan counts an attempt when it begins; this one may be in progress
 		}
-		if at := a.plan.attemptTime(now, a.life, false); at.After(now) {
+		if at := a.plan.attemptTime(now); at.After(now) {
 			st.BackoffUntil = at
 		}
 		known = append(known, st)

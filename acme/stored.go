@@ -51,6 +51,6 @@ func ReadStored(cfg Config, domain string, now time.Time) Stored {
 		return found
 	}
 	pl.restarted()
-	found.LastError, found.NextAttempt = pl.LastError, pl.attemptTime(now, 0, false)
+	found.LastError, found.NextAttempt = pl.LastError, pl.attemptTime(now)
 	return found
 }

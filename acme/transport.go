@@ -5,15 +5,16 @@ import (
 	"cmp"
 	"context"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net/http"
 	"net/url"
 	"slices"
@@ -25,6 +26,7 @@ import (
 	xacme "golang.org/x/crypto/acme"
 
 	"plusminus/acme/internal/cahttp"
+	"plusminus/acme/internal/certs"
 )
 
 const (
@@ -40,8 +42,8 @@ const (
 	// lastChance is how long before the end of an attempt it polls for the last time.
 	lastChance = 10 * time.Second
 
-	// maxHold bounds how long a chain is held back that is not valid yet.
-	maxHold = 3 * time.Minute
+	// maxChain bounds the certificates of a chain. Public CAs send two or three.
+	maxChain = 10
 
 	// statusAgain is no CA's status. As for every 5xx, x/crypto's client sends its request again, with a new nonce.
 	statusAgain = 599
@@ -66,7 +68,7 @@ var (
 //   - it keeps the CA's reason for each failure, most of which autocert drops;
 //   - it counts a certificate before it can be issued, and failed validations;
 //   - it asks again when an answer was lost after finalize, which would cost the certificate;
-//   - it holds a chain back that is not valid yet, since autocert would throw it away;
+//   - it keeps the chain, and gives autocert a stand-in for it;
 //   - it refuses all requests when the attempt is over.
 type transport struct {
 	// Immutable after newTransport.
@@ -101,6 +103,7 @@ type transport struct {
 	ready    bool                       // all authorizations are valid
 	csr      []byte                     // the payload of finalize; nil until it is sent
 	denial   error                      // why finalize was not accepted; nil if it was
+	chain    []*x509.Certificate        // what the CA issued; nil until it has come
 	resend   string                     // the URL of finalize, if the next poll sends it again; otherwise empty
 
 	polled string    // the URL that was polled last before finalize
@@ -126,7 +129,7 @@ func (t *transport) close() {
 	if t.release != nil {
 		t.release()
 	}
-	t.steps, t.offered = nil, nil // autocert keeps the transport for as long as the certificate lives
+	t.steps, t.offered, t.chain = nil, nil, nil // autocert keeps the transport for ever
 }
 
 // end ends the attempt, and returns err. The goroutines that autocert starts when it has failed get no answer.
@@ -347,7 +350,7 @@ func (t *transport) order(req *http.Request, payload []byte) (*http.Response, er
 	case res.StatusCode != http.StatusCreated || o.Finalize == "":
 		return res, nil // a bad nonce, or no order
 	}
-	t.ignored = false
+	t.ignored, t.plan.Ordered = false, t.is.now()
 	if t.refused != nil {
 		t.is.log.Info("order placed without naming the certificate that it replaces", "domain", t.name, "err", t.refused)
 		t.plan.NoReplaces = t.attempt.replaces
@@ -618,28 +621,39 @@ func (t *transport) finalize(req *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
-// certificate answers a request for the chain. It holds a chain back until it is valid: autocert throws away what is not
-// valid on arrival, after the CA has counted it.
+// certificate answers a request for the chain. It keeps the chain, and gives autocert a stand-in for it.
+//
+// autocert throws away a certificate that is not valid at this moment, after the CA has counted it, and its key with it.
+// But a certificate that is valid in five minutes is of use then. Also, a Manager cannot be stopped: it would renew what
+// it has. A stand-in is valid for a century.
 func (t *transport) certificate(req *http.Request) (*http.Response, error) {
 	res, o, err := t.ask(req, "certificate")
-	var leaf *x509.Certificate
 	if err == nil && res.StatusCode == http.StatusOK {
-		block, _ := pem.Decode(o.raw)
-		if leaf, t.err = x509.ParseCertificate(cmp.Or(block, new(pem.Block)).Bytes); t.err != nil {
-			t.err = errUnreadable
+		if t.chain, err = certs.ParseChain(o.raw); err != nil || len(t.chain) > maxChain {
+			t.chain, t.err, err = nil, errUnreadable, nil
 		}
 	}
-	if leaf == nil {
+	if t.chain == nil {
 		return t.late(req, res, err)
 	}
 	t.plan.Order = nil
-	ahead := time.Until(leaf.NotBefore) // by the real clock, as in autocert
-	if ahead > maxHold {
-		t.plan.SkewLimit = maxHold - (ahead - t.skew)
-		return nil, t.end("clock", &cahttp.ClockError{Skew: ahead, Lost: true})
+	der, err := standIn(t.name, t.chain[0].PublicKey)
+	if err != nil {
+		return nil, t.end("certificate", err)
 	}
-	t.pause(req, ahead)
+	setBody(res, certs.EncodeChain([][]byte{der}))
 	return res, nil
+}
+
+// standIn returns a certificate for name and the key. autocert checks that the key is the one that it made.
+func standIn(name string, key any) ([]byte, error) {
+	issuer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotBefore: now.AddDate(0, 0, -1), NotAfter: now.AddDate(100, 0, 0)}
+	return x509.CreateCertificate(rand.Reader, template, template, key, issuer)
 }
 
 // late answers a request that the CA did not answer as it should. After finalize, the client asks again, unless the CA

@@ -144,12 +144,12 @@ func (c *checker) tell(ca *caCheck) {
 	}
 	c.say(OK, subject, "%s answers, and its own certificate is trusted here", ca.url)
 
-	clock := &cahttp.ClockError{Skew: ca.skew}
+	off, hint := cahttp.Off(ca.skew), cahttp.Hint(new(cahttp.ClockError))
 	switch {
 	case ca.skew.Abs() > cahttp.MaxSkew:
-		c.say(bad, "clock", "%s: nothing would be ordered; %s", clock.Off(), cahttp.Hint(clock))
-	case ca.skew.Abs() > fairSkew:
-		c.say(Warning, "clock", "%s; %s", clock.Off(), cahttp.Hint(clock))
+		c.say(bad, "clock", "%s: nothing would be ordered; %s", off, hint)
+	case ca.skew.Abs() > cahttp.FairSkew:
+		c.say(Warning, "clock", "%s; %s", off, hint)
 	default:
 		c.say(OK, "clock", "right, going by the CA's")
 	}

@@ -40,7 +40,6 @@ import (
 const (
 	timeout    = 10 * time.Second // for each step that uses the network: one CA, one domain's lookups, one probe
 	maxDomains = 16               // checked at once
-	fairSkew   = 30 * time.Second // a clock that is further off is not synchronised
 )
 
 // Level is how bad a [Finding] is.

@@ -19,26 +19,49 @@ import (
 // certificate may be not valid yet, or expired, by this machine's clock, and the next order would follow.
 const MaxSkew = 10 * time.Minute
 
-// A ClockError says that this machine's clock is too far from the CA's.
+// SkewLimit is [MaxSkew] for certificates with the given life, or a quarter of the life if that is less. It is MaxSkew if
+// life is 0, which means unknown. With more, a certificate would be due for renewal when it comes, or soon after.
+func SkewLimit(life time.Duration) time.Duration {
+	if life <= 0 {
+		return MaxSkew
+	}
+	return min(MaxSkew, life/4)
+}
+
+// FairSkew is how far a clock that is synchronised may be off.
+const FairSkew = 30 * time.Second
+
+// A ClockError says that nothing was ordered, since this machine's clock is too far from the CA's.
 type ClockError struct {
 	Skew time.Duration // the CA's clock minus ours
-	Lost bool          // a certificate was issued that is not valid yet by this machine's clock
 }
 
-func (e *ClockError) Error() string {
-	if e.Lost {
-		return "the certificate is not valid yet, and was thrown away: " + e.Off()
-	}
-	return "nothing was ordered: " + e.Off()
-}
+func (e *ClockError) Error() string { return "nothing was ordered: " + Off(e.Skew) }
 
-// Off says by how much the clock is off.
-func (e *ClockError) Off() string {
+// Off says by how much this machine's clock is off. skew is the CA's clock minus ours.
+func Off(skew time.Duration) string {
 	where := "behind"
-	if e.Skew < 0 {
+	if skew < 0 {
 		where = "ahead of"
 	}
-	return fmt.Sprintf("this machine's clock is %v %s the CA's", e.Skew.Abs().Round(10*time.Second), where)
+	unit := 10 * time.Second
+	if skew.Abs() < time.Minute {
+		unit = time.Second
+	}
+	return fmt.Sprintf("this machine's clock is %v %s the CA's", skew.Abs().Round(unit), where)
+}
+
+// A CertificateError says that the CA issued a certificate that is of no use now, or not for long.
+type CertificateError struct {
+	Flaw string        // what is wrong with it
+	Skew time.Duration // the CA's clock minus ours
+}
+
+func (e *CertificateError) Error() string {
+	if e.Skew.Abs() <= FairSkew {
+		return e.Flaw
+	}
+	return e.Flaw + "; " + Off(e.Skew)
 }
 
 // A StoreError says that a file could not be read or written.
@@ -155,17 +178,24 @@ func (p *Problem) Hint() string {
 	return ""
 }
 
+const clockHint = "set the clock, and keep it synchronised (NTP)"
+
 // Hint says what to check when this machine could not ask the CA. It returns "" for other errors.
 func Hint(err error) string {
 	var unknown x509.UnknownAuthorityError
 	var invalid x509.CertificateInvalidError
 	var dnsErr *net.DNSError
 	var opErr *net.OpError
+	var useless *CertificateError
 	switch {
+	case errors.As(err, &useless) && useless.Skew.Abs() > FairSkew:
+		return clockHint
+	case errors.As(err, &useless):
+		return "this machine's clock agrees with the CA's, so it is for the CA's operator to look at: the times that it puts into its certificates"
 	case errors.As(err, new(*StoreError)):
 		return "check the data folder's owner, mode and free space"
 	case errors.As(err, new(*ClockError)):
-		return "set the clock, and keep it synchronised (NTP)"
+		return clockHint
 	case errors.As(err, &unknown):
 		return "the CA's own TLS certificate is not trusted here: does it need a root of its own, or is a proxy in between?"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:

@@ -4,6 +4,7 @@ package certs
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/tls"
@@ -60,6 +61,38 @@ func ParseKey(data []byte) (*ecdsa.PrivateKey, error) {
 	return key, nil
 }
 
+// ParseChain returns the certificates in data, of which there is at least one. Blocks of other types are an error.
+func ParseChain(data []byte) ([]*x509.Certificate, error) {
+	var chain []*x509.Certificate
+	for {
+		var block *pem.Block
+		if block, data = pem.Decode(data); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("a block of type %q in a chain", block.Type)
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %d: %w", len(chain)+1, err)
+		}
+		chain = append(chain, c)
+	}
+	if len(chain) == 0 {
+		return nil, errors.New("no certificate")
+	}
+	return chain, nil
+}
+
+// NewPair returns chain with the key of its first certificate.
+func NewPair(chain []*x509.Certificate, key crypto.PrivateKey) *tls.Certificate {
+	cert := &tls.Certificate{PrivateKey: key, Leaf: chain[0]}
+	for _, c := range chain {
+		cert.Certificate = append(cert.Certificate, c.Raw)
+	}
+	return cert
+}
+
 // ParsePair returns what EncodePair encoded. It refuses a certificate that is not for name.
 func ParsePair(name string, data []byte) (*tls.Certificate, error) {
 	c, err := tls.X509KeyPair(data, data)
@@ -81,13 +114,22 @@ func Names(leaf *x509.Certificate) []string {
 // Invalidity says why leaf is not valid for name at the time now. It returns "" if leaf is valid. It does
 // not look at signatures.
 func Invalidity(leaf *x509.Certificate, name string, now time.Time) string {
+	if why := Outdated(leaf, now); why != "" {
+		return why
+	}
+	if leaf.VerifyHostname(name) != nil {
+		return "the certificate is for other names: " + strings.Join(Names(leaf), ", ")
+	}
+	return ""
+}
+
+// Outdated says why leaf is not valid at the time now by its dates. It returns "" if leaf is valid.
+func Outdated(leaf *x509.Certificate, now time.Time) string {
 	switch {
 	case now.Before(leaf.NotBefore):
 		return "the certificate is valid only from " + leaf.NotBefore.UTC().Format(time.RFC3339)
 	case now.After(leaf.NotAfter):
 		return "the certificate expired at " + leaf.NotAfter.UTC().Format(time.RFC3339)
-	case leaf.VerifyHostname(name) != nil:
-		return "the certificate is for other names: " + strings.Join(Names(leaf), ", ")
 	}
 	return ""
 }
