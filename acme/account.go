@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	xacme "golang.org/x/crypto/acme"
@@ -38,7 +39,8 @@ type issuer struct {
 	log       *slog.Logger
 
 	// Safe from any goroutine.
-	accounts chan struct{} // one element while an attempt registers; never closed
+	accounts  chan struct{} // one element while an attempt registers; never closed
+	contacted atomic.Bool   // the CA knows the e-mail address
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -114,6 +116,49 @@ func (is *issuer) restoreAccount() error {
 	defer is.mu.Unlock()
 	_, err := is.loadKeyLocked(ctx)
 	return err
+}
+
+// replaceKey returns the key for a new account, since the CA has deactivated the one of the key old. It stores old under
+// another name first. If another replica has replaced old, replaceKey returns that one's key.
+func (is *issuer) replaceKey(ctx context.Context, old *ecdsa.PrivateKey, reason error) (*ecdsa.PrivateKey, error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	is.mu.Lock()
+	defer is.mu.Unlock()
+	if !is.key.Equal(old) {
+		return is.key, nil
+	}
+	release, err := store.WaitLock(ctx, is.store, store.AccountKey)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	stored, err := store.Load(is.store, store.AccountKey, certs.ParseKey)
+	if err == nil && !stored.Equal(old) {
+		is.key = stored
+		return stored, nil
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	aside := store.AccountKey + ".deactivated-" + is.now().UTC().Format("20060102T150405.000")
+	for _, e := range []struct {
+		name string
+		key  *ecdsa.PrivateKey
+	}{{aside, old}, {store.AccountKey, key}, {store.AccountKeyBackup, key}} {
+		data, err := certs.EncodeKey(e.key)
+		if err == nil {
+			err = is.store.Write(e.name, data)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	is.key = key
+	is.log.Warn("account key set aside: the CA has deactivated its account, so a new account is made", "ca", is.directory,
+		"file", is.store.Path(aside), "err", reason)
+	return key, nil
 }
 
 // loadAccountKey returns the account key in st, or its backup, or what known returns, or a new key. To lose

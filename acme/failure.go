@@ -23,6 +23,7 @@ type failure struct {
 
 	validations int  // how many validations failed
 	free        bool // nothing happened that a CA counts
+	deactivated bool // the CA has deactivated the account
 }
 
 func (f *failure) Error() string { return f.reason }

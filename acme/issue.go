@@ -3,9 +3,12 @@ package acme
 import (
 	"cmp"
 	"context"
+	"crypto/ecdsa"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,6 +34,18 @@ func (is *issuer) obtain(ctx context.Context, a *attempt) (*tls.Certificate, err
 	if err != nil {
 		return nil, newFailure(nil, "store", &cahttp.StoreError{Err: err}, is.now())
 	}
+	cert, err := is.ask(ctx, a, key)
+	if f := (*failure)(nil); errors.As(err, &f) && f.deactivated {
+		if key, err = is.replaceKey(ctx, key, f); err != nil {
+			return nil, newFailure(nil, "store", &cahttp.StoreError{Err: err}, is.now())
+		}
+		return is.ask(ctx, a, key)
+	}
+	return cert, err
+}
+
+// ask is obtain for the account with the given key.
+func (is *issuer) ask(ctx context.Context, a *attempt, key *ecdsa.PrivateKey) (*tls.Certificate, error) {
 	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptTimeout)
 	defer cancel()
 	t := newTransport(within, is, a, key)
@@ -56,6 +71,7 @@ func (is *issuer) obtain(ctx context.Context, a *attempt) (*tls.Certificate, err
 	f := newFailure(a.problems, t.step, err, is.now())
 	f.validations = a.validations
 	f.free = (!a.ordered || a.ignored) && a.validations == 0
+	f.deactivated = t.step == "newAccount" && cahttp.Deactivated(err)
 	return nil, f
 }
 
@@ -76,6 +92,9 @@ func (t *transport) fetch() (*tls.Certificate, error) {
 	if t.skew.Abs() > cahttp.SkewLimit(t.plan.Life) {
 		return nil, t.end("clock", &cahttp.ClockError{Skew: t.skew})
 	}
+	if t.is.email != "" && !t.is.contacted.Load() {
+		t.updateContact(client)
+	}
 	m := &autocert.Manager{
 		Prompt:                 autocert.AcceptTOS,
 		Client:                 client,
@@ -86,6 +105,26 @@ func (t *transport) fetch() (*tls.Certificate, error) {
 	m.HTTPHandler(nil) // without this call, autocert does not try http-01; the transport hides it if it is not to be tried
 	// Without a cipher suite for ECDSA in TLS 1.2, autocert orders a certificate for an RSA key.
 	return m.GetCertificate(&tls.ClientHelloInfo{ServerName: t.name, CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256}})
+}
+
+// updateContact tells the CA the contact address, if there is an account without it. autocert does that only when it makes
+// the account. An error is no reason to go without a certificate.
+func (t *transport) updateContact(client *xacme.Client) {
+	contact := "mailto:" + t.is.email
+	account, err := client.GetReg(t.ctx, "")
+	if errors.Is(err, xacme.ErrNoAccount) || t.ctx.Err() != nil {
+		return
+	}
+	if err == nil && !slices.Contains(account.Contact, contact) {
+		if _, err = client.UpdateReg(t.ctx, &xacme.Account{Contact: []string{contact}}); err == nil {
+			t.is.log.Info("contact address sent to the CA", "ca", t.is.directory)
+		}
+	}
+	if err != nil {
+		t.is.log.Warn("contact address not sent to the CA: trying again with the next order", "ca", t.is.directory, "err", err)
+		return
+	}
+	t.is.contacted.Store(true)
 }
 
 // A cache is the [autocert.Cache] of one attempt. It has no certificate, so the Manager orders one, with a new key.

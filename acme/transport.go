@@ -61,7 +61,7 @@ var (
 // the plan, and adds what autocert does not offer:
 //
 //   - it looks the account up before autocert makes one;
-//   - it adds `profile` and `replaces` to newOrder, and orders without them if the CA refuses them;
+//   - it adds `profile` and `replaces` to newOrder, and orders without them if the CA refuses that;
 //   - it answers newOrder with the order that an earlier attempt left open;
 //   - it hides the challenge types that are not to be tried, and refuses newOrder when none is left;
 //   - it polls sooner than after a second, but not before the time that the CA names;
@@ -90,6 +90,8 @@ type transport struct {
 	replaces  string          // ARI id for newOrder; may be empty
 	refused   error           // why replaces was dropped; nil if it was not
 	unknown   bool            // the CA does not know the account yet
+	account   string          // URL of the account; empty until the CA has named it
+	unlisted  string          // why profile was dropped; empty if it was not
 	release   func()          // lets other attempts register; nil unless this one does
 	continues bool            // this attempt has asked for the order of an earlier one
 
@@ -185,6 +187,9 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return t.register(req)
 	case address == t.directory.OrderURL:
 		return t.order(req, payload)
+	case address == t.account:
+		res, _, err := t.ask(req, "account")
+		return res, err
 	case step == "" || step == "authorization" && (t.ready || len(payload) > 0):
 		// autocert deactivates authorizations that a failure leaves pending. But the next attempt continues the order.
 		return nil, errNotOurs
@@ -289,7 +294,10 @@ func (t *transport) register(req *http.Request) (*http.Response, error) {
 	case !t.unknown && kindOf(t.err) == "accountDoesNotExist":
 		t.unknown = true
 		return again(), nil
+	case cahttp.Deactivated(t.err):
+		return nil, t.end("newAccount", t.err)
 	case res.StatusCode < 300:
+		t.account = res.Header.Get("Location")
 		t.release()
 	}
 	return res, nil
@@ -310,7 +318,7 @@ func (t *transport) order(req *http.Request, payload []byte) (*http.Response, er
 		return nil, t.end("order", errNothingPending)
 	}
 	if _, ok := t.directory.Profiles[xacme.ProfileName(t.profile)]; t.profile != "" && !ok {
-		t.dropProfile("the directory does not list it")
+		t.profile, t.unlisted = "", "the directory does not list it"
 	}
 	fields := make(map[string]any)
 	if err := json.Unmarshal(payload, &fields); err != nil {
@@ -339,11 +347,7 @@ func (t *transport) order(req *http.Request, payload []byte) (*http.Response, er
 		return nil, err
 	case errors.As(t.err, &refused):
 		t.ignored = refused.StatusCode >= 500
-		if t.profile != "" && kindOf(refused) == "invalidProfile" {
-			t.dropProfile(refused.Detail)
-			return again(), nil
-		}
-		if refused.StatusCode < 500 && t.dropReplaces() {
+		if refused.StatusCode < 500 && (t.dropProfile(refused, true) || t.dropReplaces() || t.dropProfile(refused, false)) {
 			return again(), nil
 		}
 		return res, nil
@@ -351,6 +355,10 @@ func (t *transport) order(req *http.Request, payload []byte) (*http.Response, er
 		return res, nil // a bad nonce, or no order
 	}
 	t.ignored, t.plan.Ordered = false, t.is.now()
+	if t.unlisted != "" {
+		t.is.log.Warn("certificate profile not available: ordering the CA's default", "domain", t.name, "profile", t.is.profile,
+			"reason", t.unlisted, "offered", t.profiles())
+	}
 	if t.refused != nil {
 		t.is.log.Info("order placed without naming the certificate that it replaces", "domain", t.name, "err", t.refused)
 		t.plan.NoReplaces = t.attempt.replaces
@@ -404,17 +412,26 @@ func (t *transport) begin(o *object) {
 	}
 }
 
-// dropProfile makes the attempt order the CA's default profile. A certificate with another lifetime is better than
-// none.
-func (t *transport) dropProfile(why string) {
+// dropProfile makes the attempt order the CA's default profile if that may help, and reports whether it may. A CA may list a
+// profile that it does not permit to every account. A certificate with another lifetime is better than none.
+// named asks whether the refusal names the profile; otherwise the field `replaces` is tried first.
+func (t *transport) dropProfile(refused *xacme.Error, named bool) bool {
+	if t.profile == "" || refused.ProblemType == "" || refused.StatusCode == http.StatusTooManyRequests || kindOf(refused) == "rateLimited" ||
+		named && kindOf(refused) != "invalidProfile" && !strings.Contains(strings.ToLower(refused.Detail), "profile") {
+		return false
+	}
+	t.profile, t.unlisted = "", cahttp.OneLine(refused.Detail)
+	return true
+}
+
+// profiles returns the names of the profiles that the CA offers.
+func (t *transport) profiles() string {
 	var offered []string
 	for name := range t.directory.Profiles {
 		offered = append(offered, string(name))
 	}
 	slices.Sort(offered)
-	t.is.log.Warn("certificate profile not available: ordering the CA's default", "domain", t.name,
-		"profile", t.profile, "reason", why, "offered", strings.Join(offered, ", "))
-	t.profile = ""
+	return strings.Join(offered, ", ")
 }
 
 // dropReplaces makes the attempt order without `replaces` if that may help, and reports whether it may. The certificate

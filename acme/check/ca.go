@@ -38,6 +38,8 @@ type caCheck struct {
 
 	account    string // URL; empty if there is none, or if it is not known
 	accountErr error  // why it is not known
+
+	deactivated bool // the CA has deactivated the account of our key
 }
 
 // checkCAs checks the CA and the fallback at the same time, and reports one after the other.
@@ -102,7 +104,10 @@ func (c *checker) ask(ctx context.Context, ca *caCheck) {
 			}
 		}
 	}
-	if err != nil && !errors.Is(err, xacme.ErrNoAccount) {
+	switch {
+	case cahttp.Deactivated(err): // the server would make another
+		ca.deactivated = true
+	case err != nil && !errors.Is(err, xacme.ErrNoAccount):
 		ca.accountErr = err
 	}
 }
@@ -156,6 +161,9 @@ func (c *checker) tell(ca *caCheck) {
 	switch {
 	case ca.account != "":
 		c.say(OK, "account", "the CA knows our account, %s", ca.account)
+	case ca.deactivated:
+		c.say(bad, "account", "the CA has deactivated our account: with its next order the server sets the account key aside and makes a new account; "+
+			"if a CAA record or an external account binding names the old one, change that")
 	case ca.accountErr != nil:
 		c.say(Warning, "account", "there is an account key, but the CA did not say whether it knows the account: %s", cahttp.NewProblem("", ca.accountErr))
 	case ca.directory.ExternalAccountRequired && !ca.eab:

@@ -685,6 +685,8 @@ func TestBesideServer(t *testing.T) {
 		w.want(w.check(), "problem CAA: and ours is "+account)
 		w.ca.Intercept(pebbletest.NewAccountPath, pebbletest.Problem(500, "serverInternal", "trouble", ""))
 		w.want(w.check(), "warning account: trouble", "warning CAA: it is not known whether that is ours")
+		w.ca.Intercept(pebbletest.NewAccountPath, pebbletest.Problem(403, "unauthorized", "An account with the provided public key exists but is deactivated", ""))
+		w.want(w.check(), "problem account: the CA has deactivated our account", "problem CAA: the server would make another")
 		w.ca.Intercept(pebbletest.NewAccountPath, nil)
 	})
 

@@ -96,6 +96,13 @@ func KindOf(problemType string) string {
 	return strings.TrimPrefix(problemType, "urn:ietf:params:acme:error:")
 }
 
+// Deactivated reports whether err, the CA's answer to newAccount, says that the account was deactivated. ACME has no error
+// type for that. These are the words of Boulder and Pebble.
+func Deactivated(err error) bool {
+	var refused *xacme.Error
+	return errors.As(err, &refused) && KindOf(refused.ProblemType) == "unauthorized" && strings.Contains(refused.Detail, "deactivated")
+}
+
 // NewProblem returns err, which happened in step, as a Problem.
 func NewProblem(step string, err error) *Problem {
 	var order *xacme.OrderError
