@@ -94,7 +94,9 @@ func (p *Provider) attempt(ctx context.Context, s *site, a *authority, why reaso
 	}
 
 	start := p.now()
+	s.setAttempting(start)
 	cert, err := a.obtain(ctx, t)
+	s.setAttempting(time.Time{})
 	a.skew = t.skew
 	var f *failure
 	switch {
@@ -116,6 +118,13 @@ func (p *Provider) attempt(ctx context.Context, s *site, a *authority, why reaso
 		p.savePlan(s, a)
 	}
 	return err
+}
+
+// setAttempting makes Status and Ready show an attempt since the given time; none if that is zero.
+func (s *site) setAttempting(since time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.attempting = since
 }
 
 // stillNeeded reports whether an attempt is still to be made, now that this replica holds the lock and has

@@ -65,7 +65,7 @@ func isIP(name string) bool {
 // value works.
 type Config struct {
 	// Domains are the names to serve, each once. A client that names no server gets the certificate of the
-	// first domain, unless the address that it connected to is one of the domains.
+	// first domain that has one, unless the address that it connected to is one of the domains.
 	Domains []Domain
 
 	// Dir is the data folder. New makes it, with mode 0700, if it is missing. To lose it costs a new account,

@@ -106,8 +106,8 @@ func TestFiles(t *testing.T) {
 	if e := log.one("does not cover"); e.attrs["domain"] != "second.example.com" {
 		t.Errorf("logged %v, want the domain that is not covered", e)
 	}
-	if err := p.Ready(); err == nil || !strings.Contains(err.Error(), "second.example.com: the certificate is for other names: "+domain) {
-		t.Errorf("Ready = %v, want it to name the domain that is not covered", err)
+	if err := p.Complete(); err == nil || !strings.Contains(err.Error(), "second.example.com: the certificate is for other names: "+domain) {
+		t.Errorf("Complete = %v, want it to name the domain that is not covered", err)
 	}
 	if !p.PubliclyTrusted(domain) || p.PubliclyTrusted("second.example.com") {
 		t.Errorf("PubliclyTrusted is not exactly for the covered domain")
@@ -130,8 +130,8 @@ func TestFiles(t *testing.T) {
 	if e := log.one("certificate files adopted"); e.attrs["not_after"] != fmt.Sprint(good.Leaf.NotAfter) {
 		t.Errorf("logged %v, want not_after %v", e, good.Leaf.NotAfter)
 	}
-	if err := p.Ready(); err != nil {
-		t.Errorf("Ready = %v, want nil", err)
+	if err := p.Complete(); err != nil {
+		t.Errorf("Complete = %v, want nil", err)
 	}
 
 	// One symlink after the other, with a pause in which they do not match.
@@ -192,7 +192,7 @@ func TestFilesWorse(t *testing.T) {
 			next := acmetest.Sign(t, &x509.Certificate{DNSNames: []string{domain}, NotBefore: time.Now().Add(pair.from), NotAfter: time.Now().Add(pair.to)}, nil)
 			l.renew(next)
 			looks()
-			if !serving(p, domain, old) || p.Ready() != nil {
+			if !serving(p, domain, old) || p.Complete() != nil {
 				t.Errorf("%s: the new pair is served", what)
 			}
 			if last := p.Status()[0].LastError; last == nil || !strings.Contains(last.Reason, "the certificate ") {
@@ -201,8 +201,8 @@ func TestFilesWorse(t *testing.T) {
 			if pair.from > 0 {
 				time.Sleep(pair.from)
 				looks()
-				if !serving(p, domain, next) || !serving(p, "second.example.com", old) || p.Ready() != nil {
-					t.Errorf("%s: an hour later Ready = %v, want it served where it covers the name", what, p.Ready())
+				if !serving(p, domain, next) || !serving(p, "second.example.com", old) || p.Complete() != nil {
+					t.Errorf("%s: an hour later Complete = %v, want it served where it covers the name", what, p.Complete())
 				}
 				l.renew(old)
 				looks()

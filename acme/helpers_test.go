@@ -177,10 +177,10 @@ func (s *server) waitReady(t testing.TB) {
 	t.Helper()
 	defer func() {
 		if t.Failed() {
-			t.Logf("Ready = %v", s.Ready())
+			t.Logf("Complete = %v", s.Complete())
 		}
 	}()
-	acmetest.WaitFor(t, "readiness", func() bool { return s.Ready() == nil })
+	acmetest.WaitFor(t, "readiness", func() bool { return s.Complete() == nil })
 }
 
 // waitFailure waits until an attempt has failed and its failure is published, which is the last step.

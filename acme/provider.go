@@ -73,10 +73,11 @@ type site struct {
 
 	mu sync.Mutex
 	// Guarded by mu. publish and the owners of other sources write it for Status and Ready.
-	next      time.Time         // when the next attempt is due; zero if none is planned
-	lastError *LastError        // nil after success
-	known     []AuthorityStatus // of authorities
-	window    *RenewalWindow    // nil if the CA has not given one
+	next       time.Time         // when the next attempt is due; zero if none is planned
+	attempting time.Time         // since when an attempt has been in progress; zero if none is
+	lastError  *LastError        // nil after success
+	known      []AuthorityStatus // of authorities
+	window     *RenewalWindow    // nil if the CA has not given one
 }
 
 // New reads stored certificates and returns a Provider that can serve them. It makes the folders, the

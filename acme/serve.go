@@ -79,6 +79,11 @@ func (p *Provider) siteFor(hello *tls.ClientHelloInfo) *site {
 			}
 		}
 	}
+	for _, s := range p.sites {
+		if s.current.Load() != nil {
+			return s
+		}
+	}
 	return p.sites[0]
 }
 

@@ -30,6 +30,7 @@ type Status struct {
 	Problem     string            `json:"problem,omitempty"`     // why visitors cannot be served; empty if they can
 	NextAction  string            `json:"next_action,omitempty"` // "obtain", "renew" or "retry"
 	NextAttempt time.Time         `json:"next_attempt,omitzero"` // when that is planned
+	Attempting  time.Time         `json:"attempting,omitzero"`   // since when an attempt has been in progress
 	Renewal     *RenewalWindow    `json:"renewal,omitempty"`     // when the CA wants it to be renewed (RFC 9773)
 	LastError   *LastError        `json:"last_error,omitempty"`  // why there is no newer certificate; nil after success
 	CAs         []AuthorityStatus `json:"cas,omitempty"`         // for source "acme": the CA and the fallback
@@ -82,7 +83,7 @@ func (p *Provider) Status() []Status {
 			st.Issuer = c.Leaf.Issuer.String()
 		}
 		s.mu.Lock()
-		st.NextAttempt, st.LastError, st.CAs, st.Renewal = s.next, s.lastError, s.known, s.window
+		st.NextAttempt, st.Attempting, st.LastError, st.CAs, st.Renewal = s.next, s.attempting, s.lastError, s.known, s.window
 		s.mu.Unlock()
 		switch {
 		case st.NextAttempt.IsZero():
@@ -98,15 +99,27 @@ func (p *Provider) Status() []Status {
 	return all
 }
 
-// Ready returns nil when every domain has a certificate that is valid for it now. Otherwise the error names
-// the first domain without one, why its last attempt failed, and when the next attempt is.
+// Ready returns nil when at least one domain has a certificate that is valid for it now: then the server is of use, and
+// must not be taken away because of the other domains. Otherwise the error is that of [Provider.Complete].
 func (p *Provider) Ready() error {
 	for _, s := range p.sites {
-		if err := p.siteReady(s); err != nil {
-			return fmt.Errorf("acme: %s: %w", s.name, err)
+		if p.siteReady(s) == nil {
+			return nil
 		}
 	}
-	return nil
+	return p.Complete()
+}
+
+// Complete returns nil when every domain has a certificate that is valid for it now. Otherwise the error has a line for
+// each domain without one: why its last attempt failed, and when the next attempt is.
+func (p *Provider) Complete() error {
+	var errs []error
+	for _, s := range p.sites {
+		if err := p.siteReady(s); err != nil {
+			errs = append(errs, fmt.Errorf("acme: %s: %w", s.name, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (p *Provider) siteReady(s *site) error {
@@ -115,7 +128,7 @@ func (p *Provider) siteReady(s *site) error {
 		return nil
 	}
 	s.mu.Lock()
-	next, last := s.next, s.lastError
+	next, attempting, last := s.next, s.attempting, s.lastError
 	s.mu.Unlock()
 	if last != nil {
 		why += ": " + last.Reason
@@ -123,8 +136,11 @@ func (p *Provider) siteReady(s *site) error {
 			why += " (" + last.Hint + ")"
 		}
 	}
-	if !next.IsZero() {
-		why += "; next attempt at " + next.UTC().Format(time.RFC3339)
+	switch {
+	case !attempting.IsZero():
+		why += "; an attempt has been in progress since " + rfc3339(attempting)
+	case !next.IsZero():
+		why += "; next attempt at " + rfc3339(next)
 	}
 	return errors.New(why)
 }

@@ -35,6 +35,10 @@ const (
 	firstPoll = 20 * time.Millisecond
 	lastPoll  = time.Second
 
+	// maxPoll bounds the wait between polls that a CA may name. A CA that names a day would keep an attempt silent until its
+	// end, and the key of a certificate is lost then.
+	maxPoll = time.Minute
+
 	// patience bounds how long an attempt asks again after finalize, when an answer was lost, or a replica of the CA
 	// does not know yet what another one has done.
 	patience = time.Minute
@@ -110,6 +114,7 @@ type transport struct {
 
 	polled string    // the URL that was polled last before finalize
 	polls  int       // how often in a row, or since finalize
+	capped bool      // the CA named a wait above maxPoll, and that was logged
 	since  time.Time // when the CA's first wrong answer after finalize came; zero if the last one was right
 
 	protected string // header of the request in progress, in base64url
@@ -358,6 +363,7 @@ func (t *transport) order(req *http.Request, payload []byte) (*http.Response, er
 	if t.unlisted != "" {
 		t.is.log.Warn("certificate profile not available: ordering the CA's default", "domain", t.name, "profile", t.is.profile,
 			"reason", t.unlisted, "offered", t.profiles())
+		t.unlisted = "" // said once
 	}
 	if t.refused != nil {
 		t.is.log.Info("order placed without naming the certificate that it replaces", "domain", t.name, "err", t.refused)
@@ -711,7 +717,14 @@ func (t *transport) patient(d time.Duration) bool {
 func (t *transport) wait(req *http.Request, res *http.Response) {
 	wait := t.nextWait(req)
 	if at, ok := cahttp.RetryAfter(res.Header, t.is.now()); ok {
-		wait = max(at.Sub(t.is.now()), firstPoll)
+		if wait = max(at.Sub(t.is.now()), firstPoll); wait > maxPoll {
+			if !t.capped {
+				t.capped = true
+				t.is.log.Warn("the CA asks for a long wait between polls: polling each minute", "domain", t.name, "ca", t.is.directory,
+					"step", t.step, "retry_after", at)
+			}
+			wait = maxPoll
+		}
 	}
 	// A CA may name a time that the attempt does not last to. It gets one more question before the key is lost.
 	if deadline, ok := t.ctx.Deadline(); ok {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -18,6 +19,7 @@ import (
 
 	"plusminus/acme/internal/cahttp"
 	"plusminus/acme/internal/challenge"
+	"plusminus/acme/pebbletest"
 )
 
 // A script has the answers for each URL, in order.
@@ -89,7 +91,7 @@ func TestTransportPolls(t *testing.T) {
 			t.Fatal(err)
 		}
 		answers := make(script)
-		is := &issuer{base: &cahttp.Bounded{Base: answers, Timeout: cahttp.RequestTimeout}, now: time.Now}
+		is := &issuer{base: &cahttp.Bounded{Base: answers, Timeout: cahttp.RequestTimeout}, now: time.Now, log: newLogger(&recorder{t: t})}
 		ctx, cancel := context.WithTimeout(t.Context(), attemptTimeout)
 		defer cancel()
 		tr := newTransport(ctx, is, &attempt{plan: &plan{Order: &pendingOrder{URL: "https://ca/order", Final: true}}}, key)
@@ -111,7 +113,11 @@ func TestTransportPolls(t *testing.T) {
 			{"order", 200, processing, "", time.Second},
 			{"order", 200, processing, "", time.Second},
 			{"order", 200, processing, "0", firstPoll},
-			{"order", 200, processing, "86400", attemptTimeout - lastChance - 13120*time.Millisecond}, // those before took 13.12 s,
+			{"order", 200, processing, "86400", maxPoll},
+			{"order", 200, processing, "61", maxPoll},
+			{"order", 200, processing, "60", maxPoll},
+			{"order", 200, processing, "60", maxPoll},
+			{"order", 200, processing, "86400", attemptTimeout - lastChance - 4*maxPoll - 13120*time.Millisecond}, // those before took 13.12 s
 			{"order", 200, valid, "5", 0},
 			{"order", 503, `{"status":503,"type":"urn:ietf:params:acme:error:serverInternal"}`, "5", 0},
 		} {
@@ -194,4 +200,66 @@ func TestTransportBusyAtFinalize(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A CA that names a day as the wait between polls is asked each minute. Meanwhile Ready and Status show the attempt.
+func TestPollWait(t *testing.T) {
+	t.Parallel()
+	for _, path := range []string{pebbletest.OrderPath, pebbletest.AuthorizationPath} {
+		ca, cfg := startCA(t, pebbletest.Config{AlwaysValid: true}, domain)
+		log := &recorder{t: t}
+		cfg.Logger = newLogger(log)
+		dir := t.TempDir()
+		synctest.Test(t, func(t *testing.T) {
+			cfg := cfg
+			cfg.Dir = dir
+			p, err := New(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.issuers[0].base.Base = ca
+			p.TLSConfig()
+			if path == pebbletest.OrderPath { // two polls of the order after finalize
+				ca.Inject(pebbletest.FinalizePath, 1, func(w http.ResponseWriter, r *http.Request) {
+					ca.Inject(path, 2, slowly)
+					pebbletest.Forward(w, r)
+				})
+			} else { // the first one is autocert's look for challenges
+				ca.Inject(path, 1, pebbletest.Forward)
+				ca.Inject(path, 2, slowly)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan struct{})
+			go func() { defer close(done); p.Run(ctx) }()
+			start := time.Now()
+			sleep(90 * time.Second)
+			if got := p.Status()[0].Attempting; got.Before(start) || got.Sub(start) > time.Second {
+				t.Errorf("%s: attempting since %v, want %v", path, got, start)
+			}
+			if err := p.Ready(); err == nil || !strings.Contains(err.Error(), "an attempt has been in progress since "+rfc3339(start)) {
+				t.Errorf("%s: Ready = %v, want the attempt", path, err)
+			}
+			sleep(time.Minute)
+			if err := p.Ready(); err != nil || !p.Status()[0].Attempting.IsZero() {
+				t.Errorf("%s: Ready after two polls = %v, attempting since %v", path, err, p.Status()[0].Attempting)
+			}
+			if e := log.one("long wait between polls"); e.attrs["retry_after"] == "" {
+				t.Errorf("logged %v, want the CA's time", e)
+			}
+			cancel()
+			<-done
+		})
+	}
+}
+
+// slowly shows a resource that is in progress and wants the client back in a day.
+func slowly(w http.ResponseWriter, r *http.Request) {
+	rec := httptest.NewRecorder()
+	status := "processing"
+	if strings.HasPrefix(r.URL.Path, pebbletest.AuthorizationPath) {
+		status = "pending"
+	}
+	showing(status)(rec, r)
+	rec.Header().Set("Retry-After", "86400")
+	send(w, rec, rec.Body.Bytes())
 }

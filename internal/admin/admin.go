@@ -22,8 +22,11 @@ import (
 
 // Certificates are the certificates of the server. [acme.Provider] implements it.
 type Certificates interface {
-	// Ready returns nil when every domain has a valid certificate, or else why not.
+	// Ready returns nil when at least one domain has a valid certificate, or else why not.
 	Ready() error
+
+	// Complete returns nil when every domain has a valid certificate, or else why not.
+	Complete() error
 
 	// Status returns the state of each domain's certificate.
 	Status() []acme.Status
@@ -83,10 +86,14 @@ func (a *Admin) readyz(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
 		return
 	}
+	if err := a.cfg.Certificates.Complete(); err != nil {
+		fmt.Fprintln(w, "ready, but not for all domains: "+err.Error())
+		return
+	}
 	fmt.Fprintln(w, "ready")
 }
 
-// Ready returns nil if clients can be served, or else every reason why not.
+// Ready returns nil if clients can be served for at least one domain, or else every reason why not.
 func (a *Admin) Ready() error {
 	if a.stopping.Load() {
 		return errors.New("stopping")

@@ -97,6 +97,36 @@ func (s *plusminus) serial(domain string) string {
 	return fmt.Sprintf("%x", resp.TLS.PeerCertificates[0].SerialNumber.Bytes())
 }
 
+// TestOneNameFails runs a server with two domains, one of which the CA refuses. The server is ready, and healthy to Docker,
+// and says which domain it cannot serve.
+func TestOneNameFails(t *testing.T) {
+	t.Parallel()
+	f := newForwarder(t)
+	ca := pebbletest.Start(t, pebbletest.Config{TLSPort: f.port, BlockedDomains: []string{"blocked.example"}})
+	root := filepath.Join(t.TempDir(), "root.pem")
+	if err := os.WriteFile(root, ca.DirectoryRootPEM, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, "-domain", "blocked.example,counter.example", "-acme-directory", ca.DirectoryURL, "-acme-ca-root", root)
+	f.to(s.addrs.HTTPS[0])
+	s.waitReady()
+	waitUntil(t, "refusal", func() bool {
+		_, body := s.get("http://"+s.addrs.Admin+"/readyz", "")
+		return strings.HasPrefix(body, "ready, but not for all domains: acme: blocked.example: no certificate yet: newOrder: rejectedIdentifier: ") &&
+			strings.Contains(body, "; next attempt at ")
+	})
+	if out, err := command(t, "healthcheck", "-admin", s.addrs.Admin).CombinedOutput(); err != nil {
+		t.Errorf("healthcheck = %q, %v, want exit status 0", out, err)
+	}
+	wantHealth(t, s.addrs.HTTPS[0], true, 200)
+	_, metrics := s.get("http://"+s.addrs.Admin+"/metrics", "")
+	for _, line := range []string{"plusminus_ready 1", `plusminus_certificate_valid{domain="blocked.example",source="acme"} 0`, `plusminus_certificate_valid{domain="counter.example",source="acme"} 1`} {
+		if !strings.Contains(metrics, line+"\n") {
+			t.Errorf("metrics have no %s", line)
+		}
+	}
+}
+
 // TestRenewCommand renews with plusminus renew and with POST /renew, until the limit of certificates is reached.
 func TestRenewCommand(t *testing.T) {
 	t.Parallel()

@@ -52,6 +52,7 @@ func (p fromProvider) plainHandler(_, redirect http.Handler) http.Handler {
 type noCertificates struct{}
 
 func (noCertificates) Ready() error                                   { return nil }
+func (noCertificates) Complete() error                                { return nil }
 func (noCertificates) Status() []acme.Status                          { return []acme.Status{} }
 func (noCertificates) Renew(context.Context, string) error            { return acme.ErrUnknownDomain }
 func (noCertificates) Run(context.Context) error                      { return nil }
