@@ -142,8 +142,8 @@ func (c *checker) tell(ca *caCheck) {
 		if urlErr := (*url.Error)(nil); errors.As(err, &urlErr) {
 			err = urlErr.Err // the finding names the URL already
 		}
-		p := cahttp.NewProblem("", err)
-		c.say(bad, subject, "%s does not give its directory: %s; %s", ca.url, p,
+		p := cahttp.NewProblem("directory", err)
+		c.say(bad, subject, "%s does not give its directory: %s; %s", ca.url, p.Detail,
 			cmp.Or(p.Hint(), cahttp.Hint(err), "is this the URL of an ACME directory, and may this machine reach it?"))
 		return
 	}

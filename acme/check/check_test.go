@@ -354,8 +354,8 @@ func TestRun(t *testing.T) {
 		}, []string{"problem CA: is this machine's clock right?"}},
 		{"not a directory", func(w *world) {
 			w.ca.Intercept(pebbletest.DirectoryPath, func(rw http.ResponseWriter, _ *http.Request) { io.WriteString(rw, "<html>") })
-		}, []string{"problem CA: is this the URL of an ACME directory"}},
-		{"directory is elsewhere", func(w *world) { w.cfg.DirectoryURL += "x" }, []string{"problem CA: HTTP 404 Not Found; is this the URL"}},
+		}, []string{"problem CA: is not an ACME directory: is -acme-directory right"}},
+		{"directory is elsewhere", func(w *world) { w.cfg.DirectoryURL += "x" }, []string{"problem CA: HTTP 404 Not Found; there is no ACME directory at this URL"}},
 		{"fallback is away", func(w *world) {
 			w.cfg.FallbackURL = "https://fallback.example.org/"
 			w.routes["fallback.example.org:443"] = routeRefused

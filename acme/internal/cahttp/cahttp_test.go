@@ -3,6 +3,7 @@ package cahttp
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -77,9 +78,37 @@ func TestHints(t *testing.T) {
 		{"newOrder", "rejectedIdentifier", "forbidden by policy", "does not certify this name"},
 		{"newOrder", "invalidProfile", "unknown", "lists the profiles"},
 		{"newAccount", "externalAccountRequired", "no", "external account binding"},
-		{"newOrder", "userActionRequired", "terms", "agreed to again"},
+		{"newOrder", "userActionRequired", "terms", "agree to new terms of service"},
 		{"finalize", "serverInternal", "oops", "nothing to do here"},
 		{"finalize", "badCSR", "CSR is bad", ""},
+
+		// The words of Let's Encrypt's CA.
+		{"tls-alpn-01", "dns", "DNS problem: SERVFAIL looking up CAA for example.com - the domain's nameservers may be malfunctioning", "must answer it, be it with none"},
+		{"finalize", "caa", "Error finalizing order :: While processing CAA for example.com: DNS problem: query timed out looking up CAA for com", "must answer it, be it with none"},
+		{"finalize", "caa", "Error finalizing order :: CAA record for example.com prevents issuance", "CAA record in the DNS forbids"},
+		{"http-01", "dns", "DNS problem: looking up A for example.com: DNSSEC: DNSKEY Missing: validation failure <example.com. A IN>", "DNSSEC of the domain is broken"},
+		{"http-01", "dns", "DNS problem: SERVFAIL looking up A for example.com - the domain's nameservers may be malfunctioning; no valid AAAA records found for example.com", "name servers do not answer"},
+		{"http-01", "dns", "DNS problem: query timed out looking up AAAA for example.com", "name servers do not answer"},
+		{"http-01", "dns", "DNS problem: NXDOMAIN looking up A for example.com - check that a DNS record exists for this domain", "A and AAAA records"},
+		{"http-01", "connection", "During secondary validation: 203.0.113.5: Fetching http://example.com/.well-known/acme-challenge/x: Timeout during connect (likely firewall problem)", "other vantage points"},
+		{"http-01", "dns", "During secondary validation: DNS problem: NXDOMAIN looking up A for example.com", "name servers have old records"},
+		{"http-01", "connection", "203.0.113.5: Fetching https://example.com/.well-known/acme-challenge/x: Connection refused", "redirects to https"},
+		{"http-01", "unauthorized", "203.0.113.5: Invalid response from https://example.com/.well-known/acme-challenge/x: 404", "redirects to https"},
+		{"http-01", "connection", "Get \"https://example.com/.well-known/acme-challenge/x\": dial tcp 203.0.113.5:443: connect: connection refused", "redirects to https"},
+		{"http-01", "connection", "Fetching https://example.com/.well-known/acme-challenge/x: Redirect loop detected", "redirects in a circle"},
+		{"http-01", "connection", "Fetching http://example.com/.well-known/acme-challenge/x: Too many redirects", "redirects in a circle"},
+		{"http-01", "connection", "203.0.113.5: Fetching http://example.com/.well-known/acme-challenge/x: Timeout after connect (your server may be slow or overloaded)", "does not answer"},
+		{"http-01", "connection", "203.0.113.5: Fetching http://example.com/.well-known/acme-challenge/x: Error getting validation data", "port 80 cannot be reached"},
+		{"tls-alpn-01", "connection", "203.0.113.5: Server only speaks HTTP, not TLS", "speaks http"},
+		{"tls-alpn-01", "connection", "203.0.113.5: Timeout during connect (likely firewall problem)", "port 443 cannot be reached"},
+		{"tls-alpn-01", "tls", "203.0.113.5: remote error: tls: no application protocol", "another server ends TLS"},
+		{"newAccount", "externalAccountRequired", "The request must include a value for the \"externalAccountBinding\" field", "-acme-eab-kid and -acme-eab-key-file"},
+		{"newAccount", "malformed", "External account binding required", "-acme-eab-kid and -acme-eab-key-file"},
+		{"newAccount", "malformed", "must have at least one contact", "-acme-email"},
+		{"newAccount", "invalidContact", "\"x\" is not a valid e-mail address", "-acme-email"},
+		{"directory", "", "HTTP 404 Not Found", "has the CA moved or closed"},
+		{"directory", "", "HTTP 410 Gone", "has the CA moved or closed"},
+		{"directory", "", "HTTP 502 Bad Gateway", "nothing to do here"},
 	} {
 		p := &Problem{Step: test.step, Kind: test.kind, Detail: test.detail}
 		if got := p.Hint(); !strings.Contains(got, test.want) || (got == "") != (test.want == "") {
@@ -96,6 +125,30 @@ func TestHints(t *testing.T) {
 		if got := Hint(err); !strings.Contains(got, want) {
 			t.Errorf("Hint(%v) = %q, want it to contain %q", err, got, want)
 		}
+	}
+}
+
+// The directory is a page, and the CA wants a person to visit one.
+func TestProblemOf(t *testing.T) {
+	t.Parallel()
+	var v any
+	page := NewProblem("directory", json.Unmarshal([]byte("<html>closed</html>"), &v))
+	if page.String() != "directory: the answer is not JSON" || !strings.Contains(page.Hint(), "a login page answer") {
+		t.Errorf("a page is %q, hint %q", page, page.Hint())
+	}
+	const terms, instance = "https://ca.example/terms/2", "https://ca.example/agree?token=x"
+	header := http.Header{"Link": {`<https://ca.example/dir>;rel="index"`, `<https://ca.example/other>; rel="up", <` + terms + `>; rel="terms-of-service"`}}
+	for body, want := range map[string]string{
+		`{"type":"urn:ietf:params:acme:error:userActionRequired","detail":"Terms of service have changed","instance":"` + instance + `"}`: instance,
+		`{"type":"urn:ietf:params:acme:error:userActionRequired","detail":"Terms of service have changed"}`:                               terms,
+	} {
+		p := NewProblem("newOrder", ParseProblem(403, header, []byte(body)))
+		if hint := p.Hint(); p.Visit != want || !strings.HasSuffix(hint, "new terms of service: "+want) {
+			t.Errorf("%s: to visit %q, hint %q, want %q", body, p.Visit, hint, want)
+		}
+	}
+	if p := NewProblem("newOrder", ParseProblem(403, header, []byte(`{"type":"urn:ietf:params:acme:error:unauthorized"}`))); p.Visit != "" {
+		t.Errorf("to visit %q without need", p.Visit)
 	}
 }
 

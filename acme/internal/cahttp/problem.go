@@ -1,18 +1,15 @@
 package cahttp
 
 import (
-	"crypto/x509"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"strings"
 	"time"
 
 	xacme "golang.org/x/crypto/acme"
-
-	"plusminus/acme/internal/challenge"
 )
 
 // MaxSkew is how far this machine's clock may be from the CA's for an order to make sense. Beyond it, a new
@@ -78,6 +75,7 @@ type Problem struct {
 	Kind   string   // the error type (RFC 8555 section 6.7) without its prefix; empty if it is not the CA's
 	Detail string   // in the CA's words
 	Parts  []string // the CA's words about single identifiers (RFC 8555 section 6.7.1)
+	Visit  string   // a page that the CA wants a person to visit; may be empty
 }
 
 // String returns the problem in one line.
@@ -111,12 +109,22 @@ func NewProblem(step string, err error) *Problem {
 	}
 	var e *xacme.Error
 	if !errors.As(err, &e) {
-		return &Problem{Step: step, Detail: OneLine(err.Error())}
+		detail := OneLine(err.Error())
+		if errors.As(err, new(*json.SyntaxError)) {
+			detail = notJSON
+		}
+		return &Problem{Step: step, Detail: detail}
 	}
 	if e.ProblemType == "" { // not a problem document: a page of a proxy
 		return &Problem{Step: step, Detail: fmt.Sprintf("HTTP %d %s", e.StatusCode, http.StatusText(e.StatusCode))}
 	}
 	p := &Problem{Step: step, Kind: KindOf(e.ProblemType), Detail: OneLine(e.Detail)}
+	if p.Kind == "userActionRequired" {
+		// "an "instance" field indicating a URL that the client should direct a human user to visit". "The response MUST
+		// include a Link header field with link relation "terms-of-service" and the latest terms-of-service URL."
+		// https://www.rfc-editor.org/rfc/rfc8555#section-7.3.3
+		p.Visit = OneLine(cmp.Or(e.Instance, termsOf(e.Header)))
+	}
 	for _, sub := range e.Subproblems {
 		name := ""
 		if sub.Identifier != nil {
@@ -125,6 +133,19 @@ func NewProblem(step string, err error) *Problem {
 		p.Parts = append(p.Parts, name+OneLine(sub.Detail))
 	}
 	return p
+}
+
+// termsOf returns the URL of the terms of service in a Link header, or "".
+func termsOf(h http.Header) string {
+	for _, line := range h.Values("Link") {
+		for link := range strings.SplitSeq(line, ",") {
+			target, params, _ := strings.Cut(link, ">")
+			if strings.Contains(strings.ReplaceAll(params, `"`, ""), "rel=terms-of-service") {
+				return strings.TrimPrefix(strings.TrimSpace(target), "<")
+			}
+		}
+	}
+	return ""
 }
 
 // OneLine returns text from a peer as one line of valid UTF-8, so that it cannot forge a log line.
@@ -136,81 +157,13 @@ func OneLine(s string) string {
 // that of the document.
 func ParseProblem(status int, header http.Header, body []byte) *xacme.Error {
 	var doc struct {
-		Type, Detail string
-		Status       any
-		Subproblems  []xacme.Subproblem
+		Type, Detail, Instance string
+		Status                 any
+		Subproblems            []xacme.Subproblem
 	}
 	json.Unmarshal(body, &doc) // what is not JSON has no fields
 	if n, ok := doc.Status.(float64); ok && status == 0 {
 		status = int(n)
 	}
-	return &xacme.Error{StatusCode: status, ProblemType: doc.Type, Detail: doc.Detail, Header: header, Subproblems: doc.Subproblems}
-}
-
-// Hint says what to check, or returns "" if the problem's own words are all there is to say.
-func (p *Problem) Hint() string {
-	unreachable := p.Kind == "connection" || strings.Contains(p.Detail, "Failed to connect")
-	switch {
-	case p.Kind == "rateLimited" && strings.Contains(p.Detail, "temporarily prevented"):
-		return "the CA has paused this account for this name: follow the link in its message"
-	case p.Kind == "rateLimited":
-		return "a limit of the CA: only waiting helps; use its staging directory for experiments"
-	case p.Kind == "dns":
-		return "the CA finds no address for the name: check its A and AAAA records"
-	case p.Kind == "caa":
-		return "a CAA record in the DNS forbids this CA to certify the name"
-	case p.Kind == "rejectedIdentifier":
-		return "the CA does not certify this name"
-	case p.Kind == "invalidProfile":
-		return "the CA's directory lists the profiles that it has"
-	case p.Kind == "externalAccountRequired":
-		return "this CA wants an external account binding: a key id and key from its website"
-	case p.Kind == "userActionRequired":
-		return "the CA wants its terms of service agreed to again"
-	case p.Step == challenge.HTTP01 && strings.Contains(p.Detail, "refused"):
-		return "connection refused on port 80: is it published? is an AAAA record stale?"
-	case p.Step == challenge.HTTP01 && unreachable:
-		return "port 80 cannot be reached from outside: check firewall, port forwarding, and the AAAA record if there is one"
-	case p.Step == challenge.HTTP01 && p.Kind == "unauthorized":
-		return "another server answers on port 80 for this name: check where its A and AAAA records point"
-	case p.Step == challenge.TLSALPN01 && strings.Contains(p.Detail, "refused"):
-		return "connection refused on port 443: is it published? is an AAAA record stale?"
-	case p.Step == challenge.TLSALPN01 && unreachable:
-		return "port 443 cannot be reached from outside, or another server answers there"
-	case p.Step == challenge.TLSALPN01 && p.Kind == "unauthorized":
-		return "another server ends TLS on port 443 for this name: a proxy, or an old address in the DNS"
-	case p.Kind == "serverInternal" || strings.HasPrefix(p.Detail, "HTTP 5"):
-		return "the CA is in trouble: nothing to do here"
-	}
-	return ""
-}
-
-const clockHint = "set the clock, and keep it synchronised (NTP)"
-
-// Hint says what to check when this machine could not ask the CA. It returns "" for other errors.
-func Hint(err error) string {
-	var unknown x509.UnknownAuthorityError
-	var invalid x509.CertificateInvalidError
-	var dnsErr *net.DNSError
-	var opErr *net.OpError
-	var useless *CertificateError
-	switch {
-	case errors.As(err, &useless) && useless.Skew.Abs() > FairSkew:
-		return clockHint
-	case errors.As(err, &useless):
-		return "this machine's clock agrees with the CA's, so it is for the CA's operator to look at: the times that it puts into its certificates"
-	case errors.As(err, new(*StoreError)):
-		return "check the data folder's owner, mode and free space"
-	case errors.As(err, new(*ClockError)):
-		return clockHint
-	case errors.As(err, &unknown):
-		return "the CA's own TLS certificate is not trusted here: does it need a root of its own, or is a proxy in between?"
-	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return "the CA's own TLS certificate is not valid today: is this machine's clock right?"
-	case errors.As(err, &dnsErr):
-		return "this machine cannot resolve the CA's name: check its DNS"
-	case errors.As(err, &opErr) && opErr.Op == "dial":
-		return "this machine cannot reach the CA: check outgoing connections"
-	}
-	return ""
+	return &xacme.Error{StatusCode: status, ProblemType: doc.Type, Detail: doc.Detail, Instance: doc.Instance, Header: header, Subproblems: doc.Subproblems}
 }
