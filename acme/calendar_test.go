@@ -33,13 +33,7 @@ func TestCalendar(t *testing.T) {
 			log := &recorder{t: t}
 			cfg.Logger = newLogger(log)
 			dir := t.TempDir()
-			// Pebble validates in real time. While a poll waits for that, fake time stands still.
-			pace := time.NewTicker(5 * time.Millisecond)
-			defer pace.Stop()
-			ca.Intercept(pebbletest.AuthorizationPath, func(w http.ResponseWriter, r *http.Request) {
-				<-pace.C
-				pebbletest.Forward(w, r)
-			})
+			pacePolls(t, ca)
 			synctest.Test(t, func(t *testing.T) {
 				cfg := cfg
 				cfg.Dir = dir

@@ -93,6 +93,19 @@ func startCA(t testing.TB, cfg pebbletest.Config, domains ...string) (*pebbletes
 	return ca, configFor(t, ca, t.TempDir(), domains...)
 }
 
+// pacePolls makes each poll of an authorization or order take some real time. Pebble validates and issues in real time, and
+// fake time stands still while a poll waits. It must be called outside of the bubble.
+func pacePolls(t testing.TB, ca *pebbletest.CA) {
+	pace := time.NewTicker(5 * time.Millisecond)
+	t.Cleanup(pace.Stop)
+	for _, path := range []string{pebbletest.OrderPath, pebbletest.AuthorizationPath} {
+		ca.Intercept(path, func(w http.ResponseWriter, r *http.Request) {
+			<-pace.C
+			pebbletest.Forward(w, r)
+		})
+	}
+}
+
 func configFor(t testing.TB, ca *pebbletest.CA, dir string, domains ...string) Config {
 	cfg := Config{
 		Dir:          dir,

@@ -230,10 +230,10 @@ func (p *Provider) lock(s *site) (release func(), err error) {
 // setBusy records that another replica holds the lock of s.
 func (p *Provider) setBusy(s *site) {
 	now := p.now()
-	s.busyUntil = now.Add(busyWait)
-	if s.busySince.IsZero() || s.busySince.After(now) {
+	if s.busySince.IsZero() || s.busySince.After(now) || now.Sub(s.busyUntil) > time.Minute { // the try before was another matter
 		s.busySince = now
 	}
+	s.busyUntil = now.Add(busyWait)
 	if now.Sub(s.busySince) > hungAfter && s.hung == nil {
 		s.hung = &LastError{When: now, Step: "lock", Reason: "another replica has held the lock since " + s.busySince.UTC().Format(time.RFC3339),
 			Hint: "a process that hangs, or a network file system that lost it, holds the lock on " + store.LockPath(p.locks, s.name)}

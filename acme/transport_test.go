@@ -210,6 +210,7 @@ func TestPollWait(t *testing.T) {
 		log := &recorder{t: t}
 		cfg.Logger = newLogger(log)
 		dir := t.TempDir()
+		pacePolls(t, ca)
 		synctest.Test(t, func(t *testing.T) {
 			cfg := cfg
 			cfg.Dir = dir

@@ -492,6 +492,29 @@ func TestLockIsHeld(t *testing.T) {
 	})
 }
 
+// A lock that is held at two tries, months apart, is not held all the time between.
+func TestLockIsHeldTwice(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		ca := &fakeCA{answer: func(*attempt) (*tls.Certificate, error) {
+			time.Sleep(10 * time.Second)
+			return testPair(t, 90*day), nil
+		}}
+		a, b := prepareSchedule(t, dir, ca), prepareSchedule(t, dir, ca)
+		for _, s := range []*timetable{a, b} {
+			s.cfg.lookInterval = 10 * time.Minute
+			s.start(t)
+		}
+		sleep(70 * day)
+		for _, s := range []*timetable{a, b} {
+			if e := s.log.logged("for too long"); len(e) != 0 || s.Status()[0].LastError != nil {
+				t.Errorf("logged %v, LastError = %+v, want nothing", e, s.Status()[0].LastError)
+			}
+		}
+	})
+}
+
 // A brokenStore stores no certificate while broken is true.
 type brokenStore struct {
 	store.Store
