@@ -4,7 +4,12 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -274,5 +279,91 @@ func TestBetter(t *testing.T) {
 		if got := s.site.current.Load().Leaf.Equal(test.cert.Leaf); got != test.want && test.cert != test.served {
 			t.Errorf("%s: served in fact %v, want %v", test.name, got, test.want)
 		}
+	}
+}
+
+// A certificate is renewed before the first certificate of its chain ends.
+func TestChainEnds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		var orders []time.Duration
+		s := schedule(t, t.TempDir(), &fakeCA{answer: func(*attempt) (*tls.Certificate, error) {
+			orders = append(orders, time.Since(start))
+			ends := 30 * day
+			if len(orders) > 1 {
+				ends = 1000 * day // the CA has a new intermediate
+			}
+			ca := acmetest.Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "intermediate"}, NotBefore: start.Add(-1000 * day), NotAfter: time.Now().Add(ends),
+				IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, nil)
+			cert := acmetest.Sign(t, &x509.Certificate{DNSNames: []string{"counter.test"}, NotBefore: time.Now(), NotAfter: time.Now().Add(90 * day)}, &ca)
+			cert.Certificate = append(cert.Certificate, ca.Certificate[0])
+			return &cert, nil
+		}})
+		sleep(time.Minute)
+		if st := s.Status()[0]; st.Ends.Sub(start) != 30*day || st.NotAfter.Sub(start) != 90*day || st.Chain != "" {
+			t.Errorf("Status = %+v, want the end of the chain", st)
+		}
+		sleep(79 * day)
+		if want := []time.Duration{0, 20 * day}; !slices.Equal(orders, want) {
+			t.Errorf("orders at %v, want %v", orders, want)
+		}
+		sleep(2 * day)
+		if len(orders) != 3 {
+			t.Errorf("orders at %v, want the next at the usual time", orders)
+		}
+	})
+}
+
+// A chain that ends so soon that the certificate is due already is a failed attempt, and is served for what it is worth.
+func TestChainEndsAtOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		orders := 0
+		ca := acmetest.Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "intermediate"}, NotBefore: time.Now().Add(-1000 * day), NotAfter: time.Now().Add(time.Hour),
+			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, nil)
+		s := schedule(t, t.TempDir(), &fakeCA{answer: func(*attempt) (*tls.Certificate, error) {
+			orders++
+			cert := acmetest.Sign(t, &x509.Certificate{DNSNames: []string{"counter.test"}, NotBefore: time.Now().Add(-3 * time.Hour), NotAfter: time.Now().Add(90 * day)}, &ca)
+			cert.Certificate = append(cert.Certificate, ca.Certificate[0])
+			return &cert, nil
+		}})
+		sleep(50 * time.Second)
+		if last := s.Status()[0].LastError; orders != 1 || s.Ready() != nil || last == nil || !strings.Contains(last.Reason, "its chain ends at ") {
+			t.Errorf("%d orders, Ready = %v, LastError = %+v, want one, served, and that its chain ends", orders, s.Ready(), last)
+		}
+	})
+}
+
+// A chain without its intermediate, and one that has expired, are served with a warning.
+func TestChainFault(t *testing.T) {
+	t.Parallel()
+	tlsLn := acmetest.Listen(t)
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain)
+	ca.Intercept(pebbletest.CertificatePath, func(w http.ResponseWriter, r *http.Request) {
+		rec := httptest.NewRecorder()
+		pebbletest.Forward(rec, r)
+		block, _ := pem.Decode(rec.Body.Bytes())
+		if block == nil {
+			send(w, rec, rec.Body.Bytes())
+			return
+		}
+		send(w, rec, pem.EncodeToMemory(block))
+	})
+	s := serve(t, cfg, tlsLn, acmetest.Listen(t))
+	s.waitReady(t)
+	e := s.log.one("certificate chain has a fault")
+	if e.level != slog.LevelWarn || !strings.Contains(e.attrs["problem"], "it has no certificate of the issuer, CN=Pebble Intermediate CA") {
+		t.Errorf("logged %v, want a warning with what is missing", e)
+	}
+	if got := s.status(t, domain).Chain; got != e.attrs["problem"] {
+		t.Errorf("Status says %q of the chain, want %q", got, e.attrs["problem"])
+	}
+	ca.Intercept(pebbletest.CertificatePath, nil)
+	if err := s.Renew(t.Context(), domain); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.status(t, domain).Chain; got != "" || len(s.log.logged("certificate chain has a fault")) != 1 {
+		t.Errorf("Status says %q of a good chain, want nothing", got)
 	}
 }

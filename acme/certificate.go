@@ -14,6 +14,8 @@ type certificate struct {
 	public  bool       // verifies against the system's roots
 	from    *authority // nil if it does not come from an ACME CA
 	id      string     // its name in renewal information; empty if it has none
+	ends    time.Time  // when it ends, or the first certificate of its chain
+	chain   string     // what is wrong with its chain; empty if nothing is
 	renewal time.Time  // when to renew it by its lifetime
 }
 
@@ -24,13 +26,22 @@ func (p *Provider) serve(s *site, cert *tls.Certificate, from *authority, newest
 	if !p.better(s, cert, from, newest) {
 		return false
 	}
-	c := &certificate{Certificate: *cert, from: from}
+	now := p.now()
+	c := &certificate{Certificate: *cert, from: from, ends: certs.Ends(cert, now)}
 	if from != nil {
 		c.id, _ = certID(cert.Leaf)
 	}
-	c.renewal = renewalTime(cert.Leaf.NotBefore, cert.Leaf.NotAfter, p.cfg.random())
-	c.public = s.source != sourceLocal && certs.Trusted(cert, s.name, p.cfg.systemRoots, p.cfg.now())
+	c.renewal = renewalTime(cert.Leaf.NotBefore, c.ends, p.cfg.random())
+	if s.source != sourceLocal {
+		c.public = certs.Trusted(cert, s.name, p.cfg.systemRoots, now)
+		if !c.public && !(p.cfg.RootCAs != nil && certs.Trusted(cert, s.name, p.cfg.RootCAs, now)) {
+			c.chain = certs.ChainProblem(cert, now)
+		}
+	}
 	s.current.Store(c)
+	if c.chain != "" {
+		p.log.Warn("certificate chain has a fault", "domain", s.name, "problem", c.chain, "issuer", cert.Leaf.Issuer.String())
+	}
 	return true
 }
 
@@ -62,6 +73,7 @@ func (p *Provider) better(s *site, cert *tls.Certificate, from *authority, newes
 // at once. skew is the CA's clock minus ours.
 func (p *Provider) flaw(s *site, cert *tls.Certificate, skew time.Duration) *cahttp.CertificateError {
 	leaf, now := cert.Leaf, p.now()
+	ends := certs.Ends(cert, now)
 	e := &cahttp.CertificateError{Skew: skew}
 	switch {
 	case now.Before(leaf.NotBefore):
@@ -70,8 +82,11 @@ func (p *Provider) flaw(s *site, cert *tls.Certificate, skew time.Duration) *cah
 		e.Flaw = "it expired at " + rfc3339(leaf.NotAfter) + ", before it came"
 	case leaf.VerifyHostname(s.name) != nil:
 		e.Flaw = certs.Invalidity(leaf, s.name, now)
-	case !now.Before(renewalTime(leaf.NotBefore, leaf.NotAfter, 0)):
+	case !now.Before(renewalTime(leaf.NotBefore, ends, 0)):
 		e.Flaw = "it is valid from " + rfc3339(leaf.NotBefore) + " to " + rfc3339(leaf.NotAfter) + ", so it is due for renewal already"
+		if ends.Before(leaf.NotAfter) {
+			e.Flaw = "its chain ends at " + rfc3339(ends) + ", so it is due for renewal already"
+		}
 	default:
 		return nil
 	}

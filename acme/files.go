@@ -154,16 +154,16 @@ func (f *files) adopt(cert *tls.Certificate, found content) {
 	f.warnOfExpiry()
 }
 
-// warnOfExpiry logs once when a sixth of the certificate's life is left (15 of 90 days), and once when it has
-// expired: the program that renews it has not done so.
+// warnOfExpiry logs once when a sixth of the life of the certificate, or of its chain, is left (15 of 90 days), and once when
+// it has expired: the program that renews it has not done so.
 func (f *files) warnOfExpiry() {
-	leaf := f.serving.Leaf
-	left := leaf.NotAfter.Sub(f.now())
+	ends := certs.Ends(f.serving, f.now())
+	left := ends.Sub(f.now())
 	switch {
 	case left < 0:
-		f.warnOnce("certificate file has expired", fmt.Errorf("%s: expired at %s", f.certFile, leaf.NotAfter.UTC().Format(time.RFC3339)))
-	case left < leaf.NotAfter.Sub(leaf.NotBefore)/6:
-		f.warnOnce("certificate file is about to expire", fmt.Errorf("%s: expires at %s", f.certFile, leaf.NotAfter.UTC().Format(time.RFC3339)))
+		f.warnOnce("certificate file has expired", fmt.Errorf("%s: expired at %s", f.certFile, rfc3339(ends)))
+	case left < ends.Sub(f.serving.Leaf.NotBefore)/6:
+		f.warnOnce("certificate file is about to expire", fmt.Errorf("%s: expires at %s", f.certFile, rfc3339(ends)))
 	}
 }
 

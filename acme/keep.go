@@ -196,7 +196,7 @@ func (p *Provider) attemptTime(s *site, i int, now time.Time) time.Time {
 	notAfter := failing
 	if c := s.current.Load(); c != nil {
 		failing = latest(failing, p.renewal(c, now)) // failures before the renewal was due do not count
-		notAfter = c.Leaf.NotAfter
+		notAfter = c.ends
 	}
 	return latest(at, fallbackTime(failing, notAfter))
 }

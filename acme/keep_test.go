@@ -638,3 +638,25 @@ func TestKeepShouts(t *testing.T) {
 		s.log.one("visitors are refused") // still
 	})
 }
+
+// When the fallback gives a certificate, the first CA's refusal is history, also one with a Retry-After, which counts as no
+// failure in a row.
+func TestFallbackEndsTheFailure(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		until := time.Now().Add(7 * day)
+		s := schedule(t, t.TempDir(),
+			&fakeCA{answer: func(*attempt) (*tls.Certificate, error) {
+				return nil, &failure{step: "newOrder", kind: "rateLimited", reason: "limited", retryAfter: until}
+			}},
+			&fakeCA{answer: func(*attempt) (*tls.Certificate, error) { return testPair(t, 90*day), nil }})
+		sleep(time.Hour)
+		if st := s.Status()[0]; st.LastError == nil || st.NextAction != "retry" {
+			t.Fatalf("Status = %+v, want the refusal", st)
+		}
+		sleep(3 * time.Hour)
+		if st := s.Status()[0]; st.Problem != "" || st.LastError != nil || st.NextAction != "renew" || st.CAs[0].LastError != nil || !st.CAs[0].RetryAfter.Equal(until) {
+			t.Errorf("Status = %+v, want a certificate, no error, and the Retry-After for later", st)
+		}
+	})
+}

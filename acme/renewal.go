@@ -24,7 +24,7 @@ func (p *Provider) renewal(c *certificate, now time.Time) time.Time {
 	if info == nil || info.Chosen.IsZero() {
 		return c.renewal
 	}
-	if last := latestRenewal(c.Leaf.NotBefore, c.Leaf.NotAfter); last.Before(info.Chosen) {
+	if last := latestRenewal(c.Leaf.NotBefore, c.ends); last.Before(info.Chosen) {
 		return last
 	}
 	// A CA that wants each new certificate replaced at once has a fault. It gets one renewal a day.

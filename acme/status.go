@@ -25,6 +25,8 @@ type Status struct {
 	Directory   string            `json:"directory,omitempty"`   // of the CA that issued the served certificate
 	NotBefore   time.Time         `json:"not_before,omitzero"`   // of the served certificate
 	NotAfter    time.Time         `json:"not_after,omitzero"`    // of the served certificate
+	Ends        time.Time         `json:"ends,omitzero"`         // NotAfter, or that of the first certificate of the chain that ends
+	Chain       string            `json:"chain,omitempty"`       // what is wrong with the chain; empty if nothing is
 	Serial      string            `json:"serial,omitempty"`      // in hexadecimal, as crt.sh and openssl show it
 	Issuer      string            `json:"issuer,omitempty"`      // the issuer's distinguished name
 	Problem     string            `json:"problem,omitempty"`     // why visitors cannot be served; empty if they can
@@ -78,7 +80,7 @@ func (p *Provider) Status() []Status {
 			if c.from != nil {
 				st.Directory = c.from.directory
 			}
-			st.NotBefore, st.NotAfter = c.Leaf.NotBefore, c.Leaf.NotAfter
+			st.NotBefore, st.NotAfter, st.Ends, st.Chain = c.Leaf.NotBefore, c.Leaf.NotAfter, c.ends, c.chain
 			st.Serial = fmt.Sprintf("%x", c.Leaf.SerialNumber.Bytes())
 			st.Issuer = c.Leaf.Issuer.String()
 		}

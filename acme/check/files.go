@@ -39,7 +39,10 @@ func (c *checker) checkFiles() {
 			finding.Level, finding.Text = Problem, "is for other names: "+list(certs.Names(leaf))
 		case left > 0 && !certs.Trusted(cert, d.Name, c.cfg.systemRoots, now):
 			finding.Level = Warning
-			finding.Text = "covers the name, but is not trusted by this system's roots: visitors need its root, or the file lacks the issuer's certificate"
+			finding.Text = "covers the name, but is not trusted by this system's roots: visitors need its root"
+			if problem := certs.ChainProblem(cert, now); problem != "" {
+				finding.Text = "covers the name, but its chain has a fault: " + problem
+			}
 		}
 		c.report(finding)
 	}

@@ -68,7 +68,7 @@ var (
 
 	metricValid     = newMetric(prometheus.GaugeValue, "certificate_valid", "1 if visitors are served a certificate that is valid now.", "domain", "source")
 	metricNotBefore = newMetric(prometheus.GaugeValue, "certificate_not_before_timestamp_seconds", "When the certificate that is served becomes valid.", "domain", "source")
-	metricNotAfter  = newMetric(prometheus.GaugeValue, "certificate_not_after_timestamp_seconds", "When the certificate that is served expires.", "domain", "source")
+	metricNotAfter  = newMetric(prometheus.GaugeValue, "certificate_not_after_timestamp_seconds", "When the certificate that is served expires, or the first certificate of its chain.", "domain", "source")
 	metricNext      = newMetric(prometheus.GaugeValue, "certificate_next_attempt_timestamp_seconds", "When the next certificate is ordered.", "domain", "source")
 	metricWindow    = newMetric(prometheus.GaugeValue, "certificate_renewal_window_start_timestamp_seconds", "Start of the window in which the CA wants the certificate renewed (RFC 9773).", "domain", "source")
 	metricWindowEnd = newMetric(prometheus.GaugeValue, "certificate_renewal_window_end_timestamp_seconds", "End of the window in which the CA wants the certificate renewed (RFC 9773).", "domain", "source")
@@ -191,7 +191,7 @@ func tellCertificate(tell func(metric, float64, ...string), st acme.Status) {
 	}
 	tell(metricValid, flag01(st.Problem == ""), st.Domain, st.Source)
 	tellTime(metricNotBefore, st.NotBefore, st.Domain, st.Source)
-	tellTime(metricNotAfter, st.NotAfter, st.Domain, st.Source)
+	tellTime(metricNotAfter, st.Ends, st.Domain, st.Source)
 	tellTime(metricNext, st.NextAttempt, st.Domain, st.Source)
 	if st.Renewal != nil {
 		tellTime(metricWindow, st.Renewal.Start, st.Domain, st.Source)

@@ -172,7 +172,7 @@ func (f *Files) ACME(cfg *config.Config) (acme.Config, func() error) {
 // parseRoots parses PEM certificates, which were read from file.
 func parseRoots(file string, data []byte) (*x509.CertPool, error) {
 	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(data) {
+	if !roots.AppendCertsFromPEM(bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))) { // with a byte order mark, the first root would be skipped
 		return nil, fmt.Errorf("%s holds no PEM certificate", file)
 	}
 	return roots, nil

@@ -3,7 +3,6 @@
 package certs
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -12,7 +11,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 )
@@ -138,55 +136,9 @@ func Outdated(leaf *x509.Certificate, now time.Time) string {
 // system's.
 func Trusted(c *tls.Certificate, name string, roots *x509.CertPool, now time.Time) bool {
 	intermediates := x509.NewCertPool()
-	for _, der := range c.Certificate[1:] {
-		if issuer, err := x509.ParseCertificate(der); err == nil {
-			intermediates.AddCert(issuer)
-		}
+	for _, issuer := range chainOf(c) {
+		intermediates.AddCert(issuer)
 	}
 	_, err := c.Leaf.Verify(x509.VerifyOptions{DNSName: name, Roots: roots, Intermediates: intermediates, CurrentTime: now})
 	return err == nil
-}
-
-// ReadFiles reads a chain and its key.
-func ReadFiles(certFile, keyFile string) (certPEM, keyPEM []byte, err error) {
-	if certPEM, err = os.ReadFile(certFile); err != nil {
-		return nil, nil, fmt.Errorf("reading certificate: %w", err)
-	}
-	if keyPEM, err = os.ReadFile(keyFile); err != nil {
-		return nil, nil, fmt.Errorf("reading key: %w", err)
-	}
-	return certPEM, keyPEM, nil
-}
-
-// ParseFiles returns the certificate in the contents of two files, and refuses a file that is half written.
-// Its errors name the file that is at fault, or both files if they do not fit together.
-func ParseFiles(certFile, keyFile string, certPEM, keyPEM []byte) (*tls.Certificate, error) {
-	rest := certPEM
-	for n := 0; ; n++ {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			if n == 0 {
-				return nil, fmt.Errorf("%s: no PEM block", certFile)
-			}
-			break
-		}
-		if block.Type != "CERTIFICATE" {
-			continue
-		}
-		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-			return nil, fmt.Errorf("%s: certificate %d: %w", certFile, n+1, err)
-		}
-	}
-	// tls.X509KeyPair ignores a last block that is not complete.
-	if bytes.Contains(rest, []byte("-----BEGIN")) {
-		return nil, fmt.Errorf("%s: ends inside a PEM block", certFile)
-	}
-	if block, _ := pem.Decode(keyPEM); block == nil {
-		return nil, fmt.Errorf("%s: no PEM block", keyFile)
-	}
-	c, err := tls.X509KeyPair(certPEM, keyPEM)
-	if err != nil {
-		return nil, fmt.Errorf("certificate %s and key %s: %w", certFile, keyFile, err)
-	}
-	return &c, nil
 }
