@@ -205,7 +205,9 @@ func (pl *plan) failed(f *failure, before *plan, now time.Time, random float64) 
 	}
 	pl.LastError = f.lastError(now)
 	pl.Failed = append(slices.Clone(before.Failed), slices.Repeat([]time.Time{now}, f.validations)...)
-	pl.Challenge = "" // the next attempt tries all types
+	if f.step != "certificate" { // that comes after the challenges
+		pl.Challenge = "" // the next attempt tries all types
+	}
 }
 
 // restarted records that this is a new process. The operator may have corrected the cause, so an attempt that the

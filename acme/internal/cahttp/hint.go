@@ -108,7 +108,7 @@ func Hint(err error) string {
 	case errors.As(err, &useless) && useless.Skew.Abs() > FairSkew:
 		return clockHint
 	case errors.As(err, &useless):
-		return "this machine's clock agrees with the CA's, so it is for the CA's operator to look at: the times that it puts into its certificates"
+		return "this machine's clock agrees with the CA's: ask the CA's operator about the times in its certificates"
 	case errors.As(err, new(*StoreError)):
 		return "check the data folder's owner, mode and free space"
 	case errors.As(err, new(*ClockError)):
