@@ -2,6 +2,9 @@ package hub
 
 import (
 	"context"
+	"errors"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -36,6 +39,65 @@ type Store interface {
 	// long, the hub refuses actions meanwhile. The hub cancels ctx only at the end of
 	// [Hub.Shutdown]; then Apply may return an error although the outcome is unknown.
 	Apply(ctx context.Context, delta Delta) (Snapshot, error)
+}
+
+// Counters is a [Store] of many counters. Each has a name; the name "" is that of the default counter, which Load and
+// Apply are about. LoadCounter and List may be called while another call is in progress.
+type Counters interface {
+	Store
+
+	// LoadCounter returns the snapshot of a counter. It is the zero Snapshot if the store has no such counter.
+	LoadCounter(ctx context.Context, name string) (Snapshot, error)
+
+	// ApplyAll makes all changes, which are of different counters, as safe as this store can make them, and then returns.
+	// It sets Snapshot and Err of each. One change may fail while others succeed. What Apply says of delta, of errors and of
+	// ctx holds for each change.
+	ApplyAll(ctx context.Context, changes []Change)
+
+	// List returns the counters whose names begin with prefix, and come after the name after, in the order of their names,
+	// at most limit of them. The default counter is not among them.
+	List(ctx context.Context, prefix, after string, limit int) ([]Entry, error)
+
+	// Len returns the number of counters, without the default counter.
+	Len() int
+}
+
+// A Change is what happens to one counter in one call of [Counters.ApplyAll].
+type Change struct {
+	Counter string // its name
+	Delta   Delta  // is added to the value; if it is not 0, a counter that is not there is made
+
+	// Set, if it is not nil, becomes the value instead. It is a new version like any other, and makes a counter that is not there.
+	Set *Value
+
+	// Remove removes the counter, and Snapshot is the zero Snapshot. The default counter becomes 0 instead.
+	Remove bool
+
+	// Set by ApplyAll.
+	Snapshot Snapshot // of the counter, afterwards
+	Err      error    // why nothing has changed, or nil
+}
+
+// An Entry is a counter in a list.
+type Entry struct {
+	Counter string
+	Snapshot
+}
+
+var none Delta // changes nothing
+
+// ErrFull is the error of a [Change] that would make a counter for which the store has no room.
+var ErrFull = errors.New("hub: no room for another counter")
+
+// Apply returns the snapshot that follows s by the change, which is not a removal. Set and a Delta that is not 0 give a new version.
+func (c *Change) Apply(s Snapshot) (Snapshot, error) {
+	if c.Set == nil {
+		return s.Add(c.Delta)
+	}
+	if !fits(*c.Set, none) {
+		return s, ErrRange
+	}
+	return Snapshot{Epoch: s.Epoch, Version: s.Version + 1, Value: *c.Set}, nil
 }
 
 // Shared is a [Store] that several hubs use at once, each through a Shared of its own. It tells its
@@ -75,11 +137,13 @@ func (s Snapshot) Add(delta Delta) (Snapshot, error) {
 	return Snapshot{Epoch: s.Epoch, Version: s.Version + 1, Value: sum(s.Value, delta)}, nil
 }
 
-// Memory is a [Store] that loses its value when the process ends. The zero Memory holds the zero
+// Memory is a store that loses its values when the process ends. It implements [Counters]. The zero Memory holds the zero
 // [Value]. It is safe for concurrent use.
 type Memory struct {
-	mu  sync.Mutex
-	now Snapshot // Guarded by mu.
+	mu sync.Mutex
+	// Guarded by mu.
+	now    Snapshot            // of the default counter
+	others map[string]Snapshot // of the others; nil until there is one
 }
 
 // Load returns the current snapshot. It does not fail.
@@ -98,4 +162,80 @@ func (m *Memory) Apply(_ context.Context, delta Delta) (Snapshot, error) {
 		m.now = next
 	}
 	return next, err
+}
+
+// LoadCounter returns the snapshot of a counter. It does not fail.
+func (m *Memory) LoadCounter(_ context.Context, name string) (Snapshot, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.loadLocked(name), nil
+}
+
+func (m *Memory) loadLocked(name string) Snapshot {
+	if name == "" {
+		return m.now
+	}
+	return m.others[name]
+}
+
+// ApplyAll makes the changes. Their only error is [ErrRange].
+func (m *Memory) ApplyAll(_ context.Context, changes []Change) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := range changes {
+		c := &changes[i]
+		was := m.loadLocked(c.Counter)
+		switch {
+		case c.Remove && c.Counter != "":
+			delete(m.others, c.Counter)
+			c.Snapshot, c.Err = Snapshot{}, nil
+			continue
+		case c.Remove:
+			c.Snapshot, c.Err = Snapshot{Version: was.Version + 1}, nil
+		default:
+			c.Snapshot, c.Err = c.Apply(was)
+		}
+		switch {
+		case c.Err != nil:
+		case c.Counter == "":
+			m.now = c.Snapshot
+		case was.Version == 0 && c.Set == nil && c.Delta == none: // a change of nothing makes nothing
+			c.Snapshot = was
+		default:
+			if m.others == nil {
+				m.others = make(map[string]Snapshot)
+			}
+			m.others[c.Counter] = c.Snapshot
+		}
+	}
+}
+
+// List lists counters. It does not fail.
+func (m *Memory) List(_ context.Context, prefix, after string, limit int) ([]Entry, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return ListOf(m.others, func(s Snapshot) Snapshot { return s }, prefix, after, limit), nil
+}
+
+// Len returns the number of counters.
+func (m *Memory) Len() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.others)
+}
+
+// ListOf is [Counters.List] for a store that has its counters in a map.
+func ListOf[T any](counters map[string]T, snapshot func(T) Snapshot, prefix, after string, limit int) []Entry {
+	var names []string
+	for name := range counters {
+		if strings.HasPrefix(name, prefix) && name > after && name != "" {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	entries := make([]Entry, 0, min(limit, len(names)))
+	for _, name := range names[:min(max(limit, 0), len(names))] {
+		entries = append(entries, Entry{name, snapshot(counters[name])})
+	}
+	return entries
 }
