@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/netip"
@@ -42,9 +43,8 @@ type client struct {
 	blocked   bool      // the client is in shard.blocked
 	pinged    bool      // a ping was sent, and nothing has arrived since
 	closing   bool      // a close frame, or the end of the stream, was sent
-	users     int       // the number of users that the client was sent last
-	usersSeq  uint64    // publishedState.usersSeq of the newest number that the client knows
-	stateSeq  uint64    // publishedState.stateSeq of the newest value that the client was sent
+	first     watch     // of the only counter, or the first of several
+	more      []watch   // of the others
 	stalledAt time.Time // when a blocked client last made progress
 
 	// Owned by serve.
@@ -58,7 +58,7 @@ type client struct {
 func (c *client) serve() {
 	h := c.hub
 	defer h.release(c)
-	h.arrive()
+	h.arrive(c)
 	sendTo(h, c.owner.members, membership{c, false})
 	var err error
 	if c.encoding == inStream {
@@ -79,7 +79,18 @@ func (c *client) leave() {
 	}
 	c.left = true
 	sendTo(c.hub, c.owner.members, membership{c, true})
-	c.hub.leave()
+	c.hub.leave(c)
+}
+
+// watches returns how many counters the client watches.
+func (c *client) watches() int { return 1 + len(c.more) }
+
+// watch returns the i-th of them.
+func (c *client) watch(i int) *watch {
+	if i == 0 {
+		return &c.first
+	}
+	return &c.more[i-1]
 }
 
 // end records why the connection ends. Only the first call counts, since it has the cause; later
@@ -171,7 +182,7 @@ func (c *client) readLoop() (err error) {
 		if err != nil {
 			return err
 		}
-		a, refused, err := readAction(typ, r)
+		w, a, refused, err := c.readAction(typ, r)
 		if err != nil {
 			return err
 		}
@@ -192,7 +203,7 @@ func (c *client) readLoop() (err error) {
 				return err
 			}
 		default:
-			c.act(actionRun{c, a, 1})
+			c.act(actionRun{from: c.senderOf(w), of: w.counter, kind: a, count: 1})
 		}
 	}
 }
@@ -204,10 +215,12 @@ func (c *client) act(r actionRun) {
 		return
 	}
 	c.notActions = nil // only messages since the last action count
+	why := c.hub.mayMake(r.of, c.remote)
 	if c.hub.storeOverdue.Load() {
-		for range r.count {
-			c.refuse(refusedStore)
-		}
+		why = refusedStore
+	}
+	if why != nil {
+		tellAll([]actionRun{r}, why)
 		return
 	}
 	sendTo(c.hub, c.hub.actions, r)
@@ -238,8 +251,8 @@ func (c *client) tolerated() bool {
 var messages = sync.Pool{New: func() any { return new([MaxMessage + 1]byte) }}
 
 // readAction reads a message of at most MaxMessage bytes to its end and decodes it. It returns the
-// action, or why the message is refused, or the error that ends the connection.
-func readAction(typ websocket.MessageType, r io.Reader) (action, *refusal, error) {
+// action and what it is about, or why the message is refused, or the error that ends the connection.
+func (c *client) readAction(typ websocket.MessageType, r io.Reader) (*watch, action, *refusal, error) {
 	buf := messages.Get().(*[MaxMessage + 1]byte)
 	defer messages.Put(buf)
 	n := 0
@@ -251,17 +264,46 @@ func readAction(typ websocket.MessageType, r io.Reader) (action, *refusal, error
 			break
 		}
 		if err != nil {
-			return 0, nil, err
+			return nil, 0, nil, err
 		}
 	}
 	// "When an endpoint is to interpret a byte stream as UTF-8 but finds that the byte
 	// stream is not, in fact, a valid UTF-8 stream, that endpoint MUST _Fail the
 	// WebSocket Connection_." https://www.rfc-editor.org/rfc/rfc6455#section-8.1
 	if typ == websocket.MessageText && !utf8.Valid(buf[:n]) {
-		return 0, nil, closeError{ReasonNotUTF8, textNotUTF8}
+		return nil, 0, nil, closeError{ReasonNotUTF8, textNotUTF8}
 	}
 	a, refused := decode(typ, buf[:n])
-	return a, refused, nil
+	w := &c.first
+	if refused == nil && c.encoding == inNamedFrames {
+		if w = c.named(buf[:n]); w == nil {
+			refused = refusedCounter
+		}
+	}
+	return w, a, refused, nil
+}
+
+// named returns the watch of the counter that message, a JSON object, names, or nil if there is none.
+func (c *client) named(message []byte) *watch {
+	var fields map[string]json.RawMessage // and not a struct, for which encoding/json ignores case
+	var name string
+	if json.Unmarshal(message, &fields) != nil || json.Unmarshal(fields["counter"], &name) != nil {
+		return nil
+	}
+	for i := range c.watches() {
+		if w := c.watch(i); w.counter.name == name {
+			return w
+		}
+	}
+	return nil
+}
+
+// senderOf returns who is told of actions on w's counter.
+func (c *client) senderOf(w *watch) sender {
+	if c.encoding == inNamedFrames {
+		return w
+	}
+	return c
 }
 
 // refuseAndCount refuses a message that the client should not have sent. It returns a closeError if
@@ -273,12 +315,24 @@ func (c *client) refuseAndCount(r *refusal) error {
 
 // refuse sends the client the refusal r, or makes it pending if the client is blocked. Safe from any
 // goroutine except shard.run.
-func (c *client) refuse(r *refusal) {
+func (c *client) refuse(r *refusal) { c.refuseWith(r, r.frame) }
+
+// refuse implements [sender] for a client that watches several counters. The error message names the counter, unless it has to
+// wait.
+func (w *watch) refuse(r *refusal) {
+	w.client.refuseWith(r, inNamedFrames.appendOf(nil, r.message, w.counter.name))
+}
+
+// counted implements [sender].
+func (w *watch) counted(Value) {}
+
+// refuseWith is refuse with a frame that has the error message.
+func (c *client) refuseWith(r *refusal, frame []byte) {
 	c.owner.counts.refuse(r)
 	if c.deferRefusal(r) {
 		return
 	}
-	if _, err := c.wire.send(r.frame, false); err != nil {
+	if _, err := c.wire.send(frame, false); err != nil {
 		c.writeFailed(err)
 	} else {
 		c.owner.counts.errors.Add(1)
@@ -287,6 +341,9 @@ func (c *client) refuse(r *refusal) {
 		c.noteBlocked()
 	}
 }
+
+// counted implements [sender]. A client sees its own actions in the states that follow.
+func (c *client) counted(Value) {}
 
 // deferRefusal makes r pending, and reports true, if r cannot be sent now: the client is blocked, or
 // has pending refusals, which go first. The shard sends pending refusals when the client is no

@@ -49,11 +49,11 @@ func TestCountsOfMessages(t *testing.T) {
 		if c.Joined != 2 || c.Received != 10 || c.Actions["counted"] != 5 || c.Undecided != 0 || c.Merged != 0 {
 			t.Errorf("joined %d, received %d, counted %d, undecided %d, merged %d, want 2, 10, 5, 0 and 0", c.Joined, c.Received, c.Actions["counted"], c.Undecided, c.Merged)
 		}
-		refused := map[string]uint64{"bad_message": 2, "unknown_action": 1, "binary_message": 1, "rate_limited": 1, "out_of_range": 0, "store_unavailable": 0}
+		refused := map[string]uint64{"bad_message": 2, "unknown_action": 1, "binary_message": 1, "rate_limited": 1, "out_of_range": 0, "store_unavailable": 0, "unknown_counter": 0, "making_limited": 0, "too_many_counters": 0}
 		if !maps.Equal(c.Refused, refused) {
 			t.Errorf("refused %v, want %v", c.Refused, refused)
 		}
-		actions := map[string]uint64{"counted": 5, "rate_limited": 1, "out_of_range": 0, "store_unavailable": 0}
+		actions := map[string]uint64{"counted": 5, "rate_limited": 1, "out_of_range": 0, "store_unavailable": 0, "unknown_counter": 0, "making_limited": 0, "too_many_counters": 0}
 		if !maps.Equal(c.Actions, actions) {
 			t.Errorf("actions %v, want %v", c.Actions, actions)
 		}
@@ -108,16 +108,16 @@ func TestBehindDuringSweep(t *testing.T) {
 	h := s.hub
 	h.shards = []*shard{s}
 	s.handOver()
-	if got := h.behind(h.published.stateSeq); got != 0 {
+	if got := h.behind(h.standard.published.stateSeq); got != 0 {
 		t.Errorf("%d behind before the change, want 0", got)
 	}
-	h.published.push(Snapshot{Version: 1, Value: 1}, []action{+1})
-	if got := h.behind(h.published.stateSeq); got != 3 {
+	h.standard.published.push(Snapshot{Version: 1, Value: 1}, []action{+1})
+	if got := h.behind(h.standard.published.stateSeq); got != 3 {
 		t.Errorf("%d behind before the sweep, want 3", got)
 	}
-	s.sweep()
+	s.sweepStandard()
 	s.handOver()
-	if got := h.behind(h.published.stateSeq); got != 0 {
+	if got := h.behind(h.standard.published.stateSeq); got != 0 {
 		t.Errorf("%d behind after the sweep, want 0", got)
 	}
 }

@@ -137,7 +137,7 @@ func TestJoinWhileDraining(t *testing.T) {
 		synctest.Wait()
 		first.take()
 		_, server := fakePipe(1 << 10)
-		late := &client{hub: h.Hub, owner: s, index: -1, wire: clientWire{Conn: server, sock: server}}
+		late := &client{hub: h.Hub, owner: s, index: -1, first: watch{counter: h.standard}, wire: clientWire{Conn: server, sock: server}}
 		server.neverWait()
 		s.members <- membership{late, false}
 		synctest.Wait()

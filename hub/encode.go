@@ -11,10 +11,26 @@ import (
 type messageEncoding uint8
 
 const (
-	inFrames  messageEncoding = iota // a message is a text frame of a WebSocket
-	inStream                         // a message is an event of an event stream
-	encodings                        // the number of encodings
+	inFrames      messageEncoding = iota // a message is a text frame of a WebSocket
+	inStream                             // a message is an event of an event stream
+	inNamedFrames                        // as inFrames; each message names its counter
+	encodings                            // the number of encodings
 )
+
+// appendOf is append for a message about the counter called name.
+func (e messageEncoding) appendOf(dst, message []byte, name string) []byte {
+	if e != inNamedFrames {
+		return e.append(dst, message)
+	}
+	return e.append(dst, appendNamed(make([]byte, 0, len(message)+len(name)+len(`"counter":"",`)), message, name))
+}
+
+// appendNamed appends message, a JSON object with at least one field, with the name of its counter as its first field.
+func appendNamed(dst, message []byte, name string) []byte {
+	dst = append(append(dst, `{"counter":"`...), name...) // no character of a name needs an escape
+	dst = append(dst, `",`...)
+	return append(dst, message[1:]...)
+}
 
 // append appends the encoded message, which has at most 65,535 bytes. It does not allocate if dst has
 // room.
@@ -68,20 +84,21 @@ func appendClose(dst []byte, code websocket.StatusCode, reason string) []byte {
 
 // encodedState is the messages of a publishedState in one encoding. shard.run owns it.
 type encodedState struct {
+	edition uint64            // the shard's at the last call of encode
 	users   []byte            // the users message with the announced number
 	states  []byte            // a state message for each recent value, oldest first
 	offsets [recentValues]int // where each of them begins
 }
 
-// encode makes b the messages of p in the encoding e. It keeps its buffers, and scratch, for the next
+// encode makes b the messages of p, the state of the counter called name, in the encoding e. It keeps its buffers, and scratch, for the next
 // call.
-func (b *encodedState) encode(e messageEncoding, p *publishedState, scratch *[]byte) {
+func (b *encodedState) encode(e messageEncoding, name string, p *publishedState, scratch *[]byte) {
 	*scratch = appendUsers((*scratch)[:0], p.announced)
-	b.users = e.append(b.users[:0], *scratch)
+	b.users = e.appendOf(b.users[:0], *scratch, name)
 	b.states = b.states[:0]
 	for i, v := range p.recent {
 		b.offsets[i] = len(b.states)
 		*scratch = appendState((*scratch)[:0], v)
-		b.states = e.append(b.states, *scratch)
+		b.states = e.appendOf(b.states, *scratch, name)
 	}
 }

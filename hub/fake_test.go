@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -255,9 +256,16 @@ func newFakeHub(t testing.TB, cfg Config) *fakeHub {
 	}
 	f := &fakeHub{Hub: h, t: t, ln: newFakeListener(1 << 10)}
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/events" {
+		name, isCounter := strings.CutPrefix(r.URL.Path, "/c/")
+		names := r.URL.Query()["name"]
+		switch {
+		case r.URL.Path == "/events":
 			h.ServeStream(w, r)
-		} else {
+		case isCounter:
+			h.ServeCounter(w, r, name)
+		case len(names) > 0:
+			h.ServeCounters(w, r, names)
+		default:
 			h.ServeHTTP(w, r)
 		}
 	})}
@@ -280,10 +288,13 @@ func (f *fakeHub) stop() {
 }
 
 // dial connects a client. It returns the WebSocket and the connection below it.
-func (f *fakeHub) dial() (*websocket.Conn, net.Conn) {
+func (f *fakeHub) dial() (*websocket.Conn, net.Conn) { return f.dialPath("/") }
+
+// dialPath is dial for the path "/c/NAME" or "/c?name=NAME&name=NAME".
+func (f *fakeHub) dialPath(path string) (*websocket.Conn, net.Conn) {
 	f.t.Helper()
 	var conn net.Conn
-	ws, _, err := websocket.Dial(context.Background(), "ws://hub.test/", &websocket.DialOptions{
+	ws, _, err := websocket.Dial(context.Background(), "ws://hub.test"+path, &websocket.DialOptions{
 		HTTPClient: &http.Client{Transport: &http.Transport{
 			DialContext: func(context.Context, string, string) (net.Conn, error) {
 				var err error

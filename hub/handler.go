@@ -20,7 +20,23 @@ import (
 //     (https://www.rfc-editor.org/rfc/rfc6455#section-4.2.2).
 //
 // ServeHTTP does not check the Host header. The caller has to.
-func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.serve(w, r, inFrames, "") }
+
+// ServeCounter is ServeHTTP for the counter called name, which must be one that [Hub.Allows].
+func (h *Hub) ServeCounter(w http.ResponseWriter, r *http.Request, name string) {
+	h.serve(w, r, inFrames, name)
+}
+
+// MaxNames is how many counters one WebSocket may be about.
+const MaxNames = 32
+
+// ServeCounters is ServeHTTP for 1 to [MaxNames] different counters, which must be ones that [Hub.Allows]. All messages, in both
+// directions, have the name of their counter in the field "counter".
+func (h *Hub) ServeCounters(w http.ResponseWriter, r *http.Request, names []string) {
+	h.serve(w, r, inNamedFrames, names...)
+}
+
+func (h *Hub) serve(w http.ResponseWriter, r *http.Request, encoding messageEncoding, names ...string) {
 	// "The |Origin| header field is used to protect against unauthorized cross-origin use
 	// of a WebSocket server by scripts using the WebSocket API in a web browser."
 	// https://www.rfc-editor.org/rfc/rfc6455#section-4.1
@@ -36,10 +52,11 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.refuse(w, r, ReasonBadHandshake, http.StatusBadRequest, "an opening handshake has no body")
 		return
 	}
-	c := h.newClient(w, r)
+	c := h.newClient(w, r, names)
 	if c == nil {
 		return
 	}
+	c.encoding = encoding
 	joined := false
 	defer func() {
 		if !joined { // the library refused the handshake, or panicked; net/http recovers
@@ -69,7 +86,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // newClient admits a client and returns it. If there is no room, newClient answers the request and
 // returns nil. The caller must call release, or serve, which does.
-func (h *Hub) newClient(w http.ResponseWriter, r *http.Request) *client {
+func (h *Hub) newClient(w http.ResponseWriter, r *http.Request, names []string) *client {
 	c := &client{hub: h, index: -1, remote: AddressOf(r.RemoteAddr)}
 	if reason, text := h.admit(c); reason != "" {
 		// The page's own delays are about that long, and more frequent attempts would only
@@ -82,8 +99,31 @@ func (h *Hub) newClient(w http.ResponseWriter, r *http.Request) *client {
 		h.refuse(w, r, reason, status, text)
 		return nil
 	}
+	if err := h.hold(c, names); err != nil {
+		h.release(c)
+		w.Header().Set("Retry-After", "10")
+		h.refuse(w, r, ReasonNoValue, http.StatusServiceUnavailable, "the counter cannot be read right now")
+		return nil
+	}
 	c.owner = h.shards[h.nextShard.Add(1)%uint32(len(h.shards))]
 	return c
+}
+
+// hold makes c watch the counters with the names. release ends that.
+func (h *Hub) hold(c *client, names []string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(names) > 1 {
+		c.more = make([]watch, len(names)-1)
+	}
+	for i, name := range names {
+		of, err := h.holdLocked(name)
+		if err != nil {
+			return err
+		}
+		c.watch(i).counter = of
+	}
+	return nil
 }
 
 // refuse answers a request that the hub refuses, and counts the refusal.
@@ -116,6 +156,11 @@ func (h *Hub) admit(c *client) (Reason, string) {
 func (h *Hub) release(c *client) {
 	h.mu.Lock()
 	h.admitted.remove(c.remote)
+	for i := range c.watches() {
+		if of := c.watch(i).counter; of != nil {
+			h.releaseLocked(of)
+		}
+	}
 	h.mu.Unlock()
 	h.clients.Done()
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -40,6 +41,17 @@ type Config struct {
 	ActionRate  float64
 	ActionBurst int
 
+	// Counters are patterns of the names of further counters, as of [path.Match]; see [ValidName]. If it is empty, there is
+	// only the default counter. Otherwise Store must implement [Counters].
+	Counters []string
+
+	// MaxCounters caps the counters that the store has, without the default counter; 0 means no cap.
+	MaxCounters int
+
+	// MayMake is asked before an address, as [AddressOf] returns it, makes a counter; MayAct before each of its calls of
+	// [Hub.Act]. Nil permits all. Both are called from any goroutine.
+	MayMake, MayAct func(remote netip.Prefix) bool
+
 	// Shards is the number of goroutines that write to clients; 0 means one for each processor.
 	Shards int
 }
@@ -50,15 +62,19 @@ type Hub struct {
 	// Immutable after New.
 	cfg    Config
 	store  Store
-	shared Shared // the store, or nil if it is not a Shared
+	shared Shared   // the store, or nil if it is not a Shared
+	many   Counters // the store, or nil if it has one counter only
 	log    *slog.Logger
 	events *Events
 	shards []*shard
 
+	standard *counter // the default counter
+
 	actions   chan actionRun // readLoops -> loop; 1024, so that a burst costs no goroutine switch; never closed
-	presence  chan struct{}  // serve and loop -> loop: the number of users changed; 1, since one token is enough; never closed
-	commits   chan *batch    // loop -> commitLoop; at most one batch is in flight; closed by loop
-	committed chan result    // commitLoop -> loop; 1, so that commitLoop can end after loop; never closed
+	orders    chan *order    // Set and Remove -> loop; never closed
+	presence  chan struct{}  // serve and loop -> loop: changed is not empty; 1, since one token is enough; never closed
+	commits   chan *commit   // loop -> commitLoop; at most one commit is in flight; closed by loop
+	committed chan *commit   // commitLoop -> loop: the same commit, with its outcome; 1, so that commitLoop can end after loop; never closed
 	draining  chan struct{}  // Shutdown -> shards: close your clients; closed by Shutdown, after it has set drain
 	aborting  chan struct{}  // Shutdown -> shards: disconnect your clients; closed by Shutdown
 	done      chan struct{}  // Shutdown -> all: no client is left; closed by Shutdown
@@ -77,12 +93,13 @@ type Hub struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	published publishedState
-	stopping  bool
-	storeErr  error         // why the last commit failed; nil after a commit that succeeded
-	newsErr   error         // why a shared store cannot be used, from its last news
-	unknown   bool          // the value has not been loaded yet
-	admitted  addressCounts // clients, from before the opening handshake to the end of serve
+	counters map[string]*counter // those in use, without the default counter
+	changed  []*counter          // whose users or holds have changed since loop last looked
+	stopping bool
+	storeErr error         // why the last commit failed; nil after a commit that succeeded
+	newsErr  error         // why a shared store cannot be used, from its last news
+	unknown  bool          // the value has not been loaded yet
+	admitted addressCounts // clients, from before the opening handshake to the end of serve
 
 	// Guarded by mu. Counted for Counts.
 	joined               uint64
@@ -108,6 +125,10 @@ func New(ctx context.Context, cfg Config) (*Hub, error) {
 		cfg.Shards = runtime.GOMAXPROCS(0)
 	}
 	shared, _ := cfg.Store.(Shared)
+	many, err := manyOf(cfg)
+	if err != nil {
+		return nil, err
+	}
 	snap, err := cfg.Store.Load(ctx)
 	if err != nil && shared == nil {
 		return nil, fmt.Errorf("loading the counter: %w", err)
@@ -116,29 +137,34 @@ func New(ctx context.Context, cfg Config) (*Hub, error) {
 		cfg:       cfg,
 		store:     cfg.Store,
 		shared:    shared,
+		many:      many,
 		unknown:   err != nil,
 		log:       cfg.Logger,
 		events:    cfg.Events,
 		actions:   make(chan actionRun, 1024),
 		presence:  make(chan struct{}, 1),
-		commits:   make(chan *batch),
-		committed: make(chan result, 1),
+		commits:   make(chan *commit),
+		committed: make(chan *commit, 1),
 		draining:  make(chan struct{}),
 		aborting:  make(chan struct{}),
 		done:      make(chan struct{}),
+		orders:    make(chan *order),
+		counters:  make(map[string]*counter),
 	}
+	h.standard = newCounter(h, "")
+	h.standard.snap = snap
 	if err != nil {
 		h.noteNews(err)
 	} else {
-		h.published.push(snap, nil)
+		h.standard.published.push(snap, nil)
 	}
 	var commits context.Context
 	commits, h.cancelStore = context.WithCancelCause(context.Background())
 	for range cfg.Shards {
-		h.shards = append(h.shards, newShard(h))
+		h.shards = append(h.shards, newShard(h, len(h.shards)))
 	}
 	h.running.Add(2 + len(h.shards))
-	go h.loop(snap)
+	go h.loop()
 	go h.commitLoop(commits)
 	for _, s := range h.shards {
 		go s.run()
@@ -175,7 +201,7 @@ func sendTo[T any](h *Hub, ch chan<- T, v T) bool {
 func (h *Hub) Shutdown(ctx context.Context) error {
 	h.mu.Lock()
 	h.stopping = true
-	h.drain = planDrain(ctx, h.published.clients())
+	h.drain = planDrain(ctx, h.admitted.total)
 	h.mu.Unlock()
 	close(h.draining)
 

@@ -20,9 +20,16 @@ type message struct {
 	Count int    `json:"count"`
 	Value int64  `json:"value"`
 	Code  string `json:"code"`
+
+	Counter string `json:"counter"`
 }
 
 func (m message) String() string {
+	if m.Counter != "" {
+		name := m.Counter
+		m.Counter = ""
+		return name + ": " + m.String()
+	}
 	switch m.Type {
 	case "users":
 		return fmt.Sprint("users ", m.Count)
@@ -44,9 +51,12 @@ type peer struct {
 }
 
 // join connects a client that reads.
-func (f *fakeHub) join() *peer {
+func (f *fakeHub) join() *peer { return f.joinPath("/") }
+
+// joinPath is join for a path of dialPath.
+func (f *fakeHub) joinPath(path string) *peer {
 	f.t.Helper()
-	ws, _ := f.dial()
+	ws, _ := f.dialPath(path)
 	p := &peer{t: f.t, ws: ws}
 	go p.read()
 	synctest.Wait()

@@ -80,10 +80,13 @@ func (c *client) readKnown() error {
 // continue: 0 if the next frame is for the library. It returns a closeError if too many of the
 // client's messages are refused.
 func (c *client) takeKnown(p []byte) (n, need int, err error) {
-	same := actionRun{from: c}
+	same := actionRun{from: c, of: c.first.counter}
 	actions := uint64(0)
 	for {
 		size, a := knownFrame(p[n:])
+		if a != 0 && c.encoding == inNamedFrames {
+			size = 0 // an action without the name of its counter
+		}
 		if size == 0 || n+size > len(p) {
 			if actions > 0 {
 				c.owner.counts.received.Add(actions)

@@ -154,8 +154,10 @@ type series struct {
 	err     error
 }
 
-func newSeries(h *fakeHub) *series {
-	ws, _ := h.dial()
+func newSeries(h *fakeHub) *series { return newSeriesAt(h, "/") }
+
+func newSeriesAt(h *fakeHub, path string) *series {
+	ws, _ := h.dialPath(path)
 	s := &series{ws: ws}
 	s.resumed = sync.NewCond(&s.mu)
 	go s.read()

@@ -67,13 +67,14 @@ const MaxMessage = 512
 
 // A refusal says why a message changed nothing. Only the sender of that message is told.
 type refusal struct {
-	code  string // for programs, and a label in metrics
-	frame []byte // the frame with the error message
-	index int    // in refusals
+	code    string // for programs, and a label in metrics
+	message []byte // the error message
+	frame   []byte // the frame with it
+	index   int    // in refusals
 }
 
 // refusals lists all refusals. A client that has several kinds of them pending is sent them in this order.
-var refusals = [...]*refusal{refusedJSON, refusedAction, refusedBinary, refusedRate, undecided, refusedStore, refusedRange}
+var refusals = [...]*refusal{refusedJSON, refusedAction, refusedBinary, refusedCounter, refusedRate, refusedMaking, refusedFull, undecided, refusedStore, refusedRange}
 
 func init() {
 	for i, r := range refusals {
@@ -91,7 +92,7 @@ func newRefusal(code, message string) *refusal {
 	if err != nil {
 		panic(err) // three strings always marshal
 	}
-	return &refusal{code: code, frame: appendFrame(nil, opText, payload)}
+	return &refusal{code: code, message: payload, frame: appendFrame(nil, opText, payload)}
 }
 
 var (
@@ -101,6 +102,10 @@ var (
 	refusedRate   = newRefusal("rate_limited", "Too many actions at once: this one was not counted.")
 	refusedRange  = newRefusal("out_of_range", "The counter is at its limit: this action was not counted.")
 	refusedStore  = newRefusal("store_unavailable", "The counter cannot be changed right now: this action was not counted.")
+
+	refusedCounter = newRefusal("unknown_counter", `Name one of this connection's counters in "counter".`)
+	refusedMaking  = newRefusal("making_limited", "Too many new counters from your address: this action was not counted.")
+	refusedFull    = newRefusal("too_many_counters", "There is no room for another counter: this action was not counted.")
 
 	// Not final: the store was given the action and has not answered yet. A state follows that
 	// includes the action, or refusedRange or refusedStore.

@@ -62,34 +62,34 @@ func (p *publishedState) push(snap Snapshot, actions []action) {
 
 // publish publishes snap, the result of actions, and wakes the shards. actions is nil if they were
 // those of another hub.
-func (h *Hub) publish(snap Snapshot, actions []action) {
+func (h *Hub) publish(c *counter, snap Snapshot, actions []action) {
 	h.mu.Lock()
 	h.unknown = false
-	p := &h.published
+	p := &c.published
 	if len(actions) > 0 || snap.Value != p.value() {
 		p.push(snap, actions)
 	}
 	p.epoch, p.version = snap.Epoch, snap.Version
 	// The sweep writes to every client anyway, so announcing users costs no extra write.
 	p.announced, p.announcedSeq = p.users, p.usersSeq
+	c.announceAt = p.nextAnnouncement()
 	h.mu.Unlock()
-	h.wakeShards()
+	h.wakeShards(c)
 }
 
-// announceUsers announces the number of users to all clients.
-func (h *Hub) announceUsers() {
+// announceUsers announces the number of users to all clients of c.
+func (h *Hub) announceUsers(c *counter) {
 	h.mu.Lock()
-	p := &h.published
+	p := &c.published
 	p.announced, p.announcedSeq = p.users, p.usersSeq
+	c.announceAt = p.nextAnnouncement()
 	h.mu.Unlock()
-	h.wakeShards()
+	h.wakeShards(c)
 }
 
 // nextAnnouncement returns the earliest time of the next announcement, if one is made now.
-func (h *Hub) nextAnnouncement() time.Time {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return time.Now().Add(max(usersEvery, time.Duration(h.published.clients())*usersPace))
+func (p *publishedState) nextAnnouncement() time.Time {
+	return time.Now().Add(max(usersEvery, time.Duration(p.clients())*usersPace))
 }
 
 // clients returns the number of clients of this hub.
@@ -98,24 +98,21 @@ func (p *publishedState) clients() int { return p.users - p.others }
 // countOthers updates the number of other hubs and of their clients from n.
 func (h *Hub) countOthers(n News) {
 	h.mu.Lock()
-	p := &h.published
+	p := &h.standard.published
 	p.hubs = n.Hubs
-	changed := n.Others != p.others
-	if changed {
+	if n.Others != p.others {
 		p.users += n.Others - p.others
 		p.others = n.Others
 		p.usersSeq++
+		h.noteLocked(h.standard)
 	}
 	h.mu.Unlock()
-	if changed {
-		wake(h.presence)
-	}
 }
 
-// wakeShards makes each shard sweep.
-func (h *Hub) wakeShards() {
+// wakeShards makes each shard sweep the clients of c.
+func (h *Hub) wakeShards(c *counter) {
 	for _, s := range h.shards {
-		wake(s.wake)
+		s.note(c)
 	}
 }
 
@@ -127,24 +124,50 @@ func wake(ch chan<- struct{}) {
 	}
 }
 
-// snapshot returns a copy of the published state.
-func (h *Hub) snapshot() publishedState {
+// snapshot returns a copy of the published state of c.
+func (h *Hub) snapshot(c *counter) publishedState {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.published
+	return c.published
 }
 
-// arrive and leave count a client in and out. They do not go through loop, so a newcomer is
-// always sent a count that includes it.
-func (h *Hub) arrive() { h.countUsers(+1) }
-func (h *Hub) leave()  { h.countUsers(-1) }
+// arrive and leave count a client in and out of the counters that it watches. They do not go through loop, so a newcomer
+// is always sent a count that includes it.
+func (h *Hub) arrive(c *client) { h.countUsers(c, +1) }
+func (h *Hub) leave(c *client)  { h.countUsers(c, -1) }
 
-// countUsers adds n to the number of users, and wakes loop to announce it.
-func (h *Hub) countUsers(n int) {
+// countUsers adds n to the number of users of each counter that c watches, and wakes loop to announce it.
+func (h *Hub) countUsers(c *client, n int) {
 	h.mu.Lock()
-	h.published.users += n
-	h.published.usersSeq++
+	defer h.mu.Unlock()
+	for i := range c.watches() {
+		of := c.watch(i).counter
+		of.published.users += n
+		of.published.usersSeq++
+		h.noteLocked(of)
+	}
 	h.joined += uint64(max(n, 0))
-	h.mu.Unlock()
+}
+
+// noteLocked tells loop that the number of users of c has changed.
+func (h *Hub) noteLocked(c *counter) {
+	if c.noted {
+		return
+	}
+	c.noted = true
+	h.changed = append(h.changed, c)
 	wake(h.presence)
+}
+
+// takeChanged returns the counters whose number of users has changed since the last call. It keeps dst's memory.
+func (h *Hub) takeChanged(dst []*counter) []*counter {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	dst = append(dst[:0], h.changed...)
+	clear(h.changed)
+	h.changed = h.changed[:0]
+	for _, c := range dst {
+		c.noted = false
+	}
+	return dst
 }

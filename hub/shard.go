@@ -12,16 +12,19 @@ type shard struct {
 	// Immutable after newShard. The channels are never closed. members and nowBlocked hold 128, so
 	// that senders seldom wait for a sweep.
 	hub        *Hub
-	wake       chan struct{}   // loop -> run: there is a newer state; 1, since one token is enough
+	index      int             // in Hub.shards
+	wake       chan struct{}   // loop -> run: dirty is not empty; 1, since one token is enough
 	members    chan membership // serve -> run: each client's join, and then its leave
 	nowBlocked chan *client    // serve, loop, commitLoop -> run: a write of theirs has blocked the client
 
 	// Owned by run.
 	clients  []*client
 	blocked  []*client
-	now      publishedState          // the state in encoded
+	of       *counter                // whose state now is; nil before the first sweep
+	now      publishedState          // what encoded has, or will have
+	edition  uint64                  // how often now has changed
 	encoded  [encodings]encodedState // only of encodings that are in use
-	using    [encodings]int          // how many clients have the encoding
+	sweeping []*counter              // those of the present sweep; its memory is kept
 	message  []byte                  // buffer for one message before it is encoded
 	scratch  []byte                  // buffer for one write
 	wheel    [wheelSlots][]*client   // the timing wheel: clients by the second of their next check
@@ -33,6 +36,9 @@ type shard struct {
 
 	mu         sync.Mutex
 	handedOver shardCounts // tally at the end of run's last turn. Guarded by mu.
+
+	dirtyMu sync.Mutex
+	dirty   []*counter // have a newer state than at the last sweep. Guarded by dirtyMu.
 
 	// Safe from any goroutine.
 	_      [64]byte // keeps counts out of the cache lines that run writes
@@ -68,21 +74,22 @@ const (
 )
 
 // newShard returns a shard of h without clients. The caller starts run.
-func newShard(h *Hub) *shard {
+func newShard(h *Hub, index int) *shard {
 	s := &shard{
 		hub:        h,
+		index:      index,
 		wake:       make(chan struct{}, 1),
 		members:    make(chan membership, 128),
 		nowBlocked: make(chan *client, 128),
 	}
-	s.tally.swept = h.published.stateSeq // so no client is behind
+	s.tally.swept = h.standard.published.stateSeq // so no client is behind
 	s.handOver()
 	return s
 }
 
 // handOver copies tally to handedOver, for other goroutines.
 func (s *shard) handOver() {
-	s.tally.clients = len(s.clients)
+	s.tally.clients = len(s.hub.standard.in[s.index].all)
 	s.mu.Lock()
 	s.handedOver = s.tally
 	s.mu.Unlock()
@@ -169,7 +176,12 @@ func (s *shard) run() {
 func (s *shard) join(c *client) {
 	c.index = len(s.clients)
 	s.clients = append(s.clients, c)
-	s.using[c.encoding]++
+	for i := range c.watches() {
+		w := c.watch(i)
+		all := &w.counter.in[s.index].all
+		w.client, w.index = c, len(*all)
+		*all = append(*all, w)
+	}
 	switch {
 	case s.aborting:
 		c.wire.sock.Abort()
@@ -179,15 +191,19 @@ func (s *shard) join(c *client) {
 		return
 	}
 	s.schedule(c, pingEvery+rand.IntN(pingJitter+1))
-	now := s.hub.snapshot()
-	// now.users includes the newcomer; now.announced may not yet.
-	s.message = appendUsers(s.message[:0], now.users)
-	s.scratch = c.encoding.append(s.scratch[:0], s.message)
-	s.message = appendState(s.message[:0], now.value())
-	s.scratch = c.encoding.append(s.scratch, s.message)
-	c.users, c.usersSeq, c.stateSeq = now.users, now.usersSeq, now.stateSeq
-	s.tally.users++
-	s.tally.states++
+	s.scratch = s.scratch[:0]
+	for i := range c.watches() {
+		w := c.watch(i)
+		now := s.hub.snapshot(w.counter)
+		// now.users includes the newcomer; now.announced may not yet.
+		s.message = appendUsers(s.message[:0], now.users)
+		s.scratch = c.encoding.appendOf(s.scratch, s.message, w.counter.name)
+		s.message = appendState(s.message[:0], now.value())
+		s.scratch = c.encoding.appendOf(s.scratch, s.message, w.counter.name)
+		w.users, w.usersSeq, w.stateSeq = now.users, now.usersSeq, now.stateSeq
+		s.tally.users++
+		s.tally.states++
+	}
 	s.write(c, s.scratch)
 }
 
@@ -200,44 +216,88 @@ func (s *shard) leave(c *client) {
 	s.clients[last] = nil
 	s.clients = s.clients[:last]
 	c.index = -1
-	s.using[c.encoding]--
+	for i := range c.watches() {
+		w := c.watch(i)
+		all := &w.counter.in[s.index].all
+		last := len(*all) - 1
+		(*all)[w.index] = (*all)[last]
+		(*all)[w.index].index = w.index
+		(*all)[last] = nil
+		*all = (*all)[:last]
+		w.index = -1
+	}
 	s.unschedule(c)
 }
 
-// sweep sends the newest state to each client that is behind.
-func (s *shard) sweep() {
-	s.encode(s.hub.snapshot())
-	for _, c := range s.clients {
-		s.deliver(c)
+// note makes the shard sweep the clients of c. Safe from any goroutine.
+func (s *shard) note(c *counter) {
+	s.dirtyMu.Lock()
+	if in := &c.in[s.index]; !in.dirty {
+		in.dirty = true
+		s.dirty = append(s.dirty, c)
 	}
-	s.tally.swept = s.now.stateSeq
+	s.dirtyMu.Unlock()
+	wake(s.wake)
+}
+
+// sweep sends the newest states of the counters that have changed to each of their clients that is behind.
+func (s *shard) sweep() {
+	s.dirtyMu.Lock()
+	s.sweeping, s.dirty = s.dirty, s.sweeping[:0]
+	for _, c := range s.sweeping {
+		c.in[s.index].dirty = false
+	}
+	s.dirtyMu.Unlock()
+	for i, c := range s.sweeping {
+		s.sweeping[i] = nil
+		if all := c.in[s.index].all; len(all) > 0 || c == s.hub.standard {
+			s.setNow(c)
+			for _, w := range all {
+				s.deliver(w)
+			}
+		}
+		if c == s.hub.standard {
+			s.tally.swept = s.now.stateSeq
+		}
+	}
 	s.countBehind()
 }
 
-// countBehind counts the clients that are behind after a sweep. All of them are blocked.
+// countBehind counts the clients that have not been sent the last value of the default counter that was swept. All of
+// them are blocked.
 func (s *shard) countBehind() {
 	s.tally.behind = 0
 	for _, c := range s.blocked {
-		if c.index >= 0 && !c.closing && c.stateSeq < s.now.stateSeq {
+		if c.index >= 0 && !c.closing && c.first.counter == s.hub.standard && c.first.stateSeq < s.tally.swept {
 			s.tally.behind++
 		}
 	}
 }
 
-// encode makes the messages of now, once for each encoding that is in use.
-func (s *shard) encode(now publishedState) {
-	s.now = now
-	for e := range encodings {
-		if s.using[e] > 0 {
-			s.encoded[e].encode(e, &s.now, &s.message)
-		}
+// setNow makes now the newest state of c.
+func (s *shard) setNow(c *counter) {
+	now := s.hub.snapshot(c)
+	if c != s.of || now.stateSeq != s.now.stateSeq || now.announcedSeq != s.now.announcedSeq {
+		s.edition++
 	}
+	s.of, s.now = c, now
 }
 
-// deliver sends c everything of s.now that it has not been sent, in one write.
-func (s *shard) deliver(c *client) {
-	usersDue := c.usersSeq < s.now.announcedSeq && c.users != s.now.announced
-	stateDue := c.stateSeq < s.now.stateSeq
+// messages returns the messages of now in the encoding e. They are made once, and only if a client has that encoding.
+func (s *shard) messages(e messageEncoding) *encodedState {
+	b := &s.encoded[e]
+	if b.edition != s.edition {
+		b.edition = s.edition
+		b.encode(e, s.of.name, &s.now, &s.message)
+	}
+	return b
+}
+
+// deliver sends w's client everything of s.now that it has not been sent, in one write.
+func (s *shard) deliver(w *watch) {
+	usersDue := w.usersSeq < s.now.announcedSeq && w.users != s.now.announced
+	stateDue := w.stateSeq < s.now.stateSeq
+	c := w.client
 	if !usersDue && !stateDue || c.closing {
 		return
 	}
@@ -245,26 +305,26 @@ func (s *shard) deliver(c *client) {
 		s.noteBlocked(c)
 		return // flushBlocked delivers later
 	}
-	e := &s.encoded[c.encoding]
+	e := s.messages(c.encoding)
 	var due []byte
 	if stateDue {
-		// All values that c has not been sent, or only the newest if they are too many.
-		n := s.now.stateSeq - c.stateSeq
+		// All values that the client has not been sent, or only the newest if they are too many.
+		n := s.now.stateSeq - w.stateSeq
 		if n > recentValues {
 			s.tally.merged += n - 1
 			n = 1
 		}
 		due = e.states[e.offsets[recentValues-n]:]
-		c.stateSeq = s.now.stateSeq
+		w.stateSeq = s.now.stateSeq
 		s.tally.states += n
 	}
 	if usersDue {
 		s.scratch = append(append(s.scratch[:0], e.users...), due...)
 		due = s.scratch
-		c.users = s.now.announced
+		w.users = s.now.announced
 		s.tally.users++
 	}
-	c.usersSeq = max(c.usersSeq, s.now.announcedSeq)
+	w.usersSeq = max(w.usersSeq, s.now.announcedSeq)
 	s.write(c, due)
 }
 
@@ -293,7 +353,6 @@ func (s *shard) noteBlocked(c *client) {
 // blocked, and is sent its pending refusals and the newest state. A client without progress for
 // stallTimeout is disconnected.
 func (s *shard) flushBlocked() {
-	s.encode(s.hub.snapshot())
 	blocked := s.blocked
 	s.blocked = s.blocked[:0]
 	for _, c := range blocked {
@@ -309,7 +368,7 @@ func (s *shard) flushBlocked() {
 			if c.closing {
 				c.finishStream()
 			} else if s.sendPending(c) {
-				s.deliver(c)
+				s.catchUp(c)
 			}
 		case n == 0 && time.Since(c.stalledAt) >= stallTimeout:
 			c.end(ReasonStalled)
@@ -324,6 +383,15 @@ func (s *shard) flushBlocked() {
 	}
 	clear(blocked[len(s.blocked):])
 	s.countBehind()
+}
+
+// catchUp sends c the newest state of each counter that it watches, until it is blocked again.
+func (s *shard) catchUp(c *client) {
+	for i := 0; i < c.watches() && !c.blocked; i++ {
+		w := c.watch(i)
+		s.setNow(w.counter)
+		s.deliver(w)
+	}
 }
 
 // sendPending sends the pending refusals of c. It reports false if that blocks c.

@@ -29,14 +29,21 @@ func (c *sinkConn) expectAcks(time.Duration) {}
 // newSinkShard returns a shard with n clients on one sink. Its goroutine does not run.
 func newSinkShard(tb testing.TB, n int) (*shard, *sinkConn) {
 	tb.Helper()
-	h := &Hub{done: make(chan struct{})}
-	h.published.push(Snapshot{}, nil)
-	s := newShard(h)
+	h := &Hub{done: make(chan struct{}), cfg: Config{Shards: 1}}
+	h.standard = newCounter(h, "")
+	h.standard.published.push(Snapshot{}, nil)
+	s := newShard(h, 0)
 	sink := new(sinkConn)
 	for range n {
-		s.join(&client{hub: h, owner: s, wire: clientWire{Conn: sink, sock: sink}})
+		s.join(&client{hub: h, owner: s, first: watch{counter: h.standard}, wire: clientWire{Conn: sink, sock: sink}})
 	}
 	return s, sink
+}
+
+// sweepStandard sweeps the clients of the default counter.
+func (s *shard) sweepStandard() {
+	s.note(s.hub.standard)
+	s.sweep()
 }
 
 // TestOneWrite checks that a client is sent users and state in one write, users first.
@@ -44,15 +51,15 @@ func TestOneWrite(t *testing.T) {
 	s, sink := newSinkShard(t, 1)
 	h := s.hub
 	sink.writes, sink.bytes = 0, 0
-	h.published.users, h.published.usersSeq = 2, 1
-	h.published.announced, h.published.announcedSeq = 2, 1
-	h.published.push(Snapshot{Version: 1, Value: 1}, []action{+1})
-	s.sweep()
+	h.standard.published.users, h.standard.published.usersSeq = 2, 1
+	h.standard.published.announced, h.standard.published.announcedSeq = 2, 1
+	h.standard.published.push(Snapshot{Version: 1, Value: 1}, []action{+1})
+	s.sweepStandard()
 	want := len(inFrames.append(inFrames.append(nil, appendUsers(nil, 2)), appendState(nil, 1)))
 	if sink.writes != 1 || sink.bytes != want {
 		t.Errorf("%d bytes in %d writes, want %d in one", sink.bytes, sink.writes, want)
 	}
-	s.sweep() // there is nothing to send
+	s.sweepStandard() // there is nothing to send
 	if sink.writes != 1 {
 		t.Errorf("%d writes, want still one", sink.writes)
 	}
@@ -61,17 +68,17 @@ func TestOneWrite(t *testing.T) {
 func TestSweepDoesNotAllocate(t *testing.T) {
 	s, sink := newSinkShard(t, 100)
 	h := s.hub
-	s.sweep() // allocates the buffers
+	s.sweepStandard() // allocates the buffers
 	sink.writes = 0
 	deltas := []action{+1, +1, -1}
 	version := uint64(0)
 	n := testing.AllocsPerRun(100, func() {
 		version++
-		h.published.users++
-		h.published.usersSeq++
-		h.published.announced, h.published.announcedSeq = h.published.users, h.published.usersSeq
-		h.published.push(Snapshot{Version: version, Value: int64(version)}, deltas)
-		s.sweep()
+		h.standard.published.users++
+		h.standard.published.usersSeq++
+		h.standard.published.announced, h.standard.published.announcedSeq = h.standard.published.users, h.standard.published.usersSeq
+		h.standard.published.push(Snapshot{Version: version, Value: int64(version)}, deltas)
+		s.sweepStandard()
 	})
 	if n > 0 {
 		t.Errorf("%v allocations a sweep, want none", n)
@@ -110,7 +117,7 @@ func BenchmarkSweep(b *testing.B) {
 	s, _ := newSinkShard(b, 1000)
 	b.ReportAllocs()
 	for version := uint64(1); b.Loop(); version++ {
-		s.hub.published.push(Snapshot{Version: version, Value: int64(version)}, []action{+1})
-		s.sweep()
+		s.hub.standard.published.push(Snapshot{Version: version, Value: int64(version)}, []action{+1})
+		s.sweepStandard()
 	}
 }

@@ -26,16 +26,17 @@ type Stats struct {
 func (h *Hub) Stats() Stats {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	p := &h.standard.published
 	s := Stats{
-		Value:   h.published.value(),
+		Value:   p.value(),
 		Unknown: h.unknown,
-		Epoch:   h.published.epoch,
-		Version: h.published.version,
-		Users:   h.published.users,
-		Clients: h.published.clients(),
+		Epoch:   p.epoch,
+		Version: p.version,
+		Users:   p.users,
+		Clients: p.clients(),
 		Max:     h.cfg.MaxClients,
-		Hubs:    h.published.hubs,
-		Behind:  h.behind(h.published.stateSeq),
+		Hubs:    p.hubs,
+		Behind:  h.behind(p.stateSeq),
 		Blocked: h.blocked.Load(),
 		Refused: h.refused(),
 	}
@@ -59,20 +60,24 @@ func (h *Hub) Ready() error {
 	return nil
 }
 
-// noteApply records the outcome of a commit of n actions.
-func (h *Hub) noteApply(n int, took time.Duration, err error) {
-	outOfRange := errors.Is(err, ErrRange)
-	if outOfRange {
-		err = nil // the store works
+// noteApply records the outcome of c.
+func (h *Hub) noteApply(c *commit, took time.Duration) {
+	var failed error
+	counted := 0
+	for i := range c.changes {
+		switch err := c.changes[i].Err; {
+		case err == nil:
+			counted += len(c.batches[i].actions)
+		case !errors.Is(err, ErrRange) && !errors.Is(err, ErrFull): // with these two the store works
+			failed = err
+		}
 	}
 	h.noteHealth(func() {
-		h.storeErr = err
+		h.storeErr = failed
 		h.applies.observe(took)
-		switch {
-		case err != nil:
+		h.counted += uint64(counted)
+		if failed != nil {
 			h.applyErrors++
-		case !outOfRange:
-			h.counted += uint64(n)
 		}
 	})
 }

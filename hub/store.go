@@ -67,7 +67,8 @@ type Change struct {
 	Counter string // its name
 	Delta   Delta  // is added to the value; if it is not 0, a counter that is not there is made
 
-	// Set, if it is not nil, becomes the value instead. It is a new version like any other, and makes a counter that is not there.
+	// Set, if it is not nil, replaces the value before Delta is added. It gives a new version like any other, and makes a
+	// counter that is not there.
 	Set *Value
 
 	// Remove removes the counter, and Snapshot is the zero Snapshot. The default counter becomes 0 instead.
@@ -91,13 +92,18 @@ var ErrFull = errors.New("hub: no room for another counter")
 
 // Apply returns the snapshot that follows s by the change, which is not a removal. Set and a Delta that is not 0 give a new version.
 func (c *Change) Apply(s Snapshot) (Snapshot, error) {
-	if c.Set == nil {
-		return s.Add(c.Delta)
+	from := s
+	if c.Set != nil {
+		from.Value = *c.Set
+		if _, err := ParseValue(string(AppendValue(nil, from.Value))); err != nil {
+			return s, ErrRange
+		}
 	}
-	if !fits(*c.Set, none) {
-		return s, ErrRange
+	next, err := from.Add(c.Delta)
+	if err != nil {
+		return s, err
 	}
-	return Snapshot{Epoch: s.Epoch, Version: s.Version + 1, Value: *c.Set}, nil
+	return next, nil
 }
 
 // Shared is a [Store] that several hubs use at once, each through a Shared of its own. It tells its

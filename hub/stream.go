@@ -24,7 +24,10 @@ import (
 // The limits are those of [Hub.ServeHTTP], and so are the answers 403, 429 and 503. Pages of allowed
 // origins may read the stream (CORS). ServeStream refuses other methods than GET and HEAD with
 // 405, and a request with a body with 400.
-func (h *Hub) ServeStream(w http.ResponseWriter, r *http.Request) {
+func (h *Hub) ServeStream(w http.ResponseWriter, r *http.Request) { h.ServeStreamOf(w, r, "") }
+
+// ServeStreamOf is ServeStream for the counter called name, which must be one that [Hub.Allows].
+func (h *Hub) ServeStreamOf(w http.ResponseWriter, r *http.Request, name string) {
 	header := w.Header()
 	h.ShareWithOrigin(header, r)
 	if !h.checkOrigin(w, r) || !h.checkFetch(w, r) {
@@ -44,7 +47,7 @@ func (h *Hub) ServeStream(w http.ResponseWriter, r *http.Request) {
 		setStreamHeader(header)
 		return // no client joins
 	}
-	c := h.newClient(w, r)
+	c := h.newClient(w, r, []string{name})
 	if c == nil {
 		return
 	}

@@ -293,7 +293,7 @@ func TestStreamVanishes(t *testing.T) {
 		conn := &vanishingConn{gone: make(chan struct{})}
 		h := newFakeHub(t, Config{Shards: 1})
 		defer h.stop()
-		c := &client{hub: h.Hub, owner: h.shards[0], index: -1, encoding: inStream, wire: clientWire{Conn: conn, sock: conn}}
+		c := &client{hub: h.Hub, owner: h.shards[0], index: -1, first: watch{counter: h.standard}, encoding: inStream, wire: clientWire{Conn: conn, sock: conn}}
 		if reason, _ := h.admit(c); reason != "" {
 			t.Fatal(reason)
 		}
@@ -542,19 +542,19 @@ func TestStreamCaps(t *testing.T) {
 func TestStreamsAndSweeps(t *testing.T) {
 	s, sink := newSinkShard(t, 10)
 	h := s.hub
-	s.sweep()
+	s.sweepStandard()
 	if s.encoded[inStream].states != nil {
 		t.Error("a shard without streams encodes events")
 	}
-	c := &client{hub: h, owner: s, encoding: inStream, wire: clientWire{Conn: sink, sock: sink}}
+	c := &client{hub: h, owner: s, encoding: inStream, first: watch{counter: h.standard}, wire: clientWire{Conn: sink, sock: sink}}
 	s.join(c)
-	s.sweep()
+	s.sweepStandard()
 	sink.writes = 0
 	version := uint64(0)
 	if n := testing.AllocsPerRun(100, func() {
 		version++
-		h.published.push(Snapshot{Version: version, Value: int64(version)}, []action{+1})
-		s.sweep()
+		h.standard.published.push(Snapshot{Version: version, Value: int64(version)}, []action{+1})
+		s.sweepStandard()
 	}); n > 0 {
 		t.Errorf("%v allocations a sweep, want none", n)
 	}
@@ -562,7 +562,7 @@ func TestStreamsAndSweeps(t *testing.T) {
 		t.Errorf("%d writes, want %d", sink.writes, want)
 	}
 	s.leave(c)
-	if s.using[inStream] != 0 || s.using[inFrames] != 10 {
-		t.Errorf("using = %v, want 10 clients with frames and none with events", s.using)
+	if got := len(h.standard.in[0].all); got != 10 {
+		t.Errorf("%d clients watch the counter, want 10", got)
 	}
 }

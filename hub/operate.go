@@ -1,0 +1,171 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+
+	"github.com/coder/websocket"
+)
+
+// A RefusedError says why an action by [Hub.Act] was refused.
+type RefusedError struct {
+	Code string // for programs, as in error messages
+	JSON []byte // the error message
+}
+
+func (e *RefusedError) Error() string { return "hub: refused: " + e.Code }
+
+// A call is one call of Act.
+type call struct {
+	outcome chan callOutcome // tell and tellAll -> Act; 1, since only the first one counts; never closed
+}
+
+type callOutcome struct {
+	value Value
+	why   *refusal // nil if the action counts
+}
+
+// refuse and counted implement [sender].
+func (c *call) refuse(why *refusal) { c.end(callOutcome{why: why}) }
+func (c *call) counted(value Value) { c.end(callOutcome{value: value}) }
+
+func (c *call) end(o callOutcome) {
+	select {
+	case c.outcome <- o:
+	default:
+	}
+}
+
+// Act does what a client's message does, without a client: it acts on the counter called name, which [Hub.Allows], or on the
+// default counter if name is "". remote is the address that [Config].MayAct and MayMake are asked about. Act
+// returns the counter's value when that is safe.
+//
+// The error is a *[RefusedError], or that of ctx; then the action may count. Safe from any goroutine.
+func (h *Hub) Act(ctx context.Context, name string, remote netip.Prefix, message []byte) (Value, error) {
+	var zero Value
+	a, why := decode(websocket.MessageText, message)
+	if why == nil && h.cfg.MayAct != nil && !h.cfg.MayAct(remote) {
+		why = refusedRate
+	}
+	if why != nil {
+		return zero, refusedError(why)
+	}
+	h.mu.Lock()
+	if h.stopping || h.unknown {
+		h.mu.Unlock()
+		return zero, refusedError(refusedStore)
+	}
+	of, err := h.holdLocked(name)
+	h.mu.Unlock()
+	if err != nil {
+		return zero, refusedError(refusedStore)
+	}
+	defer func() {
+		h.mu.Lock()
+		h.releaseLocked(of)
+		h.mu.Unlock()
+	}()
+	if why := h.mayMake(of, remote); why != nil {
+		return zero, refusedError(why)
+	}
+	c := &call{outcome: make(chan callOutcome, 1)}
+	if h.storeOverdue.Load() || !sendTo(h, h.actions, actionRun{from: c, of: of, kind: a, count: 1}) {
+		return zero, refusedError(refusedStore)
+	}
+	select {
+	case o := <-c.outcome:
+		if o.why != nil {
+			return zero, refusedError(o.why)
+		}
+		return o.value, nil
+	case <-ctx.Done():
+		return zero, context.Cause(ctx)
+	case <-h.done:
+		return zero, refusedError(refusedStore)
+	}
+}
+
+func refusedError(why *refusal) error { return &RefusedError{Code: why.code, JSON: why.message} }
+
+// errSuperseded is the answer to an order that another one has overwritten.
+var errSuperseded = errors.New("another change of the counter came at the same time")
+
+// An order is a change of one counter by an operator.
+type order struct {
+	of     *counter
+	value  Value
+	remove bool
+	result chan orderResult // tell and loop -> Set and Remove; 1, since only the first one counts; never closed
+}
+
+type orderResult struct {
+	snap Snapshot
+	err  error
+}
+
+func (o *order) answer(snap Snapshot, err error) {
+	select {
+	case o.result <- orderResult{snap, err}:
+	default:
+	}
+}
+
+// Set sets the counter called name to value, and returns when that is safe. Clients are sent it like any other value.
+// Without [Config].Counters there is only the default counter, "". The error is [ErrRange], [ErrFull], that of the store, or
+// that of ctx. Safe from any goroutine.
+func (h *Hub) Set(ctx context.Context, name string, value Value) (Snapshot, error) {
+	return h.order(ctx, name, value, false)
+}
+
+// Remove removes the counter called name, and returns when that is safe. Its clients are sent the zero [Value]. The default
+// counter is set to that.
+func (h *Hub) Remove(ctx context.Context, name string) error {
+	var zero Value
+	_, err := h.order(ctx, name, zero, true)
+	return err
+}
+
+func (h *Hub) order(ctx context.Context, name string, value Value, remove bool) (Snapshot, error) {
+	if h.many == nil {
+		return Snapshot{}, errors.New("the server runs without -counters")
+	}
+	if _, err := ParseValue(string(AppendValue(nil, value))); err != nil {
+		return Snapshot{}, ErrRange
+	}
+	h.mu.Lock()
+	of, err := h.holdLocked(name)
+	h.mu.Unlock()
+	if err != nil {
+		return Snapshot{}, err
+	}
+	defer func() {
+		h.mu.Lock()
+		h.releaseLocked(of)
+		h.mu.Unlock()
+	}()
+	o := &order{of: of, value: value, remove: remove, result: make(chan orderResult, 1)}
+	select {
+	case h.orders <- o:
+	case <-ctx.Done():
+		return Snapshot{}, context.Cause(ctx)
+	case <-h.done:
+		return Snapshot{}, errors.New("stopping")
+	}
+	select {
+	case r := <-o.result:
+		return r.snap, r.err
+	case <-ctx.Done():
+		return Snapshot{}, context.Cause(ctx)
+	case <-h.done:
+		return Snapshot{}, errors.New("stopping")
+	}
+}
+
+// List returns counters as [Counters.List] does. It returns none without [Config].Counters.
+func (h *Hub) List(ctx context.Context, prefix, after string, limit int) ([]Entry, error) {
+	if h.many == nil {
+		return nil, nil
+	}
+	return h.many.List(ctx, prefix, after, limit)
+}
