@@ -25,6 +25,8 @@ const (
 	ReasonAddressFull  Reason = "address_full"  // 429: the address has MaxClientsPerIP clients
 	ReasonFull         Reason = "full"          // 503: the hub has MaxClients clients
 	ReasonNoValue      Reason = "no_value"      // 503: the value is unknown, since the store has not been reached yet
+	ReasonBadName      Reason = "bad_name"      // 400: the name of a counter is no name, or there are too many
+	ReasonNoCounter    Reason = "no_counter"    // 404: no pattern of Config.Counters matches the name
 )
 
 // ReasonStopping is the reason why requests are refused (503), and clients are closed (1012), while
@@ -84,6 +86,8 @@ func NewEvents(cfg EventsConfig) *Events {
 		ReasonAddressFull:  slog.LevelInfo,
 		ReasonFull:         slog.LevelWarn,
 		ReasonNoValue:      slog.LevelInfo,
+		ReasonBadName:      slog.LevelInfo,
+		ReasonNoCounter:    slog.LevelInfo,
 		ReasonStopping:     slog.LevelInfo,
 	}
 	maps.Copy(levels, cfg.Refusals)

@@ -42,7 +42,7 @@ func (h *Hub) serve(w http.ResponseWriter, r *http.Request, encoding messageEnco
 	// https://www.rfc-editor.org/rfc/rfc6455#section-4.1
 	// A browser sends exactly one. A client that sends none is not a browser, so no page can
 	// misuse it.
-	if !h.checkOrigin(w, r) {
+	if !h.CheckOrigin(w, r) {
 		return
 	}
 	// The bytes after the header are frames. With a body, a proxy in front and this server could

@@ -113,9 +113,9 @@ func (h *Hub) ShareWithOrigin(header http.Header, r *http.Request) {
 	}
 }
 
-// checkOrigin reports whether the Origin header of r is missing or allowed. If it is neither,
-// checkOrigin answers 403.
-func (h *Hub) checkOrigin(w http.ResponseWriter, r *http.Request) bool {
+// CheckOrigin reports whether the Origin header of r is missing or allowed. If it is neither,
+// CheckOrigin answers 403.
+func (h *Hub) CheckOrigin(w http.ResponseWriter, r *http.Request) bool {
 	origins := r.Header["Origin"]
 	if len(origins) == 0 || len(origins) == 1 && h.allows(origins[0]) {
 		return true

@@ -30,7 +30,7 @@ func (h *Hub) ServeStream(w http.ResponseWriter, r *http.Request) { h.ServeStrea
 func (h *Hub) ServeStreamOf(w http.ResponseWriter, r *http.Request, name string) {
 	header := w.Header()
 	h.ShareWithOrigin(header, r)
-	if !h.checkOrigin(w, r) || !h.checkFetch(w, r) {
+	if !h.CheckOrigin(w, r) || !h.checkFetch(w, r) {
 		return
 	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
@@ -82,7 +82,7 @@ func (h *Hub) ServeStreamOf(w http.ResponseWriter, r *http.Request, name string)
 func (h *Hub) checkFetch(w http.ResponseWriter, r *http.Request) bool {
 	switch {
 	case r.Header.Get("Origin") != "":
-		return true // checkOrigin has allowed it
+		return true // CheckOrigin has allowed it
 	case r.Header.Get("Sec-Fetch-Dest") == "document":
 		return true // a person opened the stream by a link, and sees it
 	}

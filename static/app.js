@@ -111,7 +111,7 @@ function showCountdown() {
 		: current.why ? "Trying again now…" : "");
 }
 
-const client = connect("./", {
+const client = connect(location.pathname.match(/c\/[^/]+$/)?.[0] ?? "./", {
 	state: newValue,
 	users: (n) => setText(users, ` · ${format(n)} ${n === 1 ? "person" : "people"} here`),
 	error: showError,

@@ -28,19 +28,21 @@ const waits = { restarting: [0, 2_000], refused: long, limited: long, full: long
 /**
  * connect keeps a connection to url until close(): "wss://host/folder/", or "./" for the server that this
  * module comes from. on holds callbacks:
- *   state(value), users(count), error({code, message})   the server's messages
+ *   state(value, counter), users(count, counter), error({code, message, counter})   the server's
+ *     messages; counter is undefined unless url is "c?name=a&name=b"
  *   status({state, why, nextTry, unanswered})   the connection. state is connecting, open, offline (no
  *     network), hidden (the page is), closed, or waiting (until nextTry, on the performance.now() clock).
  *     why is unreachable, lost, silent (no answer), restarting, refused (1008), limited (the address
  *     has its share), full, blocked (only HTTP passes), or foreign (the page's origin is not allowed).
  *     unanswered: it ended before an action's answer, so the action may have counted.
  *
- * send(action) reports whether it was handed to an open connection. It queues nothing and sends nothing
+ * send(action, counter) reports whether it was handed to an open connection. It queues nothing and sends nothing
  * twice. retry() connects now. env is the window, or a fake one in tests.
  */
 export function connect(url, on = {}, env = globalThis) {
 	const base = new URL(url, import.meta.url);
 	base.protocol = base.protocol.replace("ws", "http");
+	const folder = base.pathname.match(/\/c\/[^/]+$/) ? base.pathname + "/" : ""; // of one counter
 	let socket; // the current one, or undefined
 	let state, why, nextTry, hiddenAt;
 	let openedAt; // of the current socket, or undefined
@@ -126,7 +128,7 @@ export function connect(url, on = {}, env = globalThis) {
 	// Fetch sends no credentials to another origin.
 	async function ask() {
 		const get = (path, mode) =>
-			env.fetch(new URL(path, base), { mode, signal: AbortSignal.timeout(patience) }).catch(() => {});
+			env.fetch(new URL(folder + path, base), { mode, signal: AbortSignal.timeout(patience) }).catch(() => {});
 		let answer = await get("state");
 		if (!answer) return env.location?.origin !== base.origin && await get("state", "no-cors") && "foreign";
 		if (!answer.ok) return answer.status === 429 && "limited"; // 503 can be of a proxy
@@ -146,10 +148,10 @@ export function connect(url, on = {}, env = globalThis) {
 		switch (m.type) { // ignore unknown types, of newer servers
 			case "state":
 				acted = false;
-				on.state?.(m.value);
+				on.state?.(m.value, m.counter);
 				break;
 			case "users":
-				on.users?.(m.count);
+				on.users?.(m.count, m.counter);
 				break;
 			case "error":
 				acted &&= m.code === "store_undecided"; // an answer follows
@@ -157,9 +159,9 @@ export function connect(url, on = {}, env = globalThis) {
 		}
 	}
 
-	function send(action) {
+	function send(action, counter) {
 		if (socket?.readyState !== 1) return false;
-		socket.send(JSON.stringify({ action }));
+		socket.send(JSON.stringify({ action, counter }));
 		if (!acted) setTimer(silent, patience);
 		return acted = true;
 	}

@@ -55,6 +55,10 @@ type file struct {
 	etag        string // strong, from the hash of body
 }
 
+// CounterPage is the path in a request to the handler for the page of a counter, which lies one folder below "/". No URL has
+// this path.
+const CounterPage = "counter"
+
 // handler maps URL paths to files. It is immutable after Handler.
 type handler map[string]file
 
@@ -74,14 +78,16 @@ func Handler() http.Handler {
 		if err != nil {
 			panic(err) // a bug: contentTypes and go:embed disagree
 		}
-		sum := sha256.Sum256(body)
-		h[path] = file{
-			body:        string(body),
-			contentType: contentType,
-			etag:        `"` + hex.EncodeToString(sum[:16]) + `"`,
-		}
+		h[path] = newFile(string(body), contentType)
 	}
+	below := strings.NewReplacer(`href="`, `href="../`, `src="`, `src="../`).Replace(h["/"].body)
+	h[CounterPage] = newFile(below, contentTypes["/"])
 	return h
+}
+
+func newFile(body, contentType string) file {
+	sum := sha256.Sum256([]byte(body))
+	return file{body: body, contentType: contentType, etag: `"` + hex.EncodeToString(sum[:16]) + `"`}
 }
 
 func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {

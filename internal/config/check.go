@@ -99,6 +99,9 @@ func (c *Config) checkStore(p *problems) {
 		return
 	}
 	c.Store = spec
+	if _, ok := spec.(store.Many); !ok && len(c.Counters) > 0 {
+		p.add("-counters needs a -store that can hold many counters: %s", strings.Join(store.ManyNames(), " or "))
+	}
 	server, shared := spec.(store.Valkey)
 	switch {
 	case !shared && (c.StorePasswordFile != "" || c.StoreCARoot != "" || c.StoreKeyFile != ""):
@@ -175,6 +178,14 @@ func checkDirectory(flagName, value string, p *problems) {
 
 func (c *Config) checkLimits(given map[string]bool, p *problems) {
 	c.Origins = append(ownOrigins(c.Domains, c.Plain), c.Origins...)
+	for _, pattern := range c.Counters {
+		if err := hub.ValidPattern(pattern); err != nil {
+			p.add("-counters: %w", err)
+		}
+	}
+	if c.MaxCounters < 0 {
+		p.add("-max-counters: %d is below 0; 0 is no limit", c.MaxCounters)
+	}
 	if c.MaxClients < 0 {
 		p.add("-max-clients: %d is below 0", c.MaxClients)
 	}

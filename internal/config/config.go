@@ -62,6 +62,9 @@ type Config struct {
 	// Origins are those of -origin, and before them those of our own pages.
 	Origins []hub.Origin // -origin
 
+	Counters    []string // -counters; empty if there is only the default counter
+	MaxCounters int      // -max-counters
+
 	MaxClients      int     // -max-clients, as it was given; 0 asks the machine
 	MaxClientsPerIP int     // -max-clients-per-ip; 0 is no cap
 	ConnectionRate  float64 // -connection-rate; 0 is no limit
@@ -105,6 +108,8 @@ func (c *Config) declare(f *flagGroups) {
 	f.string(&c.Data, "data", "data", "`folder` for certificates, account keys and the counter; made with mode 0700")
 	f.string(&c.storeText, "store", "file", "where the counter lives: `file` (in the data folder), memory (starts at 0 each time), or a\n"+
 		"Valkey or Redis server that replicas share: redis://user:password@host:port/db?prefix=name,\nor rediss:// for TLS")
+	f.value((*list)(&c.Counters), "counters", "hold more counters, whose names match these `patterns`: likes,door.* or * for any name;\n"+
+		"each is at /c/NAME. Repeatable, or several with commas between (default none)")
 	f.bool(&c.Staging, "staging", false, "use Let's Encrypt's staging CA to try things out; no browser trusts its certificates")
 
 	f.group("Listeners")
@@ -131,6 +136,7 @@ func (c *Config) declare(f *flagGroups) {
 	f.value((*origins)(&c.Origins), "origin", "let pages of this `origin` connect, too: https://host, https://host:port, https://host:*\n"+
 		"(any port), https://*.host (every name below it), app://host or another scheme of an app,\n"+
 		"null (files, sandboxed frames) or * (any page); repeatable (default the domains)")
+	f.int(&c.MaxCounters, "max-counters", 10_000, "`number` of counters that -counters may make; 0 is no limit")
 	f.int(&c.MaxClients, "max-clients", 0, "`number` of clients in all; 0 is what the file limit and the memory allow")
 	f.int(&c.MaxClientsPerIP, "max-clients-per-ip", 64, "`number` of clients of one IPv4 address or IPv6 /64; 0 is no limit, and the default with -plain\n"+
 		"unless -trusted-proxies or -proxy-protocol is set (all clients have the proxy's address)")

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"plusminus/hub"
@@ -20,7 +21,9 @@ type routes struct {
 	upgrades *ingress.Upgrades
 	certs    certificates
 	hub      *hub.Hub
+	events   *hub.Events
 	page     http.Handler
+	many     bool // there are counters besides the default one
 }
 
 func (s *routes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -37,6 +40,7 @@ func (s *routes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case s.upgrades.Stripped(w, r): // it has answered
+	case s.many && s.counters(w, r): // likewise
 	case ingress.HasUpgrade(r):
 		s.hub.ServeHTTP(w, r)
 	case r.URL.Path == streamPath:
@@ -45,7 +49,7 @@ func (s *routes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		// Pages of other origins import the page's modules, which read the state. Both are public.
 		s.hub.ShareWithOrigin(w.Header(), r)
 		if r.URL.Path == "/state" {
-			s.state(w, r)
+			s.state(w, r, "")
 		} else {
 			s.page.ServeHTTP(w, r)
 		}
@@ -57,7 +61,8 @@ const streamPath = "/events"
 
 // joins reports whether r asks to become a client of the hub.
 func joins(r *http.Request) bool {
-	return ingress.HasUpgrade(r) || r.URL.Path == streamPath && r.Method == http.MethodGet
+	stream := r.URL.Path == streamPath || strings.HasPrefix(r.URL.Path, "/c/") && strings.HasSuffix(r.URL.Path, streamPath)
+	return ingress.HasUpgrade(r) || stream && r.Method == http.MethodGet
 }
 
 // onPort443 reports whether a client that sent this Host header over TLS used port 443. The port on
@@ -67,16 +72,16 @@ func onPort443(header string) bool {
 	return err != nil || port == "443"
 }
 
-// state answers GET /state. A client that polls sends the ETag that it has, and gets 304 while nothing
+// state answers GET /state, for the counter called name. A client that polls sends the ETag that it has, and gets 304 while nothing
 // has changed.
-func (s *routes) state(w http.ResponseWriter, r *http.Request) {
+func (s *routes) state(w http.ResponseWriter, r *http.Request, name string) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
 		http.Error(w, "only GET", http.StatusMethodNotAllowed)
 		return
 	}
-	stats := s.hub.Stats()
-	if stats.Unknown {
+	value, users, ok := s.hub.State(name)
+	if !ok {
 		w.Header().Set("Retry-After", "10")
 		http.Error(w, "the counter's store has not been reached yet", http.StatusServiceUnavailable)
 		return
@@ -84,7 +89,7 @@ func (s *routes) state(w http.ResponseWriter, r *http.Request) {
 	body, err := json.Marshal(struct {
 		Value hub.Value `json:"value"`
 		Users int       `json:"users"`
-	}{stats.Value, stats.Users})
+	}{value, users})
 	if err != nil {
 		panic(err) // numbers always marshal
 	}

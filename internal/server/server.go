@@ -90,7 +90,7 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (s *Server, err 
 	if s.certs, err = s.openCertificates(cfg, files); err != nil {
 		return s, err
 	}
-	counter, closeStore, err := files.Store.Open(cfg.Data, log)
+	counter, closeStore, err := openStore(cfg, files.Store, log)
 	if err != nil {
 		return s, err
 	}
@@ -114,6 +114,10 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (s *Server, err 
 		MaxClientsPerIP: cfg.MaxClientsPerIP,
 		ActionRate:      cfg.ActionRate,
 		ActionBurst:     cfg.ActionBurst,
+		Counters:        cfg.Counters,
+		MaxCounters:     cfg.MaxCounters,
+		MayMake:         permits(ingress.NewRates(1/makingEvery.Seconds(), makingBurst)),
+		MayAct:          actRate(cfg),
 	})
 	if err != nil {
 		return s, err
@@ -137,7 +141,7 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (s *Server, err 
 	})
 	in.Balanced(s.listeners)
 
-	page := &routes{hosts: in.Hosts, upgrades: in.Upgrades, certs: s.certs, hub: s.hub, page: static.Handler()}
+	page := &routes{hosts: in.Hosts, upgrades: in.Upgrades, certs: s.certs, hub: s.hub, events: events, page: static.Handler(), many: len(cfg.Counters) > 0}
 	visitors := func(h http.Handler) *http.Server {
 		h = withHealth(func() error { return s.admin.Ready() }, h) // s.admin is made below
 		srv := newHTTPServer(in.Forwarded(in.Requests.Limit(h, joins)), log)

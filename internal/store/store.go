@@ -26,6 +26,26 @@ type Spec interface {
 	Open(data string, log *slog.Logger) (hub.Store, func() error, error)
 }
 
+// Many is a Spec of a place that can hold many counters.
+type Many interface {
+	Spec
+
+	// OpenMany is Open for a server with -counters. limit bounds the counters that the place holds besides the default one;
+	// 0 is no limit.
+	OpenMany(data string, limit int, log *slog.Logger) (hub.Counters, func() error, error)
+}
+
+// ManyNames returns the values of -store for which [Parse] returns a Many.
+func ManyNames() []string {
+	var names []string
+	for _, spec := range []Spec{File{}, Memory{}, Valkey{}} {
+		if _, ok := spec.(Many); ok {
+			names = append(names, spec.String())
+		}
+	}
+	return names
+}
+
 // Parse parses the value of -store. Its errors never hold a password.
 func Parse(s string) (Spec, error) {
 	switch {
@@ -69,6 +89,11 @@ func (Memory) UsesData() bool { return false }
 
 // Open implements [Spec].
 func (Memory) Open(string, *slog.Logger) (hub.Store, func() error, error) {
+	return new(hub.Memory), func() error { return nil }, nil
+}
+
+// OpenMany implements [Many]. The hub keeps to the limit.
+func (Memory) OpenMany(string, int, *slog.Logger) (hub.Counters, func() error, error) {
 	return new(hub.Memory), func() error { return nil }, nil
 }
 

@@ -1,0 +1,219 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// startCounters runs a server with counters whose values are in memory.
+func startCounters(t *testing.T, args ...string) *plusminus {
+	t.Helper()
+	return start(t, append([]string{"-plain", "-domain", "localhost", "-store", "memory"}, args...)...)
+}
+
+// request sends a request and returns the response and its body, without the line break at the end.
+func (s *plusminus) request(method, path, body string, header http.Header) (*http.Response, string) {
+	s.t.Helper()
+	req, err := http.NewRequestWithContext(s.t.Context(), method, "http://"+s.addrs.HTTP+path, strings.NewReader(body))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for name, values := range header {
+		req.Header[name] = values
+	}
+	req.Host = "localhost"
+	resp, text := s.do(req)
+	return resp, strings.TrimSuffix(text, "\n")
+}
+
+// watch joins the hub at the path.
+func (s *plusminus) watch(path string) *websocket.Conn {
+	s.t.Helper()
+	ws, _, err := s.dial("ws://localhost"+path, websocket.DialOptions{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return ws
+}
+
+// TestCountersByPath asks for each path of a counter, with good and bad names.
+func TestCountersByPath(t *testing.T) {
+	t.Parallel()
+	s := startCounters(t, "-counters", "likes,door.*", "-counters", "vote")
+	long := strings.Repeat("a", 65)
+	for _, tt := range []struct {
+		method, path, body string
+		status             int
+		want               string // in the body
+	}{
+		{"GET", "/c/likes/state", "", 200, `{"value":0,"users":0}`},
+		{"POST", "/c/likes", `{"action":"plus"}`, 200, `{"value":1}`},
+		{"POST", "/c/likes", `{"action":"plus"}`, 200, `{"value":2}`},
+		{"POST", "/c/%6cikes", `{"action": "minus"}`, 200, `{"value":1}`},
+		{"GET", "/c/likes/state", "", 200, `{"value":1,"users":0}`},
+		{"POST", "/c/door.front", `{"action":"minus"}`, 200, `{"value":-1}`},
+		{"POST", "/", `{"action":"plus"}`, 200, `{"value":1}`},
+		{"GET", "/state", "", 200, `{"value":1,"users":0}`},
+		{"GET", "/c/vote/state", "", 200, `{"value":0,"users":0}`},
+
+		{"POST", "/c/likes", `{"action":"leap"}`, 400, `"code":"unknown_action"`},
+		{"POST", "/c/likes", ``, 400, `"code":"bad_message"`},
+		{"POST", "/c/likes", `{"action":"plus","x":"` + strings.Repeat("x", 512) + `"}`, 400, `"code":"bad_message"`},
+		{"POST", "/c/Likes", `{"action":"plus"}`, 404, "no counter of that name"},
+		{"POST", "/c/other", `{"action":"plus"}`, 404, "no counter of that name"},
+		{"GET", "/c/other", "", 404, "no counter of that name"},
+		{"GET", "/c/other/state", "", 404, "no counter of that name"},
+		{"GET", "/c/doors", "", 404, "no counter of that name"},
+		{"GET", "/c/a%2Fb", "", 400, "letters, digits"},
+		{"GET", "/c/..%2Flikes", "", 400, "letters, digits"},
+		{"GET", "/c/%2e%2e", "", 400, "more than periods"},
+		{"GET", "/c/" + long, "", 400, "1 to 64"},
+		{"GET", "/c/", "", 400, "1 to 64"},
+		{"GET", "/c/likes/", "", 404, "/state and /events"},
+		{"GET", "/c/likes/nothing", "", 404, "/state and /events"},
+		{"DELETE", "/c/likes", "", 405, ""},
+		{"GET", "/c", "", 404, ""},
+		{"GET", "/c/likes", "", 200, `<script type="module" src="../app.js">`},
+	} {
+		resp, body := s.request(tt.method, tt.path, tt.body, nil)
+		if resp.StatusCode != tt.status || !strings.Contains(body, tt.want) {
+			t.Errorf("%s %s %.40s = %s %q, want %d and %q", tt.method, tt.path, tt.body, resp.Status, body, tt.status, tt.want)
+		}
+	}
+	names := make([]string, 33)
+	for i := range names {
+		names[i] = fmt.Sprintf("name=door.%d", i)
+	}
+	for path, status := range map[string]int{
+		"/c": 400, "/c?name=other": 404, "/c?name=likes&name=likes": 400, "/c?name=": 400, "/c?" + strings.Join(names, "&"): 400, "/c/other": 404, "/c/a%2Fb": 400,
+	} {
+		_, resp, err := s.dial("ws://localhost"+path, websocket.DialOptions{})
+		if err == nil || resp == nil || resp.StatusCode != status {
+			t.Errorf("upgrade on %s = %v, want %d", path, err, status)
+		}
+	}
+	_, metrics := s.get("http://"+s.addrs.Admin+"/metrics", "")
+	for _, reason := range []string{"no_counter", "bad_name"} {
+		if !strings.Contains(metrics, `plusminus_refusals_total{reason="`+reason+`"}`) || strings.Contains(metrics, `plusminus_refusals_total{reason="`+reason+`"} 0`) {
+			t.Errorf("metrics count no refusal for %s", reason)
+		}
+	}
+}
+
+// TestCountersOverWebSocket lets one client watch one counter and another one several, beside the default one.
+func TestCountersOverWebSocket(t *testing.T) {
+	t.Parallel()
+	s := startCounters(t, "-counters", "*")
+	likes, both, standard := s.watch("/c/likes"), s.watch("/c?name=likes&name=seats"), s.watch("/any/path")
+	wantRead(t, likes, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`, `{"count":2,"type":"users"}`)
+	wantRead(t, both, `{"count":2,"counter":"likes","type":"users"}`, `{"counter":"likes","type":"state","value":0}`,
+		`{"count":1,"counter":"seats","type":"users"}`, `{"counter":"seats","type":"state","value":0}`)
+	wantRead(t, standard, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`)
+	send(t, both, `{"action":"minus","counter":"seats"}`)
+	wantRead(t, both, `{"counter":"seats","type":"state","value":-1}`)
+	send(t, likes, plus)
+	wantRead(t, likes, `{"type":"state","value":1}`)
+	wantRead(t, both, `{"counter":"likes","type":"state","value":1}`)
+	if resp, body := s.request("POST", "/c/seats", plus, nil); resp.StatusCode != 200 || body != `{"value":0}` {
+		t.Errorf("POST = %s %s", resp.Status, body)
+	}
+	wantRead(t, both, `{"counter":"seats","type":"state","value":0}`)
+	send(t, standard, plus)
+	wantRead(t, standard, `{"type":"state","value":1}`)
+	send(t, both, plus)
+	wantRead(t, both, `{"code":"unknown_counter","type":"error"}`)
+
+	// An event stream of one counter.
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, "GET", "http://"+s.addrs.HTTP+"/c/likes/events", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Host = "localhost"
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	buf := make([]byte, 4096)
+	text := ""
+	for !strings.Contains(text, `"value":1}`) {
+		n, err := resp.Body.Read(buf)
+		text += string(buf[:n])
+		if err != nil && err != io.EOF {
+			t.Fatalf("event stream: %q, %v", text, err)
+		}
+	}
+}
+
+// TestCountersAndOrigins sends actions as pages do: with fetch, from allowed and from foreign origins.
+func TestCountersAndOrigins(t *testing.T) {
+	t.Parallel()
+	s := startCounters(t, "-counters", "likes", "-origin", "https://blog.example")
+	for origin, status := range map[string]int{"https://blog.example": 200, "https://evil.example": 403, "null": 403} {
+		resp, body := s.request("POST", "/c/likes", plus, http.Header{"Origin": {origin}})
+		if resp.StatusCode != status || (resp.Header.Get("Access-Control-Allow-Origin") == origin) != (status == 200) {
+			t.Errorf("POST from %s = %s %s, allowed to read by %q, want %d", origin, resp.Status, body, resp.Header.Get("Access-Control-Allow-Origin"), status)
+		}
+	}
+	resp, _ := s.request("OPTIONS", "/c/likes", "", http.Header{"Origin": {"https://blog.example"}, "Access-Control-Request-Method": {"POST"}, "Access-Control-Request-Headers": {"content-type"}})
+	if h := resp.Header; resp.StatusCode != 204 || h.Get("Access-Control-Allow-Origin") != "https://blog.example" || h.Get("Access-Control-Allow-Methods") != "POST" || h.Get("Access-Control-Allow-Headers") != "Content-Type" {
+		t.Errorf("preflight = %s %v", resp.Status, resp.Header)
+	}
+}
+
+// TestCountersAreLimited makes more counters than an address, and then the server, may have.
+func TestCountersAreLimited(t *testing.T) {
+	t.Parallel()
+	s := startCounters(t, "-counters", "*", "-max-counters", "12", "-action-rate", "0")
+	codes := make(map[string]int)
+	for i := range 30 {
+		resp, body := s.request("POST", fmt.Sprintf("/c/n%d", i), plus, nil)
+		switch {
+		case resp.StatusCode == 200:
+			codes["made"]++
+		case resp.StatusCode == 429 && strings.Contains(body, "making_limited") && resp.Header.Get("Retry-After") != "":
+			codes["limited"]++
+		default:
+			t.Errorf("POST = %s %s", resp.Status, body)
+		}
+	}
+	if codes["made"] != 10 || codes["limited"] != 20 {
+		t.Errorf("%v, want 10 made at once, and the others limited", codes)
+	}
+	if resp, body := s.request("POST", "/c/n3", plus, nil); resp.StatusCode != 200 || body != `{"value":2}` {
+		t.Errorf("POST on a counter that is there = %s %s", resp.Status, body)
+	}
+	// Watching makes nothing.
+	ws := s.watch("/c/unseen")
+	wantRead(t, ws, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`)
+}
+
+// TestWithoutCounters checks that nothing of this is there without -counters.
+func TestWithoutCounters(t *testing.T) {
+	t.Parallel()
+	s := startCounters(t)
+	for _, tt := range []struct {
+		method, path string
+		status       int
+	}{{"POST", "/", 405}, {"OPTIONS", "/", 405}, {"GET", "/c/likes", 404}, {"GET", "/c/likes/state", 404}, {"POST", "/c/likes", 404}} {
+		if resp, body := s.request(tt.method, tt.path, plus, nil); resp.StatusCode != tt.status {
+			t.Errorf("%s %s = %s %s, want %d", tt.method, tt.path, resp.Status, body, tt.status)
+		}
+	}
+	ws := s.watch("/c/likes") // any path is the default counter
+	wantRead(t, ws, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`)
+	send(t, ws, plus)
+	wantRead(t, ws, `{"type":"state","value":1}`)
+	if _, body := s.request("GET", "/state", "", nil); body != `{"value":1,"users":1}` {
+		t.Errorf("GET /state = %s", body)
+	}
+}
