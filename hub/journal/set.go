@@ -32,18 +32,18 @@ type Change struct {
 // Set makes one. A damaged journal is renamed, and a new one takes its place.
 //
 // Set returns [hub.ErrRange] for a value out of range, [ErrInUse] if another process has the
-// folder, and [ErrNewer] as [Open] does.
+// folder, and [ErrMany] or [ErrNewer] as [Open] does.
 func Set(dir string, value hub.Value) (Change, error) { return set(osSystem{}, dir, value) }
 
 func set(sys system, dir string, value hub.Value) (c Change, err error) {
 	if _, err := hub.ParseValue(string(hub.AppendValue(nil, value))); err != nil {
 		return c, err
 	}
-	lock, err := lockFolder(sys, dir)
+	f, err := openFolder(sys, dir, true)
 	if err != nil {
 		return c, err
 	}
-	j := newJournal(sys, dir, lock)
+	j := &Journal{folder: f}
 	defer func() { err = errors.Join(err, j.Close()) }()
 	switch err := j.open(nil); {
 	case err == nil:
@@ -63,9 +63,9 @@ func set(sys system, dir string, value hub.Value) (c Change, err error) {
 }
 
 // moveAside renames an unreadable journal and returns its new path, or "" if there is no file.
-func (j *Journal) moveAside() (string, error) {
-	name := j.path + time.Now().UTC().Format(".damaged-20060102T150405Z")
-	err := j.sys.Rename(j.path, name)
+func (f *folder) moveAside() (string, error) {
+	name := f.path + time.Now().UTC().Format(".damaged-20060102T150405Z")
+	err := f.sys.Rename(f.path, name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return "", nil
