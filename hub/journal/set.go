@@ -74,3 +74,28 @@ func (f *folder) moveAside() (string, error) {
 	}
 	return name, nil
 }
+
+// RenewMany is [OpenMany] for an operator who goes on without the old values: a damaged journal is renamed, and a new one
+// takes its place. It also makes one if the journal was removed. aside is the new path of the damaged journal, or "".
+func RenewMany(dir string, maxCounters int) (m *Many, aside string, err error) {
+	return renewMany(osSystem{}, dir, newMany(maxCounters))
+}
+
+func renewMany(sys system, dir string, m *Many) (_ *Many, aside string, err error) {
+	if m.folder, err = openFolder(sys, dir, true); err != nil {
+		return nil, "", err
+	}
+	if err = m.open(true); errors.Is(err, ErrDamaged) {
+		m.closeFile()
+		if aside, err = m.moveAside(); err == nil {
+			err = m.begin(hub.Snapshot{})
+		}
+		if err == nil {
+			err = m.settle()
+		}
+	}
+	if err != nil {
+		return nil, aside, errors.Join(err, m.Close())
+	}
+	return m, aside, nil
+}
