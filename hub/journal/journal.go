@@ -1,4 +1,4 @@
-// Package journal keeps a counter in a file: it is a [hub.Store] without a database.
+// Package journal keeps a counter in a file, or many: it is a [hub.Store] without a database.
 //
 // A value that [Journal.Apply] has returned survives a crash of the process and of the
 // machine. A damaged file is read correctly or refused. It never yields another value, and
@@ -27,6 +27,27 @@
 // After a failed fsync the kernel's cache may differ from the disk, and reading the file
 // does not show that. But each write covers the whole file. The next fsync that succeeds
 // therefore vouches for all of it, and nothing depends on earlier ones.
+//
+// # Many counters
+//
+// [OpenMany] keeps many counters in the same file, in a form of its own ([Many]). Its first line says "format 2", which an
+// older program refuses:
+//
+//	the first line, in two copies, each in a page
+//	the log:   sectors of 512 bytes; pages of two copies alternate
+//	the table: slots of 256 bytes, one for each counter; likewise
+//
+// A commit of any number of counters is one record at the end of the log, written to both copies with one fsync. A sector
+// belongs to one record, so no write touches an older commit. The log has a fixed size and begins again at its start.
+// Before a record would overwrite one that is still needed, a checkpoint writes the slots that have changed to the table,
+// with an fsync of its own. All space is written when the file is made or grows, so a full disk refuses new counters only.
+//
+// Each sector and each slot has a checksum. A sector holds the number of its record, so a gap in the log is seen: only the last
+// record may be incomplete, and it was in flight. With two copies, any one damaged sector is read correctly and repaired by the
+// next open. More damage is refused, or hits both copies of the last record, which then counts as in flight.
+//
+// A record is a list of entries, each with a kind, a key and a payload, and a slot has a kind, too. Other kinds than counters
+// can be added without changing the form. A program that does not know a kind refuses the file.
 //
 // # Why not a database
 //
