@@ -1,4 +1,4 @@
-// Package journal keeps a counter in a file: it is a [hub.Store] without a database.
+// Package journal keeps a counter in a file, or many: it is a [hub.Store] without a database.
 //
 // A value that [Journal.Apply] has returned survives a crash of the process and of the
 // machine. A damaged file is read correctly or refused. It never yields another value, and
@@ -28,6 +28,27 @@
 // does not show that. But each write covers the whole file. The next fsync that succeeds
 // therefore vouches for all of it, and nothing depends on earlier ones.
 //
+// # Many counters
+//
+// [OpenMany] keeps many counters in the same file, in a form of its own ([Many]). Its first line says "format 2", which an
+// older program refuses:
+//
+//	the first line, in two copies, each in a page
+//	the log:   sectors of 512 bytes; pages of two copies alternate
+//	the table: slots of 256 bytes, one for each counter; likewise
+//
+// A commit of any number of counters is one record at the end of the log, written to both copies with one fsync. A sector
+// belongs to one record, so no write touches an older commit. The log has a fixed size and begins again at its start.
+// Before a record would overwrite one that is still needed, a checkpoint writes the slots that have changed to the table,
+// with an fsync of its own. All space is written when the file is made or grows, so a full disk refuses new counters only.
+//
+// Each sector and each slot has a checksum. A sector holds the number of its record, so a gap in the log is seen: only the last
+// record may be incomplete, and it was in flight. With two copies, any one damaged sector is read correctly and repaired by the
+// next open. More damage is refused, or hits both copies of the last record, which then counts as in flight.
+//
+// A record is a list of entries, each with a kind, a key and a payload, and a slot has a kind, too. Other kinds than counters
+// can be added without changing the form. A program that does not know a kind refuses the file.
+//
 // # Why not a database
 //
 // The value was in go.etcd.io/bbolt before. For a record of 70 bytes, bbolt needs two fsyncs
@@ -46,10 +67,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
 
 	"plusminus/hub"
 )
@@ -61,12 +78,18 @@ var (
 	// ErrInUse is returned for a folder that another process has open.
 	ErrInUse = errors.New("in use by another process")
 
-	// ErrNone is what [Value] returns for a folder that never had a journal.
+	// ErrNone is what [Value], [Format] and [ReopenMany] return for a folder that never had a journal.
 	ErrNone = errors.New("there is no counter yet")
 
 	// ErrDamaged is returned for a journal without a trustworthy value, or for one that was
 	// removed. [Set] makes a new one.
 	ErrDamaged = errors.New("cannot be read")
+
+	// ErrMany is returned by [Open], [Value] and [Set] for a folder that [OpenMany] has opened.
+	ErrMany = errors.New("holds many counters")
+
+	// ErrOne is what [ReopenMany] returns for a folder that [Open] has opened, and [OpenMany] never has.
+	ErrOne = errors.New("holds one counter")
 
 	// ErrNewer is returned for a journal that a later version of plusminus has written.
 	ErrNewer = errors.New("was written by a newer version of plusminus")
@@ -76,18 +99,11 @@ var (
 // concurrent use: the goroutine that called [Open], or the hub's loop after it, is the only
 // caller.
 type Journal struct {
-	// Immutable after newJournal.
-	sys  system
-	dir  string
-	path string
-	lock lockFile
+	folder
 
 	// Owned by the caller's goroutine.
-	disk    diskFile     // the open journal; nil after Close
-	info    fs.FileInfo  // of disk
-	now     hub.Snapshot // the newest that is on disk
-	unsure  bool         // a write has failed: the file may hold another snapshot than now
-	unnamed bool         // the folder entry of the file may not be on disk yet
+	now    hub.Snapshot // the newest that is on disk
+	unsure bool         // a write has failed: the file may hold another snapshot than now
 }
 
 // Open opens the journal in folder dir, which must exist. If the folder never had a journal,
@@ -95,56 +111,34 @@ type Journal struct {
 // the folder.
 //
 // If another process has it, Open waits up to 2 seconds and returns [ErrInUse]. If there is
-// no trustworthy value, Open returns [ErrDamaged] or [ErrNewer] and changes nothing.
+// no trustworthy value, Open returns [ErrDamaged], [ErrMany] or [ErrNewer] and changes nothing.
 func Open(dir string) (*Journal, error) { return open(osSystem{}, dir, &hub.Snapshot{}) }
 
 // open opens the journal in dir. If the folder never had one, open makes one that holds
 // first, or returns ErrNone if first is nil.
 func open(sys system, dir string, first *hub.Snapshot) (*Journal, error) {
-	path := filepath.Join(dir, FileName)
-	if first == nil && missing(sys, path) && missing(sys, filepath.Join(dir, lockName)) {
-		return nil, fmt.Errorf("%s: %w", path, ErrNone) // without making a lock file
-	}
-	lock, err := lockFolder(sys, dir)
+	f, err := openFolder(sys, dir, first != nil)
 	if err != nil {
 		return nil, err
 	}
-	j := newJournal(sys, dir, lock)
+	j := &Journal{folder: f}
 	if err := j.open(first); err != nil {
 		return nil, errors.Join(err, j.Close())
 	}
 	return j, nil
 }
 
-func newJournal(sys system, dir string, lock lockFile) *Journal {
-	return &Journal{sys: sys, dir: dir, path: filepath.Join(dir, FileName), lock: lock}
-}
-
-func missing(sys system, path string) bool {
-	_, err := sys.Stat(path)
-	return errors.Is(err, fs.ErrNotExist)
-}
-
 // open does what the function open does, in a folder that is locked already.
 func (j *Journal) open(first *hub.Snapshot) error {
-	had, err := j.lock.marked()
-	if err != nil {
-		return fmt.Errorf("opening the counter: %w", err)
-	}
-	info, err := j.sys.Stat(j.path)
+	found, err := j.find()
 	switch {
-	case errors.Is(err, fs.ErrNotExist) && had:
-		return fmt.Errorf("%s %w: it is gone, and there was one", j.path, ErrDamaged)
-	case errors.Is(err, fs.ErrNotExist) && first == nil:
-		return fmt.Errorf("%s: %w", j.path, ErrNone)
-	case errors.Is(err, fs.ErrNotExist):
-		err = j.create(*first)
 	case err != nil:
-		err = fmt.Errorf("opening the counter: %w", err)
-	case !info.Mode().IsRegular():
-		err = fmt.Errorf("%s %w: it is not a regular file", j.path, ErrDamaged) // a read from a pipe would not end
-	default:
+	case found:
 		err = j.load()
+	case first == nil:
+		err = fmt.Errorf("%s: %w", j.path, ErrNone)
+	default:
+		err = j.create(*first)
 	}
 	if err != nil {
 		return err
@@ -154,93 +148,24 @@ func (j *Journal) open(first *hub.Snapshot) error {
 
 // load opens the file and reads it.
 func (j *Journal) load() error {
-	var content []byte
-	err := func() (err error) {
-		if j.disk, err = j.sys.OpenFile(j.path, os.O_RDWR); err != nil {
-			return err
-		}
-		if j.info, err = j.disk.Stat(); err != nil {
-			return err
-		}
-		content = make([]byte, fileSize)
-		n, err := j.disk.ReadAt(content, 0)
-		content = content[:n]
-		if err == io.EOF {
-			err = nil
-		}
-		return err
-	}()
+	content, err := j.openFile()
 	if err != nil {
-		return fmt.Errorf("opening the counter: %w", err)
+		return err
 	}
 	if j.now, err = parse(content); err != nil {
 		return fmt.Errorf("%s %w", j.path, err)
 	}
-	j.unnamed = true // this process has not synced the folder yet
 	// After a crash the copies may differ, and the kernel may return a line that was not on disk.
 	return j.put(j.now)
 }
 
 // create makes the file with s in it. After a crash the file is there as a whole or not at all.
 func (j *Journal) create(s hub.Snapshot) error {
-	var info fs.FileInfo
-	f, err := j.sys.OpenFile(j.path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC)
-	if err != nil {
-		return fmt.Errorf("making the counter: %w", err)
-	}
-	if err = put(f, s); err == nil {
-		info, err = f.Stat()
-	}
-	if err == nil {
-		err = j.sys.Rename(j.path+".new", j.path)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("making %s: %w", j.path, err), f.Close())
-	}
-	j.closeFile() // the old file no longer has a name
-	j.disk, j.info, j.now, j.unsure, j.unnamed = f, info, s, false, true
-	return nil
-}
-
-// settle puts the folder entries and the lock file's text on disk. The next process then
-// finds the journal, or notices that it is missing.
-func (j *Journal) settle() error {
-	// The folder goes first: a lock file that reports a journal which a crash has undone
-	// would make every later Open fail.
-	if err := j.syncName(); err != nil {
+	if err := j.replace(func(f diskFile) error { return put(f, s) }); err != nil {
 		return err
 	}
-	if err := j.lock.mark(); err != nil {
-		return fmt.Errorf("writing %s: %w", lockName, err)
-	}
+	j.now, j.unsure = s, false
 	return nil
-}
-
-// syncName puts the file's folder entry on disk, if that is not certain yet. Without the
-// entry a crash would lose the file and all that is in it.
-func (j *Journal) syncName() error {
-	if !j.unnamed {
-		return nil
-	}
-	if err := j.sys.SyncDir(j.dir); err != nil {
-		return fmt.Errorf("making %s: %w", j.path, err)
-	}
-	j.unnamed = false
-	return nil
-}
-
-// Close closes the file and unlocks the folder.
-func (j *Journal) Close() error {
-	return errors.Join(j.closeFile(), j.lock.Close())
-}
-
-func (j *Journal) closeFile() error {
-	if j.disk == nil {
-		return nil
-	}
-	f := j.disk
-	j.disk = nil
-	return f.Close()
 }
 
 // Load returns the present value. It does not fail.
@@ -266,7 +191,7 @@ func (j *Journal) Apply(_ context.Context, delta hub.Delta) (hub.Snapshot, error
 
 // store makes next the present value.
 func (j *Journal) store(next hub.Snapshot) error {
-	if err := j.inPlace(); err != nil {
+	if err := j.inPlace(func() error { return j.create(j.now) }); err != nil {
 		return err
 	}
 	if j.unsure {
@@ -284,24 +209,6 @@ func (j *Journal) store(next hub.Snapshot) error {
 	return nil
 }
 
-// inPlace checks that the path still leads to the open file. If the file was removed,
-// inPlace makes it again: writes to a file without a name are lost when the process ends.
-func (j *Journal) inPlace() error {
-	info, err := j.sys.Stat(j.path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		err = j.create(j.now)
-	case err != nil:
-		err = fmt.Errorf("checking the counter: %w", err)
-	case !j.sys.SameFile(info, j.info):
-		err = fmt.Errorf("%s was replaced while in use: the new file counts from the next start", j.path)
-	}
-	if err != nil {
-		return err
-	}
-	return j.syncName()
-}
-
 func (j *Journal) put(s hub.Snapshot) error {
 	if err := put(j.disk, s); err != nil {
 		return fmt.Errorf("writing %s: %w", j.path, err)
@@ -316,12 +223,8 @@ func put(f diskFile, s hub.Snapshot) error {
 	for i := range copies {
 		copy(content[i*pageSize:], line)
 	}
-	_, err := f.WriteAt(content, 0)
-	if err == nil {
-		err = f.Sync()
+	if _, err := f.WriteAt(content, 0); err != nil {
+		return pathless(err)
 	}
-	if e := (*fs.PathError)(nil); errors.As(err, &e) {
-		return e.Err // its path may be the one before the rename; the caller adds the present one
-	}
-	return err
+	return pathless(f.Sync())
 }

@@ -161,7 +161,7 @@ func place(t *testing.T, dir string, content []byte) {
 func TestDamaged(t *testing.T) {
 	t.Parallel()
 	whole, _ := written(t, 7)
-	newer := bytes.ReplaceAll(whole, []byte("format 1"), []byte("format 2"))
+	newer := bytes.ReplaceAll(whole, []byte("format 1"), []byte("format 3"))
 	both := func(old, new string) []byte { return bytes.ReplaceAll(whole, []byte(old), []byte(new)) }
 	contradiction := slices.Clone(whole)
 	copy(contradiction, encode(hub.Snapshot{Version: 7, Value: 8}))
@@ -183,7 +183,7 @@ func TestDamaged(t *testing.T) {
 		{"spaces", both("value 7", "value  7"), ErrDamaged, "checksum"},
 		{"out of range", outOfRange, ErrDamaged, "out of range"},
 		{"contradiction", contradiction, ErrDamaged, "contradict"},
-		{"newer", newer, ErrNewer, "format 2"},
+		{"newer", newer, ErrNewer, "format 3"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()

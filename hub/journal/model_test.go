@@ -8,9 +8,11 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 )
 
@@ -28,6 +30,7 @@ type model struct {
 	calls int                   // the calls so far that could fail
 	fail  func(call int) *fault // how a call fails; nil if none does
 	look  func()                // called wherever a crash may come
+	full  bool                  // a write that would make a file longer fails with ENOSPC
 }
 
 // inode is the content of a file.
@@ -173,6 +176,11 @@ func (f *modelFile) WriteAt(p []byte, off int64) (int, error) {
 	if failure != nil {
 		n = min(failure.short, n)
 	}
+	space := len(f.ino.cache) - int(off)
+	full := f.m.full && n > space
+	if full {
+		n = max(space, 0)
+	}
 	// The write goes page by page: a process may be killed between any two pages.
 	for piece := range slices.Chunk(p[:n], pageSize) {
 		f.ino.own()
@@ -187,8 +195,11 @@ func (f *modelFile) WriteAt(p []byte, off int64) (int, error) {
 		off = end
 		f.m.mayCrash()
 	}
-	if failure != nil {
+	switch {
+	case failure != nil:
 		return n, errDisk
+	case full:
+		return n, syscall.ENOSPC
 	}
 	return n, nil
 }
@@ -264,6 +275,71 @@ func (m *model) crashed(f func(*model)) {
 	}
 }
 
+// killedAlone returns the folder after the process was killed. Unlike the result of killed, it still has what the kernel
+// holds in memory and the disk does not.
+func (m *model) killedAlone() *model {
+	after := newModel()
+	for name, ino := range m.names {
+		ino.shared = true
+		again := *ino
+		again.dirty = maps.Clone(ino.dirty)
+		after.names[name], after.onDisk[name] = &again, &again
+	}
+	return after
+}
+
+// torn calls f with states that a power loss may leave: the pending changes of the entries up to any one of them, and any
+// set of the sectors whose write is not certain. If there are more than most of them, f gets a random selection of the sets.
+func (m *model) torn(most int, random *rand.Rand, f func(*model)) {
+	type place struct {
+		ino *inode
+		s   int
+	}
+	for n := range len(m.pending) + 1 {
+		names := maps.Clone(m.onDisk)
+		for _, change := range m.pending[:n] {
+			change(names)
+		}
+		var places []place // whose old and new content differ
+		for _, name := range slices.Sorted(maps.Keys(names)) {
+			ino := names[name]
+			for _, s := range slices.Sorted(maps.Keys(ino.dirty)) {
+				if !bytes.Equal(ino.at(ino.cache, s), ino.at(ino.disk, s)) {
+					places = append(places, place{ino, s})
+				}
+			}
+		}
+		tries := 1 << min(len(places), most)
+		for try := range tries {
+			set := uint64(try)
+			if len(places) > most {
+				switch try {
+				case 0:
+				case 1:
+					set = ^uint64(0)
+				default:
+					set = random.Uint64() // of more than 64 sectors, those 64 apart share a fate
+				}
+			}
+			chosen := map[place]bool{}
+			for i, p := range places {
+				chosen[p] = set>>(i%64)&1 == 1
+			}
+			after := newModel()
+			for name, ino := range names {
+				sectors := slices.Sorted(maps.Keys(ino.dirty))
+				after.add(name, ino.image(func(i int) bool { return chosen[place{ino, sectors[i]}] }))
+			}
+			f(after)
+		}
+	}
+}
+
+// at returns sector s of content, which is as long as the content goes.
+func (*inode) at(content []byte, s int) []byte {
+	return content[min(s*sector, len(content)):min((s+1)*sector, len(content))]
+}
+
 // sectorSets returns sets of dirty sectors. Only the first sector of a page holds text, so
 // these sets try every combination of texts. written's argument counts the dirty sectors.
 func (m *model) sectorSets() []func(int) bool {
@@ -285,13 +361,14 @@ func (m *model) add(name string, content []byte) {
 	m.names[name], m.onDisk[name] = ino, ino
 }
 
-// hash is a hash of all names and contents, as processes see them.
+// hash is a hash of all names and contents.
 func (m *model) hash() uint64 {
 	var h maphash.Hash
 	h.SetSeed(seed)
 	for _, name := range slices.Sorted(maps.Keys(m.names)) {
 		fmt.Fprintf(&h, "%s %d ", name, len(m.names[name].cache))
 		h.Write(m.names[name].cache)
+		h.Write(m.names[name].disk)
 	}
 	return h.Sum64()
 }

@@ -19,8 +19,9 @@ const (
 )
 
 const (
-	format = 1
-	intro  = "plusminus counter, format "
+	format     = 1 // of a file with one counter
+	formatMany = 2 // of a file with many counters
+	intro      = "plusminus counter, format "
 
 	// maxLine bounds a line: it fits in the smallest sector, 512 bytes.
 	maxLine = 512
@@ -43,8 +44,13 @@ func decode(page []byte) (hub.Snapshot, error) {
 		return s, errors.New("it is not a counter")
 	}
 	var f int
-	if _, err := fmt.Sscanf(string(line), intro+"%d:", &f); err == nil && f > format {
-		return s, fmt.Errorf("%w, in format %d", ErrNewer, f)
+	if _, err := fmt.Sscanf(string(line), intro+"%d:", &f); err == nil {
+		switch {
+		case f == formatMany:
+			return s, ErrMany
+		case f > formatMany:
+			return s, fmt.Errorf("%w, in format %d", ErrNewer, f)
+		}
 	}
 	// Sscanf is lenient, for example about spaces. So the check at the end encodes the result
 	// again and compares all bytes, the checksum included.
@@ -62,7 +68,7 @@ func decode(page []byte) (hub.Snapshot, error) {
 }
 
 // parse returns the snapshot in a file: the newer of its two copies, or the undamaged one.
-// Its errors wrap [ErrDamaged] or [ErrNewer] and give the reason.
+// Its errors wrap [ErrDamaged], [ErrMany] or [ErrNewer] and give the reason.
 func parse(content []byte) (hub.Snapshot, error) {
 	if len(content) == 0 {
 		return hub.Snapshot{}, fmt.Errorf("%w: it is empty", ErrDamaged)
@@ -76,9 +82,9 @@ func parse(content []byte) (hub.Snapshot, error) {
 		return a, nil
 	case errB == nil:
 		return b, nil
-	case errors.Is(errA, ErrNewer):
+	case errors.Is(errA, ErrNewer), errors.Is(errA, ErrMany):
 		return hub.Snapshot{}, errA
-	case errors.Is(errB, ErrNewer):
+	case errors.Is(errB, ErrNewer), errors.Is(errB, ErrMany):
 		return hub.Snapshot{}, errB
 	}
 	return hub.Snapshot{}, fmt.Errorf("%w: %w", ErrDamaged, errA)

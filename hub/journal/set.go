@@ -32,18 +32,18 @@ type Change struct {
 // Set makes one. A damaged journal is renamed, and a new one takes its place.
 //
 // Set returns [hub.ErrRange] for a value out of range, [ErrInUse] if another process has the
-// folder, and [ErrNewer] as [Open] does.
+// folder, and [ErrMany] or [ErrNewer] as [Open] does.
 func Set(dir string, value hub.Value) (Change, error) { return set(osSystem{}, dir, value) }
 
 func set(sys system, dir string, value hub.Value) (c Change, err error) {
 	if _, err := hub.ParseValue(string(hub.AppendValue(nil, value))); err != nil {
 		return c, err
 	}
-	lock, err := lockFolder(sys, dir)
+	f, err := openFolder(sys, dir, true)
 	if err != nil {
 		return c, err
 	}
-	j := newJournal(sys, dir, lock)
+	j := &Journal{folder: f}
 	defer func() { err = errors.Join(err, j.Close()) }()
 	switch err := j.open(nil); {
 	case err == nil:
@@ -63,9 +63,9 @@ func set(sys system, dir string, value hub.Value) (c Change, err error) {
 }
 
 // moveAside renames an unreadable journal and returns its new path, or "" if there is no file.
-func (j *Journal) moveAside() (string, error) {
-	name := j.path + time.Now().UTC().Format(".damaged-20060102T150405Z")
-	err := j.sys.Rename(j.path, name)
+func (f *folder) moveAside() (string, error) {
+	name := f.path + time.Now().UTC().Format(".damaged-20060102T150405Z")
+	err := f.sys.Rename(f.path, name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return "", nil
@@ -73,4 +73,29 @@ func (j *Journal) moveAside() (string, error) {
 		return "", fmt.Errorf("moving the counter away: %w", err)
 	}
 	return name, nil
+}
+
+// RenewMany is [OpenMany] for an operator who goes on without the old values: a damaged journal is renamed, and a new one
+// takes its place. It also makes one if the journal was removed. aside is the new path of the damaged journal, or "".
+func RenewMany(dir string, maxCounters int) (m *Many, aside string, err error) {
+	return renewMany(osSystem{}, dir, newMany(maxCounters))
+}
+
+func renewMany(sys system, dir string, m *Many) (_ *Many, aside string, err error) {
+	if m.folder, err = openFolder(sys, dir, true); err != nil {
+		return nil, "", err
+	}
+	if err = m.open(true); errors.Is(err, ErrDamaged) {
+		m.closeFile()
+		if aside, err = m.moveAside(); err == nil {
+			err = m.begin(hub.Snapshot{})
+		}
+		if err == nil {
+			err = m.settle()
+		}
+	}
+	if err != nil {
+		return nil, aside, errors.Join(err, m.Close())
+	}
+	return m, aside, nil
 }

@@ -66,7 +66,7 @@ func TestValueAndSet(t *testing.T) {
 	if kept, err := os.ReadFile(c.Aside); string(kept) != "rubbish" || c.Had {
 		t.Errorf("Set of a damaged journal = %+v, which holds %q, %v; want the old content", c, kept, err)
 	}
-	place(t, dir, []byte("plusminus counter, format 2: …\n"))
+	place(t, dir, []byte("plusminus counter, format 3: …\n"))
 	if _, err := Set(dir, 10); !errors.Is(err, ErrNewer) {
 		t.Errorf("Set of a newer journal = %v, want ErrNewer", err)
 	}

@@ -28,3 +28,8 @@ func (f osFile) TryLock() error {
 		}
 	}
 }
+
+// noSpace reports whether err says that the disk, or the user's share of it, is full.
+func noSpace(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"errors"
 	"os"
 	"syscall"
 
@@ -45,4 +46,9 @@ func (f osFile) TryLock() error {
 		return syscall.EWOULDBLOCK
 	}
 	return err
+}
+
+// noSpace reports whether err says that the disk, or the user's share of it, is full.
+func noSpace(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, windows.ERROR_DISK_FULL) || errors.Is(err, windows.ERROR_HANDLE_DISK_FULL) || errors.Is(err, windows.ERROR_DISK_QUOTA_EXCEEDED)
 }
