@@ -91,7 +91,7 @@ func TestReadme(t *testing.T) {
 	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|").FindAllStringSubmatch(table, -1) {
 		codes[m[1]] = true
 	}
-	for _, r := range []*refusal{refusedJSON, refusedAction, refusedBinary, refusedRate, refusedRange, refusedStore, undecided} {
+	for _, r := range refusals {
 		if !codes[r.code] {
 			t.Errorf("docs/protocol.md's table of errors has no %q", r.code)
 		}

@@ -44,7 +44,7 @@
 //
 // Each sector and each slot has a checksum. A sector holds the number of its record, so a gap in the log is seen: only the last
 // record may be incomplete, and it was in flight. With two copies, any one damaged sector is read correctly and repaired by the
-// next open. More damage is refused, or hits both copies of the last record, which then counts as in flight.
+// next open. A sector or slot with both copies damaged makes OpenMany refuse the file.
 //
 // A record is a list of entries, each with a kind, a key and a payload, and a slot has a kind, too. Other kinds than counters
 // can be added without changing the form. A program that does not know a kind refuses the file.

@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -44,6 +46,9 @@ type Config struct {
 	Events       *hub.Events
 	Gate         *ingress.Gate
 	LinesLost    func() uint64 // how many lines of the log have been lost; nil counts none
+
+	// Host is the host that the flag -admin names, or "". Requests may name it besides IP addresses and localhost.
+	Host string
 }
 
 // Admin is the handler of the admin listener. Its methods are safe from any goroutine.
@@ -61,15 +66,35 @@ func New(cfg Config) *Admin {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "alive") })
 	mux.HandleFunc("GET /readyz", a.readyz)
-	mux.HandleFunc("GET /status", a.status)
 	mux.Handle("GET /metrics", newMetrics(a))
-	mux.HandleFunc("POST /renew", a.renew)
+	// The paths above tell no secret and change nothing, and tools ask for them by many names.
+	mux.HandleFunc("GET /status", a.named(a.status))
+	mux.HandleFunc("POST /renew", a.named(a.renew))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "this listener has GET /livez, /readyz, /status and /metrics, and POST /renew?domain=", http.StatusNotFound)
 	})
 	// A web page that an operator has open must not be able to spend orders.
 	a.handler = http.NewCrossOriginProtection().Handler(mux)
 	return a
+}
+
+// named lets requests pass to h whose Host is an IP address, localhost, or the host of -admin. All others get 421.
+//
+// A web page can make a name of its own lead to this listener (DNS rebinding). Its requests then have the page's own origin,
+// and only their Host shows whose they are. A request without a Host is no browser's.
+func (a *Admin) named(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		host := r.Host
+		if name, _, err := net.SplitHostPort(host); err == nil {
+			host = name
+		}
+		host = hub.CanonicalHost(host)
+		if _, err := netip.ParseAddr(host); err != nil && host != "" && host != "localhost" && host != hub.CanonicalHost(a.cfg.Host) {
+			http.Error(w, fmt.Sprintf("not for the host %q: ask by IP address or as localhost, or name the host in -admin", host), http.StatusMisdirectedRequest)
+			return
+		}
+		h(w, r)
+	}
 }
 
 // ServeHTTP implements [http.Handler].

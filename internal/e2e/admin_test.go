@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -95,6 +96,39 @@ func (s *plusminus) serial(domain string) string {
 	s.t.Helper()
 	resp, _ := s.get("https://"+domain+"/", "")
 	return fmt.Sprintf("%x", resp.TLS.PeerCertificates[0].SerialNumber.Bytes())
+}
+
+// TestAdminHost asks the admin listener with the Host of a page that has made its own name lead there (DNS rebinding).
+func TestAdminHost(t *testing.T) {
+	t.Parallel()
+	s := start(t, "-admin", "localhost:0")
+	_, port, _ := net.SplitHostPort(s.addrs.Admin)
+	for _, tt := range []struct {
+		method, path, host string
+		status             int
+	}{
+		{"GET", "/status", "evil.example", 421},
+		{"GET", "/status", "evil.example:" + port, 421},
+		{"GET", "/status", "localhost.evil.example", 421},
+		{"GET", "/status", "127.0.0.1.evil.example", 421},
+		{"POST", "/renew", "evil.example:" + port, 421},
+		{"GET", "/livez", "evil.example", 200},
+		{"GET", "/readyz", "plusminus.default.svc", 200},
+		{"GET", "/metrics", "plusminus:9180", 200},
+		{"GET", "/status", "127.0.0.1:" + port, 200},
+		{"GET", "/status", "10.1.2.3", 200}, // a published port
+		{"GET", "/status", "[::1]:" + port, 200},
+		{"GET", "/status", "LOCALHOST.:" + port, 200},
+		{"POST", "/renew", "localhost:" + port, 200},
+	} {
+		resp, body := exchange(t, s.addrs.Admin, false, tt.method+" "+tt.path+" HTTP/1.1\r\nHost: "+tt.host+"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+		if resp.StatusCode != tt.status || tt.status == 421 && !strings.Contains(body, "name the host in -admin") {
+			t.Errorf("%s %s for %s = %s %.80q, want %d", tt.method, tt.path, tt.host, resp.Status, body, tt.status)
+		}
+	}
+	if resp, _ := exchange(t, s.addrs.Admin, false, "GET /status HTTP/1.0\r\n\r\n"); resp.StatusCode != 200 {
+		t.Errorf("GET /status without a Host = %s, want 200: no browser sends that", resp.Status)
+	}
 }
 
 // TestOneNameFails runs a server with two domains, one of which the CA refuses. The server is ready, and healthy to Docker,

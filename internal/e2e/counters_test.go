@@ -111,8 +111,10 @@ func TestCountersByPath(t *testing.T) {
 func TestCountersOverWebSocket(t *testing.T) {
 	t.Parallel()
 	s := startCounters(t, "-counters", "*")
-	likes, both, standard := s.watch("/c/likes"), s.watch("/c?name=likes&name=seats"), s.watch("/any/path")
-	wantRead(t, likes, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`, `{"count":2,"type":"users"}`)
+	likes := s.watch("/c/likes")
+	wantRead(t, likes, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`)
+	both, standard := s.watch("/c?name=likes&name=seats"), s.watch("/any/path")
+	wantRead(t, likes, `{"count":2,"type":"users"}`)
 	wantRead(t, both, `{"count":2,"counter":"likes","type":"users"}`, `{"counter":"likes","type":"state","value":0}`,
 		`{"count":1,"counter":"seats","type":"users"}`, `{"counter":"seats","type":"state","value":0}`)
 	wantRead(t, standard, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`)
@@ -195,6 +197,42 @@ func TestCountersAreLimited(t *testing.T) {
 	// Watching makes nothing.
 	ws := s.watch("/c/unseen")
 	wantRead(t, ws, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`)
+}
+
+// TestCountersInFile kills a server and starts it again on its data folder, which an earlier server without -counters had made.
+func TestCountersInFile(t *testing.T) {
+	t.Parallel()
+	data := t.TempDir()
+	args := []string{"-plain", "-domain", "localhost", "-data", data}
+	before := start(t, args...)
+	ws := before.watch("/")
+	wantRead(t, ws, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`)
+	send(t, ws, plus)
+	wantRead(t, ws, `{"type":"state","value":1}`)
+	if err := before.stop(); err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, append(args, "-counters", "*")...)
+	for path, want := range map[string]string{"/": `{"value":2}`, "/c/likes": `{"value":1}`, "/c/seats": `{"value":1}`} {
+		if resp, body := s.request("POST", path, plus, nil); resp.StatusCode != 200 || body != want {
+			t.Errorf("POST %s = %s %s, want %s", path, resp.Status, body, want)
+		}
+	}
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := command(t, append([]string{"value", "get"}, "-data", data)...).CombinedOutput(); exitStatus(err) != 1 || !strings.Contains(string(out), "holds many counters") {
+		t.Errorf("value get = %q, %v, want that there are many", out, err)
+	}
+	if out, err := command(t, args...).CombinedOutput(); exitStatus(err) != 1 || !strings.Contains(string(out), "holds many counters: start the server with -counters") {
+		t.Errorf("a start without -counters = %q, %v, want it refused", out, err)
+	}
+	s = start(t, append(args, "-counters", "likes")...)
+	for path, want := range map[string]string{"/state": `{"value":2,"users":0}`, "/c/likes/state": `{"value":1,"users":0}`, "/c/seats/state": "there is no counter of that name here"} {
+		if _, body := s.request("GET", path, "", nil); body != want {
+			t.Errorf("GET %s = %s, want %s", path, body, want)
+		}
+	}
 }
 
 // TestWithoutCounters checks that nothing of this is there without -counters.

@@ -166,6 +166,7 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (s *Server, err 
 		Events:       events,
 		Gate:         in.Gate,
 		LinesLost:    opts.LinesLost,
+		Host:         hostOf(cfg.Admin),
 	})
 	if ln := s.listeners.Admin; ln != nil {
 		// A gate of its own: neither the admin listener nor the public ones take places from the other.
@@ -307,4 +308,13 @@ func tryData(dir string) error {
 		return fmt.Errorf("-data: %w; the folder must belong to the user that plusminus runs as, uid %d", err, os.Getuid())
 	}
 	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
+// hostOf returns the host of an address to listen on, or "".
+func hostOf(addr string) string {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return ""
+	}
+	return host
 }

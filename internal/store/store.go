@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"strings"
 
@@ -75,13 +76,34 @@ func (File) UsesData() bool { return true }
 // Open implements [Spec].
 func (File) Open(data string, _ *slog.Logger) (hub.Store, func() error, error) {
 	j, err := journal.Open(data)
-	if errors.Is(err, journal.ErrInUse) {
-		return nil, nil, fmt.Errorf("%w: stop that plusminus, or give this one a -data folder of its own", err)
-	}
 	if err != nil {
-		return nil, nil, explain(data, err)
+		return nil, nil, explainOpen(data, err)
 	}
 	return j, j.Close, nil
+}
+
+// OpenMany implements [Many]. It takes over a folder with one counter.
+func (File) OpenMany(data string, limit int, log *slog.Logger) (hub.Counters, func() error, error) {
+	if limit == 0 {
+		limit = math.MaxInt
+	}
+	before, _ := journal.Format(data) // OpenMany finds the same errors
+	m, err := journal.OpenMany(data, limit)
+	if err != nil {
+		return nil, nil, explainOpen(data, err)
+	}
+	if before == 1 {
+		log.Info("the data folder holds many counters from now on: it needs -counters, and this version or a newer one", "data", data)
+	}
+	return m, m.Close, nil
+}
+
+// explainOpen is explain for a server that starts.
+func explainOpen(data string, err error) error {
+	if errors.Is(err, journal.ErrInUse) {
+		return fmt.Errorf("%w: stop that plusminus, or give this one a -data folder of its own", err)
+	}
+	return explain(data, err)
 }
 
 func (Memory) String() string { return "memory" }
@@ -133,6 +155,8 @@ func explain(data string, err error) error {
 	switch {
 	case errors.Is(err, journal.ErrDamaged):
 		return fmt.Errorf("%w: restore a copy, or set the value to go on from: %s", err, set)
+	case errors.Is(err, journal.ErrMany):
+		return fmt.Errorf("%w: start the server with -counters, as before", err)
 	case errors.Is(err, journal.ErrNewer):
 		return fmt.Errorf("%w: start that version again, or move the file away and set the value to go on from: %s", err, set)
 	case errors.Is(err, journal.ErrNone):
