@@ -29,7 +29,7 @@ func main() {
 	cli.IgnoreFileSizeLimit()
 
 	err := cli.Run(ctx, os.Args[1:], cli.Environment{
-		Version: version, LookupEnv: os.LookupEnv, Stdout: os.Stdout, Stderr: os.Stderr,
+		Version: version, LookupEnv: os.LookupEnv, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 	})
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp):

@@ -288,7 +288,7 @@ func TestChainEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		var orders []time.Duration
-		s := schedule(t, t.TempDir(), &fakeCA{answer: func(*attempt) (*tls.Certificate, error) {
+		fake := &fakeCA{answer: func(*attempt) (*tls.Certificate, error) {
 			orders = append(orders, time.Since(start))
 			ends := 30 * day
 			if len(orders) > 1 {
@@ -299,19 +299,24 @@ func TestChainEnds(t *testing.T) {
 			cert := acmetest.Sign(t, &x509.Certificate{DNSNames: []string{"counter.test"}, NotBefore: time.Now(), NotAfter: time.Now().Add(90 * day)}, &ca)
 			cert.Certificate = append(cert.Certificate, ca.Certificate[0])
 			return &cert, nil
-		}})
+		}}
+		s := schedule(t, t.TempDir(), fake)
 		sleep(time.Minute)
 		if st := s.Status()[0]; st.Ends.Sub(start) != 30*day || st.NotAfter.Sub(start) != 90*day || st.Chain != "" {
 			t.Errorf("Status = %+v, want the end of the chain", st)
 		}
 		sleep(79 * day)
-		if want := []time.Duration{0, 20 * day}; !slices.Equal(orders, want) {
-			t.Errorf("orders at %v, want %v", orders, want)
-		}
+		fake.with(func() {
+			if want := []time.Duration{0, 20 * day}; !slices.Equal(orders, want) {
+				t.Errorf("orders at %v, want %v", orders, want)
+			}
+		})
 		sleep(2 * day)
-		if len(orders) != 3 {
-			t.Errorf("orders at %v, want the next at the usual time", orders)
-		}
+		fake.with(func() {
+			if len(orders) != 3 {
+				t.Errorf("orders at %v, want the next at the usual time", orders)
+			}
+		})
 	})
 }
 

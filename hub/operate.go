@@ -91,6 +91,9 @@ func refusedError(why *refusal) error { return &RefusedError{Code: why.code, JSO
 // errSuperseded is the answer to an order that another one has overwritten.
 var errSuperseded = errors.New("another change of the counter came at the same time")
 
+// ErrOne is the error of [Hub.Set] and [Hub.Remove] without [Config].Counters.
+var ErrOne = errors.New("the server runs without -counters")
+
 // An order is a change of one counter by an operator.
 type order struct {
 	of     *counter
@@ -128,7 +131,7 @@ func (h *Hub) Remove(ctx context.Context, name string) error {
 
 func (h *Hub) order(ctx context.Context, name string, value Value, remove bool) (Snapshot, error) {
 	if h.many == nil {
-		return Snapshot{}, errors.New("the server runs without -counters")
+		return Snapshot{}, ErrOne
 	}
 	if _, err := ParseValue(string(AppendValue(nil, value))); err != nil {
 		return Snapshot{}, ErrRange
@@ -168,4 +171,13 @@ func (h *Hub) List(ctx context.Context, prefix, after string, limit int) ([]Entr
 		return nil, nil
 	}
 	return h.many.List(ctx, prefix, after, limit)
+}
+
+// Len returns how many counters the store has, without the default one, and [Config].MaxCounters. Both are 0 without
+// [Config].Counters.
+func (h *Hub) Len() (n, limit int) {
+	if h.many == nil {
+		return 0, 0
+	}
+	return h.many.Len(), h.cfg.MaxCounters
 }

@@ -1,5 +1,5 @@
 // Package admin serves the admin listener, which is for operators and their tools: health, status,
-// metrics, and the renewal of certificates. It also has the client that asks a running server. It
+// metrics, counters, and the renewal of certificates. It also has the client that asks a running server. It
 // starts no goroutine.
 package admin
 
@@ -41,7 +41,8 @@ type Certificates interface {
 type Config struct {
 	Version      string
 	Hub          *hub.Hub
-	Store        string // where the counter lives, without a password
+	Store        string // where the counters live, without a password
+	Data         string // the absolute path of the data folder, if they live there; otherwise empty
 	Certificates Certificates
 	Events       *hub.Events
 	Gate         *ingress.Gate
@@ -70,8 +71,12 @@ func New(cfg Config) *Admin {
 	// The paths above tell no secret and change nothing, and tools ask for them by many names.
 	mux.HandleFunc("GET /status", a.named(a.status))
 	mux.HandleFunc("POST /renew", a.named(a.renew))
+	mux.HandleFunc("GET /counters", a.named(a.counters))
+	for _, method := range []string{"GET", "PUT", "DELETE"} {
+		mux.HandleFunc(method+" /counter", a.named(a.counter))
+	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		http.Error(w, "this listener has GET /livez, /readyz, /status and /metrics, and POST /renew?domain=", http.StatusNotFound)
+		http.Error(w, "this listener has GET /livez, /readyz, /status, /metrics and /counters, POST /renew?domain=, and GET, PUT and DELETE /counter?name=", http.StatusNotFound)
 	})
 	// A web page that an operator has open must not be able to spend orders.
 	a.handler = http.NewCrossOriginProtection().Handler(mux)
@@ -128,7 +133,8 @@ func (a *Admin) Ready() error {
 
 // storeStatus is the state of the store.
 type storeStatus struct {
-	Where string `json:"where"` // "file", "memory", or the URL of a server
+	Where string `json:"where"`          // "file", "memory", or the URL of a server
+	Data  string `json:"data,omitempty"` // the data folder of "file"
 	Up    bool   `json:"up"`
 	Error string `json:"error,omitempty"` // why not up
 }
@@ -155,7 +161,7 @@ func (a *Admin) status(w http.ResponseWriter, r *http.Request) {
 		Ready:        true,
 		Certificates: a.cfg.Certificates.Status(),
 		Hub:          stats,
-		Store:        storeStatus{a.cfg.Store, stats.Store == "", stats.Store},
+		Store:        storeStatus{a.cfg.Store, a.cfg.Data, stats.Store == "", stats.Store},
 		Arrivals:     a.cfg.Gate.Arrivals(),
 		Events:       eventCounts{a.cfg.Events.Counts(), a.cfg.Gate.Handshakes()},
 	}

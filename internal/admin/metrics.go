@@ -53,6 +53,8 @@ var (
 	metricSweeps    = newHistogram("sweep_duration_seconds", "How long sweeps took. A sweep writes the newest state to each client of a shard that is behind.")
 
 	metricValue       = newMetric(prometheus.GaugeValue, "value", "The value of the counter.")
+	metricCounters    = newMetric(prometheus.GaugeValue, "counters", "Counters that are stored, without the default one.")
+	metricCountersMax = newMetric(prometheus.GaugeValue, "counters_max", "How many counters may be stored.")
 	metricStore       = newMetric(prometheus.GaugeValue, "store_up", "1 if the counter can be stored.")
 	metricOutages     = newMetric(prometheus.CounterValue, "store_outages_total", "How often the store has become unusable: it failed, did not answer in time, or could not be reached.")
 	metricApplies     = newHistogram("store_apply_duration_seconds", "How long the store took to apply a batch of actions.")
@@ -108,6 +110,10 @@ func (m metrics) Collect(out chan<- prometheus.Metric) {
 	tell(metricReady, flag01(m.admin.Ready() == nil))
 
 	tellStats(tell, cfg.Hub.Stats())
+	if n, limit := cfg.Hub.Len(); limit > 0 {
+		tell(metricCounters, float64(n))
+		tell(metricCountersMax, float64(limit))
+	}
 	counts := cfg.Hub.Counts()
 	tellCounts(tell, counts)
 	out <- constHistogram(metricSweeps, &counts.Sweeps)

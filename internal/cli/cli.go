@@ -29,6 +29,7 @@ import (
 type Environment struct {
 	Version        string // "" is the version of the build, if it has one
 	LookupEnv      func(name string) (string, bool)
+	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 }
 

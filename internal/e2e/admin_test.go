@@ -27,7 +27,7 @@ func TestAdmin(t *testing.T) {
 	}{
 		{"/livez", 200, "alive\n"},
 		{"/readyz", 200, "ready\n"},
-		{"/nowhere", 404, "this listener has GET /livez, /readyz, /status and /metrics, and POST /renew?domain=\n"},
+		{"/nowhere", 404, "this listener has GET /livez, /readyz, /status, /metrics and /counters, POST /renew?domain=, and GET, PUT and DELETE /counter?name=\n"},
 	} {
 		if resp, body := s.get(admin+tt.path, ""); resp.StatusCode != tt.status || body != tt.body {
 			t.Errorf("GET %s = %s %q, want %d %q", tt.path, resp.Status, body, tt.status, tt.body)

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -204,4 +205,16 @@ func openStore(cfg *config.Config, spec store.Spec, log *slog.Logger) (hub.Store
 		return nil, nil, fmt.Errorf("-store %s holds one counter only", spec)
 	}
 	return many.OpenMany(cfg.Data, cfg.MaxCounters, log)
+}
+
+// dataOf returns the absolute path of the data folder if the counters live there, or "".
+func dataOf(cfg *config.Config, spec store.Spec) string {
+	if !spec.UsesData() {
+		return ""
+	}
+	path, err := filepath.Abs(cfg.Data)
+	if err != nil {
+		return ""
+	}
+	return path
 }

@@ -166,6 +166,7 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (s *Server, err 
 		Events:       events,
 		Gate:         in.Gate,
 		LinesLost:    opts.LinesLost,
+		Data:         dataOf(cfg, files.Store),
 		Host:         hostOf(cfg.Admin),
 	})
 	if ln := s.listeners.Admin; ln != nil {

@@ -130,6 +130,16 @@ func (v Valkey) Open(_ string, log *slog.Logger) (hub.Store, func() error, error
 	return s, s.Close, nil
 }
 
+// Reopen opens the counters in the data folder of a stopped server. The error wraps [journal.ErrOne] for a folder with one
+// counter, and [journal.ErrInUse] if a server uses it.
+func (File) Reopen(data string) (hub.Counters, func() error, error) {
+	m, err := journal.ReopenMany(data, math.MaxInt)
+	if err != nil {
+		return nil, nil, explainOffline(data, err)
+	}
+	return m, m.Close, nil
+}
+
 // Value returns the counter in the data folder of a stopped server.
 func (File) Value(data string) (hub.Value, error) {
 	n, err := journal.Value(data)
