@@ -178,8 +178,14 @@ func (w *manyWitness) after(changes []hub.Change, pick func(c hub.Change, isNew 
 func (w *manyWitness) apply(m *Many, changes ...hub.Change) error {
 	w.t.Helper()
 	all, want := w.after(changes, func(hub.Change, bool) bool { return true })
-	old, _ := w.after(changes, func(_ hub.Change, isNew bool) bool { return !isNew }) // if the table cannot grow
-	w.flight = append(w.flight, all, old)
+	slots := len(m.unused)
+	some, _ := w.after(changes, func(c hub.Change, isNew bool) bool { // if the table cannot grow
+		if isNew && makes(&c) {
+			slots--
+		}
+		return !isNew || slots >= 0
+	})
+	w.flight = append(w.flight, all, some)
 	m.ApplyAll(w.t.Context(), changes)
 	made, _ := w.after(changes, func(c hub.Change, _ bool) bool { return c.Err == nil })
 	var failed error
