@@ -103,8 +103,10 @@ func (s *slot) put(p []byte, i uint32) {
 	clear(p)
 	binary.LittleEndian.PutUint64(p[4:], s.stamp)
 	s.appendBody(p[:12], i)
-	binary.LittleEndian.PutUint32(p, slotSum(p, i))
+	putSum(p, i)
 }
+
+func putSum(p []byte, i uint32) { binary.LittleEndian.PutUint32(p, slotSum(p, i)) }
 
 // slotSum is the checksum of slot i. It covers i, so that a slot in a wrong place is damaged.
 func slotSum(p []byte, i uint32) uint32 {
