@@ -184,7 +184,8 @@ func (m *Many) load(mayConvert bool) error {
 // file then depends on no write of an earlier process that has failed, or that a crash has interrupted.
 func (m *Many) restore(img *image, lineOK bool) error {
 	// The last record may be one that was in flight, and may be on disk in parts. All older ones were followed by a
-	// write, so an fsync had put them on disk. It goes before its slots, which must not be newer than the log.
+	// write, so an fsync had put them on disk. It goes before its slots, which must not be newer than the log. Sectors that
+	// an incomplete record has left at next do no harm: they differ in try from those of the next record.
 	list := m.chunks(img.log.last.start, img.log.last.encode())
 	for i, p := range img.log.damaged {
 		list = append(list, m.chunks(p, img.log.whole[i])...)
@@ -195,11 +196,7 @@ func (m *Many) restore(img *image, lineOK bool) error {
 	if _, err := m.write(list); err != nil {
 		return err
 	}
-	if err := m.checkpoint(); err != nil {
-		return err
-	}
-	// A record that was in flight may have left some of its sectors at next. This record has their place.
-	return m.append(&record{})
+	return m.checkpoint()
 }
 
 // findUnused lists the free slots, the lowest last.

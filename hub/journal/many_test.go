@@ -341,6 +341,25 @@ func TestManyFullDisk(t *testing.T) {
 	applyAll(t, w, longNames(20, 1)...)
 }
 
+// Commits that fail lose no slots: the table grows no more than the counters need.
+func TestManyFailedCounters(t *testing.T) {
+	t.Parallel()
+	m := newModel()
+	w, err := openMany(m, "d", small(1000), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.fail = func(int) *fault { return &fault{} }
+	for range 50 {
+		w.ApplyAll(t.Context(), longNames(5, 1))
+	}
+	m.fail = nil
+	applyAll(t, w, longNames(15, 1)...)
+	if w.pages() != 1 {
+		t.Errorf("the table has %d pages, want 1 for 15 counters", w.pages())
+	}
+}
+
 // LoadCounter and List may be called while a change is in progress, and wait for no disk.
 func TestManyReadsDuringChange(t *testing.T) {
 	t.Parallel()

@@ -109,6 +109,10 @@ func TestManyMisplacedSectors(t *testing.T) {
 				if got, err := readCounts(p); err != nil || !maps.Equal(got, want) {
 					t.Fatalf("%s: %d copied to %d: %v, %v, want %v", part.name, from, to, got, err, want)
 				}
+				if other := to ^ pageSize; from != to && from != other {
+					copy(p[other:], whole[from:from+sector])
+					mustRefuse(t, p, "%s: %d copied to %d and %d", part.name, from, to, other)
+				}
 			}
 		}
 	}
@@ -199,5 +203,55 @@ func TestManyMissingRecord(t *testing.T) {
 			copy(p[c.off:], c.data)
 		}
 		mustRefuse(t, p, "without the record at %d", r.start)
+	}
+}
+
+// Of two undamaged copies of a slot the newer one counts, in either place. Equally new ones must be equal.
+func TestManySlotCopies(t *testing.T) {
+	t.Parallel()
+	encode := func(s slot) []byte {
+		p := make([]byte, slotSize)
+		s.put(p, 7)
+		return p
+	}
+	older, newer := slot{name: "a", stamp: 5, version: 3, value: 30}, slot{name: "a", stamp: 6, version: 4, value: 40}
+	same := newer
+	same.value++
+	for _, pair := range [][2]slot{{older, newer}, {newer, older}} {
+		var got slot
+		if whole, err := got.parse(encode(pair[0]), encode(pair[1]), 7); got != newer || whole || err != nil {
+			t.Errorf("of %+v parse = %+v, %t, %v, want the newer one, to be repaired", pair, got, whole, err)
+		}
+	}
+	var got slot
+	if _, err := got.parse(encode(newer), encode(same), 7); !errors.Is(err, ErrDamaged) {
+		t.Errorf("of two slots that contradict each other parse = %+v, %v, want ErrDamaged", got, err)
+	}
+}
+
+// A file whose log claims more than the file has is refused, without memory for it.
+func TestManyClaims(t *testing.T) {
+	t.Parallel()
+	whole, _ := manyWritten(t)
+	g := small(1).geometry
+	img, err := g.read(bytes.NewReader(whole), int64(len(whole)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := img.log.last
+	for name, r := range map[string]record{
+		"pages":   {pages: 1 << 31},
+		"no page": {},
+		"slot":    {pages: last.pages, entries: []byte{0xff, 0xff, 0xff, 0x0f, kindFree, 0, 0}},
+		"entry":   {pages: last.pages, entries: []byte{1, 0, 0, 0, kindCounter, 200, 200}},
+		"kind":    {pages: last.pages, entries: []byte{1, 0, 0}},
+		"default": {pages: last.pages, entries: []byte{0, 0, 0, 0, kindFree, 0, 0}},
+	} {
+		r.start, r.try, r.tail = last.end(), img.log.maxTry+1, last.tail
+		p := slices.Clone(whole)
+		for _, c := range g.chunks(r.start, r.encode()) {
+			copy(p[c.off:], c.data)
+		}
+		mustRefuse(t, p, "%s", name)
 	}
 }

@@ -230,7 +230,7 @@ func (img *image) readTable(r io.ReaderAt) error {
 	return nil
 }
 
-// apply replays r. A slot that a checkpoint has written after r stays as it is.
+// apply replays r. A slot that a checkpoint has written after r is of a later record, which is replayed, too.
 func (img *image) apply(r *record) error {
 	for p := r.entries; len(p) > 0; {
 		if len(p) < entryHead {
@@ -245,9 +245,7 @@ func (img *image) apply(r *record) error {
 		if err != nil {
 			return err
 		}
-		if img.slots[i].stamp <= r.start {
-			img.slots[i] = s
-		}
+		img.slots[i] = s
 		img.dirty[i/slotsPerPage] = struct{}{}
 		p = p[4+n:]
 	}
