@@ -25,13 +25,14 @@ type Many struct {
 	// writing is held during a change, also while the disk works. It is taken before mu.
 	writing sync.Mutex
 	// Guarded by writing.
-	next   uint64              // the number of the log's next sector
-	try    uint64              // of the last record that was written
-	tail   uint64              // the start of the oldest record whose slots may not be in the table
-	floor  uint64              // no counter that was removed had a higher version
-	unsure bool                // a write to the log has failed: it may hold a record at next
-	dirty  map[uint32]struct{} // the pages of the table to write in the next checkpoint
-	unused []uint32            // the free slots
+	next        uint64              // the number of the log's next sector
+	try         uint64              // of the last record that was written
+	tail        uint64              // the start of the oldest record whose slots may not be in the table
+	floor       uint64              // no counter that was removed had a higher version
+	unsure      bool                // a write to the log has failed: it may hold a record at next, to be undone before anything else
+	secondFirst bool                // if unsure: begin with the second copy
+	dirty       map[uint32]struct{} // the pages of the table to write in the next checkpoint
+	unused      []uint32            // the free slots
 
 	mu sync.RWMutex
 	// Changed with writing and mu held, read with either.
@@ -183,7 +184,8 @@ func (m *Many) load(mayConvert bool) error {
 // file then depends on no write of an earlier process that has failed, or that a crash has interrupted.
 func (m *Many) restore(img *image, lineOK bool) error {
 	// The last record may be one that was in flight, and may be on disk in parts. All older ones were followed by a
-	// write, so an fsync had put them on disk. It goes before its slots, which must not be newer than the log.
+	// write, so an fsync had put them on disk. It goes before its slots, which must not be newer than the log. Sectors that
+	// an incomplete record has left at next do no harm: they differ in try from those of the next record.
 	list := m.chunks(img.log.last.start, img.log.last.encode())
 	for i, p := range img.log.damaged {
 		list = append(list, m.chunks(p, img.log.whole[i])...)
@@ -191,14 +193,10 @@ func (m *Many) restore(img *image, lineOK bool) error {
 	if !lineOK {
 		list = append(list, chunk{0, m.firstPages()})
 	}
-	if err := m.write(list); err != nil {
+	if _, err := m.write(list); err != nil {
 		return err
 	}
-	if err := m.checkpoint(); err != nil {
-		return err
-	}
-	// A record that was in flight may have left some of its sectors at next. This record has their place.
-	return m.append(&record{})
+	return m.checkpoint()
 }
 
 // findUnused lists the free slots, the lowest last.
@@ -225,12 +223,12 @@ func (m *Many) firstPages() []byte {
 // create makes the file with all slots in it.
 func (m *Many) create() error {
 	err := m.replace(func(disk diskFile) error {
-		if err := writeAll(disk, []chunk{{0, m.firstPages()}, {fileSize, m.fillers(m.next)}}); err != nil {
+		if _, err := writeAll(disk, []chunk{{0, m.firstPages()}, {fileSize, m.fillers(m.next)}}); err != nil {
 			return err
 		}
 		r := m.record(&record{})
 		r.tail = r.start
-		if err := writeAll(disk, m.chunks(r.start, r.encode())); err != nil {
+		if _, err := writeAll(disk, m.chunks(r.start, r.encode())); err != nil {
 			return err
 		}
 		all := func(yield func(uint32) bool) {
@@ -260,7 +258,7 @@ func (m *Many) writePages(disk diskFile, slots []slot, pages func(func(uint32) b
 	for page := range pages {
 		off := m.table() + int64(page)*pairSize
 		if len(run.data) > 0 && (off != run.off+int64(len(run.data)) || len(run.data) >= readBytes) {
-			if err := writeAll(disk, []chunk{run}); err != nil {
+			if _, err := writeAll(disk, []chunk{run}); err != nil {
 				return err
 			}
 			run.data = run.data[:0]
@@ -272,27 +270,29 @@ func (m *Many) writePages(disk diskFile, slots []slot, pages func(func(uint32) b
 		run.data = slices.Grow(run.data, pairSize)[:n+pairSize]
 		putPage(run.data[n:], slots, page)
 	}
-	return writeAll(disk, []chunk{run})
+	_, err := writeAll(disk, []chunk{run})
+	return err
 }
 
-func writeAll(disk diskFile, list []chunk) error {
+// writeAll writes chunks, and returns the number of bytes written.
+func writeAll(disk diskFile, list []chunk) (total int, err error) {
 	for _, c := range list {
-		if len(c.data) == 0 {
-			continue
-		}
-		if _, err := disk.WriteAt(c.data, c.off); err != nil {
-			return pathless(err)
+		n, err := disk.WriteAt(c.data, c.off)
+		total += n
+		if err != nil {
+			return total, pathless(err)
 		}
 	}
-	return nil
+	return total, nil
 }
 
-// write writes to the file and returns when that is on disk.
-func (m *Many) write(list []chunk) error {
-	if err := writeAll(m.disk, list); err != nil {
-		return err
+// write writes to the file and returns when that is on disk. The number is that of writeAll.
+func (m *Many) write(list []chunk) (int, error) {
+	n, err := writeAll(m.disk, list)
+	if err == nil {
+		err = pathless(m.disk.Sync())
 	}
-	return pathless(m.disk.Sync())
+	return n, err
 }
 
 // checkpoint writes the slots of all records since the last checkpoint to the table. The next record says so, and the
@@ -322,11 +322,19 @@ func (m *Many) record(r *record) *record {
 // same place undoes it, since it overwrites its first sector in both copies.
 func (m *Many) append(r *record) error {
 	m.record(r)
-	if err := m.write(m.chunks(r.start, r.encode())); err != nil {
+	list := m.chunks(r.start, r.encode())
+	if m.secondFirst {
+		slices.Reverse(list)
+	}
+	n, err := m.write(list)
+	if err != nil {
+		// A write may end within a sector, which is damaged then. The next write goes to the same copy first, so that the
+		// other copy stays whole.
+		m.secondFirst = m.secondFirst != (n >= sectorSize)
 		m.unsure = true
 		return err
 	}
-	m.next, m.unsure = r.end(), false
+	m.next, m.unsure, m.secondFirst = r.end(), false, false
 	return nil
 }
 

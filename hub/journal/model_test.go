@@ -288,6 +288,18 @@ func (m *model) killedAlone() *model {
 	return after
 }
 
+// hidden reports whether a file on disk lacks what processes see, and no Sync will put it there.
+func (m *model) hidden() bool {
+	for _, ino := range m.names {
+		for s := range (len(ino.cache) + sector - 1) / sector {
+			if !ino.dirty[s] && !bytes.Equal(ino.at(ino.cache, s), ino.at(ino.disk, s)) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // torn calls f with states that a power loss may leave: the pending changes of the entries up to any one of them, and any
 // set of the sectors whose write is not certain. If there are more than most of them, f gets a random selection of the sets.
 func (m *model) torn(most int, random *rand.Rand, f func(*model)) {

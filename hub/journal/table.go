@@ -103,8 +103,10 @@ func (s *slot) put(p []byte, i uint32) {
 	clear(p)
 	binary.LittleEndian.PutUint64(p[4:], s.stamp)
 	s.appendBody(p[:12], i)
-	binary.LittleEndian.PutUint32(p, slotSum(p, i))
+	putSum(p, i)
 }
+
+func putSum(p []byte, i uint32) { binary.LittleEndian.PutUint32(p, slotSum(p, i)) }
 
 // slotSum is the checksum of slot i. It covers i, so that a slot in a wrong place is damaged.
 func slotSum(p []byte, i uint32) uint32 {
@@ -228,7 +230,7 @@ func (img *image) readTable(r io.ReaderAt) error {
 	return nil
 }
 
-// apply replays r. A slot that a checkpoint has written after r stays as it is.
+// apply replays r. A slot that a checkpoint has written after r is of a later record, which is replayed, too.
 func (img *image) apply(r *record) error {
 	for p := r.entries; len(p) > 0; {
 		if len(p) < entryHead {
@@ -243,9 +245,7 @@ func (img *image) apply(r *record) error {
 		if err != nil {
 			return err
 		}
-		if img.slots[i].stamp <= r.start {
-			img.slots[i] = s
-		}
+		img.slots[i] = s
 		img.dirty[i/slotsPerPage] = struct{}{}
 		p = p[4+n:]
 	}
