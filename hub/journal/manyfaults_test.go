@@ -151,7 +151,7 @@ func (w *manyWitness) open() *Many {
 		if w.removed && errors.Is(err, ErrDamaged) {
 			// The operator goes on without the values.
 			w.done, w.versions, w.highest, w.flight, w.removed = counts{"": 0}, nil, map[string]uint64{}, nil, false
-			for ; m == nil; m, _, err = renewMany(w.m, "d", small(100)) {
+			for ; m == nil; m, _, _ = renewMany(w.m, "d", small(100)) {
 			}
 			return m
 		}

@@ -149,11 +149,10 @@ func putPage(p []byte, slots []slot, page uint32) {
 // image is the content of a file with many counters.
 type image struct {
 	geometry
-	lineOK bool // both copies of the first line are undamaged
-	log    *logImage
-	slots  []slot
-	index  map[string]uint32   // the slots of all counters but the default one
-	dirty  map[uint32]struct{} // pages of the table that differ from slots
+	log   *logImage
+	slots []slot
+	index map[string]uint32   // the slots of all counters but the default one
+	dirty map[uint32]struct{} // pages of the table that differ from slots
 }
 
 // readBytes is how much of the table is read or written at once: a whole number of pairs.
