@@ -68,7 +68,7 @@ func New(cfg Config) *Admin {
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "alive") })
 	mux.HandleFunc("GET /readyz", a.readyz)
 	mux.Handle("GET /metrics", newMetrics(a))
-	// The paths above tell no secret and change nothing, and tools ask for them by many names.
+	// The paths above change nothing, and tools ask for them by many names.
 	mux.HandleFunc("GET /status", a.named(a.status))
 	mux.HandleFunc("POST /renew", a.named(a.renew))
 	mux.HandleFunc("GET /counters", a.named(a.counters))
@@ -94,8 +94,8 @@ func (a *Admin) named(h http.HandlerFunc) http.HandlerFunc {
 			host = name
 		}
 		host = hub.CanonicalHost(host)
-		if _, err := netip.ParseAddr(host); err != nil && host != "" && host != "localhost" && host != hub.CanonicalHost(a.cfg.Host) {
-			http.Error(w, fmt.Sprintf("not for the host %q: ask by IP address or as localhost, or name the host in -admin", host), http.StatusMisdirectedRequest)
+		if _, err := netip.ParseAddr(host); err != nil && r.Host != "" && host != "localhost" && host != hub.CanonicalHost(a.cfg.Host) {
+			http.Error(w, fmt.Sprintf("not for the host %.80q: ask by IP address or as localhost, or name the host in -admin", host), http.StatusMisdirectedRequest)
 			return
 		}
 		h(w, r)
