@@ -255,7 +255,7 @@ func (g geometry) chunks(start uint64, sectors []byte) []chunk {
 			list[n].data = append(list[n].data, data...)
 			return
 		}
-		list = append(list, chunk{off, slices.Clone(data)})
+		list = append(list, chunk{off, append(make([]byte, 0, len(data)+copies*(len(sectors)-len(data))), data...)})
 	}
 	for len(sectors) > 0 {
 		n := min((perPage-start%perPage)*sectorSize, uint64(len(sectors))) // as far as the page goes

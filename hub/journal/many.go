@@ -444,6 +444,8 @@ func (m *Many) commit(changes []hub.Change) (n int) {
 	b := batch{m: m, record: record{floor: m.floor}, live: len(m.index)}
 	if len(changes) > 1 {
 		b.staged = make(map[string]int, len(changes))
+		b.edits = make([]edit, 0, len(changes))
+		b.entries = make([]byte, 0, min(m.room(), len(changes)*maxEntry/2)) // most names and values are short
 	}
 	err := m.ready()
 	if b.growErr = err; err == nil {

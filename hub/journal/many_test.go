@@ -299,6 +299,55 @@ func TestManyFullDisk(t *testing.T) {
 	applyAll(t, w, longNames(20, 1)...)
 }
 
+// A file that is removed, cannot be made again, and comes back, has lost nothing.
+func TestManyComesBack(t *testing.T) {
+	t.Parallel()
+	m := newModel()
+	w, err := openMany(m, "d", small(100), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	applyAll(t, w, add("a", 1), add("b", 1))
+	path := filepath.Join("d", FileName)
+	for i := range 60 {
+		file := m.names[path]
+		m.remove(path)
+		failing := m.calls + i%12
+		m.fail = func(call int) *fault {
+			if call >= failing {
+				return &fault{}
+			}
+			return nil
+		}
+		changes := []hub.Change{add("a", 1)}
+		w.ApplyAll(t.Context(), changes)
+		m.fail = nil
+		if changes[0].Err == nil || m.names[path] != nil {
+			continue // it was made again
+		}
+		m.rename(func(names map[string]*inode) { names[path] = file })
+		before, _ := contentOf(t, w)
+		for _, state := range []*model{m.killed(), m.killedAlone()} {
+			again, err := openMany(state, "d", small(100), true)
+			if err != nil {
+				t.Fatalf("round %d: OpenMany = %v", i, err)
+			}
+			if got, _ := contentOf(t, again); !maps.Equal(got, before) {
+				t.Fatalf("round %d: the counters are %v, want %v", i, got, before)
+			}
+		}
+		applyAll(t, w, add("b", 1))
+		again, err := openMany(m.killed(), "d", small(100), true)
+		if err != nil {
+			t.Fatalf("round %d: OpenMany = %v", i, err)
+		}
+		before["b"]++
+		if got, _ := contentOf(t, again); !maps.Equal(got, before) {
+			t.Fatalf("round %d: the counters are %v, want %v", i, got, before)
+		}
+	}
+}
+
 // Commits that fail lose no slots: the table grows no more than the counters need.
 func TestManyFailedCounters(t *testing.T) {
 	t.Parallel()

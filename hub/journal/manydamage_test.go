@@ -204,6 +204,41 @@ func TestManyMissingRecord(t *testing.T) {
 		}
 		mustRefuse(t, p, "without the record at %d", r.start)
 	}
+	// A part of a record that does not follow the last one, and a slot that is newer than the log.
+	last := img.log.last
+	p := slices.Clone(whole)
+	later := record{start: last.end() + 1, try: img.log.maxTry + 1, tail: last.tail, pages: last.pages, entries: make([]byte, sectorData)}
+	for _, c := range g.chunks(later.start+1, later.encode()[sectorSize:]) {
+		copy(p[c.off:], c.data)
+	}
+	mustRefuse(t, p, "with a part of a later record")
+	p = slices.Clone(whole)
+	s := img.slots[5]
+	s.stamp = last.start + 1
+	s.put(p[g.table()+5*slotSize:][:slotSize], 5)
+	copy(p[g.table()+pageSize+5*slotSize:], p[g.table()+5*slotSize:][:slotSize])
+	mustRefuse(t, p, "with a slot that is newer than the log")
+}
+
+// Opening repairs what is damaged in one copy: each part of the file has two whole copies again.
+func TestManyRepairs(t *testing.T) {
+	t.Parallel()
+	whole, want := manyWritten(t)
+	g := small(1).geometry
+	for name, off := range map[string]int64{"first line": 20, "its copy": pageSize + 20, "log": g.offset(3, 0) + 50, "table": g.table() + 15*slotSize} {
+		m := newModel()
+		damaged := slices.Clone(whole)
+		damaged[off] ^= 1
+		m.add(filepath.Join("d", FileName), damaged)
+		file := m.names[filepath.Join("d", FileName)]
+		w, err := openMany(m, "d", small(100), true)
+		if err != nil {
+			t.Fatalf("%s: OpenMany = %v", name, err)
+		}
+		if got, _ := contentOf(t, w); !maps.Equal(got, want) || file.disk[off] != whole[off] {
+			t.Errorf("%s: after OpenMany the byte is %#x, want %#x, and the counters %v", name, file.disk[off], whole[off], got)
+		}
+	}
 }
 
 // Of two undamaged copies of a slot the newer one counts, in either place. Equally new ones must be equal.
@@ -240,7 +275,7 @@ func TestManyClaims(t *testing.T) {
 	}
 	last := img.log.last
 	for name, r := range map[string]record{
-		"pages":   {pages: 1 << 31},
+		"pages":   {pages: 1 << 27},
 		"no page": {},
 		"slot":    {pages: last.pages, entries: []byte{0xff, 0xff, 0xff, 0x0f, kindFree, 0, 0}},
 		"entry":   {pages: last.pages, entries: []byte{1, 0, 0, 0, kindCounter, 200, 200}},
