@@ -30,7 +30,7 @@ type store interface {
 }
 
 var forms = []form{
-	{"hub/journal", openMany}, // the others' ratios are to it
+	{"journal", openMany}, // the others' ratios are to it
 	{"bbolt", openBolt},
 	{"SQLite", openSQLite},
 	{"Pebble", openPebble},

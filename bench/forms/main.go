@@ -1,6 +1,6 @@
 // Command forms compares the file in which plusminus keeps many counters (hub/journal) with databases: how many commits a
 // second each makes, and what a reader gets if one byte of the files is inverted. It prints two Markdown tables. The
-// package comment of hub/journal has the figures. It takes about five minutes, and 8 MB in a temporary folder:
+// package comment of hub/journal has the figures. It takes four minutes. The files are in a folder below TMPDIR, which must be on a disk:
 //
 //	go run -C bench ./forms
 package main

@@ -51,13 +51,24 @@
 //
 // # Why not a database
 //
-// The value was in go.etcd.io/bbolt before. For a record of 70 bytes, bbolt needs two fsyncs
-// per change in place of one. Its pages have no checksums. With one byte of a small file
-// inverted it returned the value before the last one (64 of the bytes), returned 0 (at least
-// 11), or ended the process with a fault that cannot be caught (5). After a failed fsync it
-// continues from pages that may not be on disk. A test cannot make its writes fail. Here
-// every system call can fail in a test: faults_test.go fails each one, and checks every
-// state that a crash may leave there.
+// The value was in go.etcd.io/bbolt before. A test cannot make the writes of a database fail. Here every system call can
+// fail in a test: faults_test.go and manyfaults_test.go fail each one, and check every state that a crash may leave there.
+// After a failed fsync, bbolt continues from pages that may not be on disk.
+//
+// bench/forms compares the file of many counters with databases. These are commits a second, relative to this package
+// (6,983 of one counter, 1,711 of 1,000 counters), and what a reader gets when one of 3,000 bytes of the files of a killed
+// process is inverted. The files have 100 counters, and "older" is the value of an earlier commit:
+//
+//	                      1 counter   1,000   right   error   older   0 or none   crash
+//	journal                    1.00    1.00    3000       0       0           0       0
+//	go.etcd.io/bbolt           0.65    1.05    1506     315      15        1159       5
+//	modernc.org/sqlite         1.07    0.37       4       0    2985          11       0
+//	cockroachdb/pebble/v2      1.00    1.09      14    1342    1644           0       0
+//
+// So this package is not faster: an fsync bounds all of them, and bbolt needs two. It is here for the right-hand columns.
+// bbolt has no checksums on its pages. SQLite (in WAL mode with synchronous=FULL) and Pebble take a damaged commit in
+// their log for the end of the log, and return what was before it. After SQLite has closed its files in order, they have no
+// checksums: 1,326 of 2,162 inverted bytes gave 0 or none, and 200 gave a value that the counter never had.
 //
 // An append-only file would have to be shortened from time to time, and each change could
 // meet a full disk. Its reader could not tell a torn last record from a damaged one.
