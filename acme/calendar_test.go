@@ -1,7 +1,6 @@
 package acme
 
 import (
-	"context"
 	"net/http"
 	"testing"
 	"testing/synctest"
@@ -35,8 +34,6 @@ func TestCalendar(t *testing.T) {
 			dir := t.TempDir()
 			pacePolls(t, ca)
 			synctest.Test(t, func(t *testing.T) {
-				cfg := cfg
-				cfg.Dir = dir
 				validated := time.Time{}
 				ca.Intercept(pebbletest.NewOrderPath, func(w http.ResponseWriter, r *http.Request) {
 					if time.Since(validated) > test.reuse {
@@ -45,15 +42,7 @@ func TestCalendar(t *testing.T) {
 					}
 					pebbletest.Forward(w, r)
 				})
-				p, err := New(cfg)
-				if err != nil {
-					t.Fatal(err)
-				}
-				p.issuers[0].base.Base = ca
-				p.TLSConfig()
-				ctx, cancel := context.WithCancel(t.Context())
-				done := make(chan struct{})
-				go func() { defer close(done); p.Run(ctx) }()
+				p, stop := runInBubble(t, cfg, dir, ca)
 				sleep(time.Hour)
 				var renewed []time.Time
 				serial := ""
@@ -77,8 +66,7 @@ func TestCalendar(t *testing.T) {
 						}
 					}
 				}
-				cancel()
-				<-done
+				stop()
 				for i := 1; i < len(renewed); i++ {
 					if age := renewed[i].Sub(renewed[i-1]); age < test.life/3 || age > test.life*19/20+6*time.Hour {
 						t.Errorf("certificate %d was replaced after %v of %v", i, age, test.life)

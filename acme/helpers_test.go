@@ -106,6 +106,23 @@ func pacePolls(t testing.TB, ca *pebbletest.CA) {
 	}
 }
 
+// runInBubble runs a Provider in a synctest bubble, with its data in dir and ca as its CA, without a network. stop ends it.
+// Pebble cannot be stopped, so ca must come from outside of the bubble.
+func runInBubble(t testing.TB, cfg Config, dir string, ca *pebbletest.CA) (p *Provider, stop func()) {
+	t.Helper()
+	cfg.Dir = dir
+	p, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.issuers[0].base.Base = ca
+	p.TLSConfig()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); p.Run(ctx) }()
+	return p, func() { cancel(); <-done }
+}
+
 func configFor(t testing.TB, ca *pebbletest.CA, dir string, domains ...string) Config {
 	cfg := Config{
 		Dir:          dir,

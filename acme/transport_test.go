@@ -212,14 +212,6 @@ func TestPollWait(t *testing.T) {
 		dir := t.TempDir()
 		pacePolls(t, ca)
 		synctest.Test(t, func(t *testing.T) {
-			cfg := cfg
-			cfg.Dir = dir
-			p, err := New(cfg)
-			if err != nil {
-				t.Fatal(err)
-			}
-			p.issuers[0].base.Base = ca
-			p.TLSConfig()
 			if path == pebbletest.OrderPath { // two polls of the order after finalize
 				ca.Inject(pebbletest.FinalizePath, 1, func(w http.ResponseWriter, r *http.Request) {
 					ca.Inject(path, 2, slowly)
@@ -229,10 +221,9 @@ func TestPollWait(t *testing.T) {
 				ca.Inject(path, 1, pebbletest.Forward)
 				ca.Inject(path, 2, slowly)
 			}
-			ctx, cancel := context.WithCancel(t.Context())
-			done := make(chan struct{})
-			go func() { defer close(done); p.Run(ctx) }()
 			start := time.Now()
+			p, stop := runInBubble(t, cfg, dir, ca)
+			defer stop()
 			sleep(90 * time.Second)
 			if got := p.Status()[0].Attempting; got.Before(start) || got.Sub(start) > time.Second {
 				t.Errorf("%s: attempting since %v, want %v", path, got, start)
@@ -247,8 +238,6 @@ func TestPollWait(t *testing.T) {
 			if e := log.one("long wait between polls"); e.attrs["retry_after"] == "" {
 				t.Errorf("logged %v, want the CA's time", e)
 			}
-			cancel()
-			<-done
 		})
 	}
 }

@@ -215,9 +215,9 @@ func (c *client) act(r actionRun) {
 		return
 	}
 	c.notActions = nil // only messages since the last action count
-	why := c.hub.mayMake(r.of, c.remote)
-	if c.hub.storeOverdue.Load() {
-		why = refusedStore
+	why := refusedStore
+	if !c.hub.storeOverdue.Load() {
+		why = c.hub.mayMake(r.of, c.remote)
 	}
 	if why != nil {
 		tellAll([]actionRun{r}, why)
@@ -298,7 +298,8 @@ func (c *client) named(message []byte) *watch {
 	return nil
 }
 
-// senderOf returns who is told of actions on w's counter.
+// senderOf returns the sender of an action on w's counter. For a client that watches several counters it is w, so that an error
+// message names the counter.
 func (c *client) senderOf(w *watch) sender {
 	if c.encoding == inNamedFrames {
 		return w

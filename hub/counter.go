@@ -33,7 +33,7 @@ type counter struct {
 	queuedFor  time.Time // announceAt when it came there
 
 	// Safe from any goroutine.
-	missing atomic.Bool // the store has no such counter
+	missing atomic.Bool // the store has no such counter, and no action that makes it is on its way
 
 	// in has the part of each shard.
 	in []watchers
@@ -176,16 +176,16 @@ func (h *Hub) forget(changed []*counter, p *pendingActions) {
 	}
 }
 
-// mayMake returns why remote may not make the counter c, or nil. c may be there already.
+// mayMake returns why remote may not act on c, or nil. The first action on a missing counter makes it. Those that follow before
+// the store has made it are free.
 func (h *Hub) mayMake(c *counter, remote netip.Prefix) *refusal {
-	switch {
-	case !c.missing.Load():
+	if !c.missing.Load() {
 		return nil
-	case h.cfg.MaxCounters > 0 && h.many.Len() >= h.cfg.MaxCounters:
-		return refusedFull
-	case h.cfg.MayMake != nil && !h.cfg.MayMake(remote):
+	}
+	if h.cfg.MayMake != nil && !h.cfg.MayMake(remote) {
 		return refusedMaking
 	}
+	c.missing.Store(false) // until loop knows better
 	return nil
 }
 

@@ -282,8 +282,8 @@ func TestAct(t *testing.T) {
 func TestMakingIsLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var may atomic.Bool
-		store := new(Memory)
-		h := newFakeHub(t, Config{Store: store, Counters: []string{"*"}, MaxCounters: 2, MayMake: func(netip.Prefix) bool { return may.Load() }})
+		store := &Memory{Max: 2}
+		h := newFakeHub(t, Config{Store: store, Counters: []string{"*"}, MayMake: func(netip.Prefix) bool { return may.Load() }})
 		defer h.stop()
 		a, b, c := h.joinPath("/c/a"), h.joinPath("/c/b"), h.joinPath("/c/c")
 		for _, p := range []*peer{a, b, c} {
@@ -363,4 +363,126 @@ func TestSetAndRemove(t *testing.T) {
 		time.Sleep(time.Second)
 		p.want("state -1")
 	})
+}
+
+// The first actions on a new counter, before the store has made it, take one of the address's new counters, not one each.
+func TestMakingCountsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked atomic.Int64
+		h := newFakeHub(t, Config{Store: &slowMany{}, Counters: []string{"*"}, MayMake: func(netip.Prefix) bool { return asked.Add(1) == 1 }})
+		defer h.stop()
+		p := h.joinPath("/c/new")
+		p.take()
+		for range 10 {
+			p.send(plus)
+			p.send(minus)
+		}
+		time.Sleep(time.Second)
+		if got := p.take(); asked.Load() != 1 || got[len(got)-1] != "state 0" || strings.Contains(strings.Join(got, " "), "making_limited") {
+			t.Errorf("asked %d times, and the client received %v, want one counter, and each action to count", asked.Load(), got)
+		}
+	})
+}
+
+// A client counts for the whole hub, whatever it watches.
+func TestStatsOfAllCounters(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHub(t, Config{Counters: []string{"*"}})
+		defer h.stop()
+		h.joinPath("/c/likes")
+		both := h.joinPath("/c?name=a&name=b")
+		h.join()
+		if got := h.Stats(); got.Clients != 3 || got.Users != 1 {
+			t.Errorf("%d clients, %d users of the default counter, want 3 and 1", got.Clients, got.Users)
+		}
+		both.ws.CloseNow()
+		synctest.Wait()
+		if got := h.Stats().Clients; got != 2 {
+			t.Errorf("%d clients after one has left, want 2", got)
+		}
+	})
+}
+
+// An action without a client that the store has is told its outcome, also if the hub shuts down meanwhile. An operator's
+// change is never waited for longer than the store may take.
+func TestActWhileStopping(t *testing.T) {
+	for range 20 { // the outcome and the end of the hub come at about the same time
+		synctest.Test(t, func(t *testing.T) {
+			h := newFakeHub(t, Config{Store: &slowMany{}, Counters: []string{"*"}})
+			acted := make(chan error, 1)
+			go func() {
+				_, err := h.Act(t.Context(), "likes", someone, []byte(plus))
+				acted <- err
+			}()
+			synctest.Wait()
+			if err := h.Shutdown(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if err := <-acted; err != nil {
+				t.Errorf("Act = %v, although the action counts", err)
+			}
+			if _, err := h.Act(t.Context(), "likes", someone, []byte(plus)); err == nil {
+				t.Error("Act after the end = nil")
+			}
+			if _, err := h.Set(t.Context(), "likes", 3); err == nil {
+				t.Error("Set after the end = nil")
+			}
+		})
+	}
+}
+
+// hangingMany takes a minute for each commit.
+type hangingMany struct{ Memory }
+
+func (s *hangingMany) ApplyAll(ctx context.Context, changes []Change) {
+	select {
+	case <-time.After(time.Minute):
+	case <-ctx.Done():
+	}
+	s.Memory.ApplyAll(ctx, changes)
+}
+
+// While the store does not answer, an operator's change fails soon, also one that comes later.
+func TestSetWhileStoreHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHub(t, Config{Store: &hangingMany{}, Counters: []string{"*"}})
+		defer h.stop()
+		for range 3 {
+			began := time.Now()
+			if _, err := h.Set(t.Context(), "likes", 1); err == nil || time.Since(began) > storeTimeout {
+				t.Errorf("Set = %v after %v, want an error within %v", err, time.Since(began), storeTimeout)
+			}
+		}
+	})
+}
+
+// A client that watches many counters takes more than one place.
+func TestPlacesOfManyNames(t *testing.T) {
+	t.Parallel()
+	for names, want := range map[int]int{1: 1, 16: 1, 17: 2, 32: 2} {
+		h, err := New(t.Context(), Config{Store: new(Memory), Counters: []string{"*"}, MaxClients: 3, MaxClientsPerIP: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &client{hub: h, remote: someone, more: make([]watch, names-1)}
+		if reason, _ := h.admit(c); reason != "" || h.admitted.total != want {
+			t.Errorf("%d names: %s, %d places, want %d", names, reason, h.admitted.total, want)
+		}
+		wantReason := Reason("")
+		if want == 2 {
+			wantReason = ReasonAddressFull
+		}
+		if reason, _ := h.admit(&client{hub: h, remote: someone}); reason != wantReason {
+			t.Errorf("%d names: another client of the address: %q, want %q", names, reason, wantReason)
+		} else if reason == "" {
+			h.release(&client{hub: h, remote: someone})
+		}
+		h.release(c)
+		if of, total := h.ClientsOf(someone); of != 0 || total != 0 {
+			t.Errorf("%d names: %d and %d places left", names, of, total)
+		}
+		if err := h.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
 }

@@ -88,6 +88,9 @@ func (h *Hub) serve(w http.ResponseWriter, r *http.Request, encoding messageEnco
 // returns nil. The caller must call release, or serve, which does.
 func (h *Hub) newClient(w http.ResponseWriter, r *http.Request, names []string) *client {
 	c := &client{hub: h, index: -1, remote: AddressOf(r.RemoteAddr)}
+	if len(names) > 1 {
+		c.more = make([]watch, len(names)-1)
+	}
 	if reason, text := h.admit(c); reason != "" {
 		// The page's own delays are about that long, and more frequent attempts would only
 		// load a full server.
@@ -113,9 +116,6 @@ func (h *Hub) newClient(w http.ResponseWriter, r *http.Request, names []string) 
 func (h *Hub) hold(c *client, names []string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(names) > 1 {
-		c.more = make([]watch, len(names)-1)
-	}
 	for i, name := range names {
 		of, err := h.holdLocked(name)
 		if err != nil {
@@ -132,8 +132,15 @@ func (h *Hub) refuse(w http.ResponseWriter, r *http.Request, reason Reason, stat
 	http.Error(w, text, status)
 }
 
-// admit reserves a place for c. If there is none, admit returns the reason, and a text for the peer.
-// release frees the place.
+// namesPerPlace is how many counters a client may watch for one place. A counter that nobody else watches takes 700 bytes,
+// so this many take almost as much memory as a client.
+const namesPerPlace = 16
+
+// places returns how many places c takes.
+func (c *client) places() int { return (c.watches()-1)/namesPerPlace + 1 }
+
+// admit reserves the places for c. If there are too few, admit returns the reason, and a text for the peer.
+// release frees them.
 func (h *Hub) admit(c *client) (Reason, string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -142,20 +149,20 @@ func (h *Hub) admit(c *client) (Reason, string) {
 		return ReasonStopping, textStopping
 	case h.unknown:
 		return ReasonNoValue, "the counter's store has not been reached yet"
-	case h.cfg.MaxClients > 0 && h.admitted.total >= h.cfg.MaxClients:
+	case h.cfg.MaxClients > 0 && h.admitted.total+c.places() > h.cfg.MaxClients:
 		return ReasonFull, "the server is full"
-	case h.cfg.MaxClientsPerIP > 0 && h.admitted.of[c.remote] >= h.cfg.MaxClientsPerIP:
+	case h.cfg.MaxClientsPerIP > 0 && h.admitted.of[c.remote]+c.places() > h.cfg.MaxClientsPerIP:
 		return ReasonAddressFull, "too many connections from your address"
 	}
-	h.admitted.add(c.remote)
+	h.admitted.add(c.remote, c.places())
 	h.clients.Add(1) // under mu, so that no client is added after Shutdown has begun to wait
 	return "", ""
 }
 
-// release frees the place that admit has reserved for c.
+// release frees the places that admit has reserved for c.
 func (h *Hub) release(c *client) {
 	h.mu.Lock()
-	h.admitted.remove(c.remote)
+	h.admitted.remove(c.remote, c.places())
 	for i := range c.watches() {
 		if of := c.watch(i).counter; of != nil {
 			h.releaseLocked(of)
@@ -165,30 +172,30 @@ func (h *Hub) release(c *client) {
 	h.clients.Done()
 }
 
-// ClientsOf returns how many clients the address has, as [AddressOf] returns it, and how many all have.
+// ClientsOf returns how many places of clients the address has, as [AddressOf] returns it, and how many all have.
 func (h *Hub) ClientsOf(address netip.Prefix) (clients, total int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.admitted.of[address], h.admitted.total
 }
 
-// addressCounts counts clients, in total and by address.
+// addressCounts counts the places of clients, in total and by address.
 type addressCounts struct {
 	total int
 	of    map[netip.Prefix]int // as AddressOf returns them; nil until the first client
 }
 
-func (a *addressCounts) add(p netip.Prefix) {
+func (a *addressCounts) add(p netip.Prefix, n int) {
 	if a.of == nil {
 		a.of = make(map[netip.Prefix]int)
 	}
-	a.total++
-	a.of[p]++
+	a.total += n
+	a.of[p] += n
 }
 
-func (a *addressCounts) remove(p netip.Prefix) {
-	a.total--
-	if a.of[p]--; a.of[p] == 0 {
+func (a *addressCounts) remove(p netip.Prefix, n int) {
+	a.total -= n
+	if a.of[p] -= n; a.of[p] == 0 {
 		delete(a.of, p)
 	}
 }

@@ -31,7 +31,8 @@ type Config struct {
 
 	// MaxClients caps the clients in total; the next one is refused with 503 and Retry-After.
 	// MaxClientsPerIP caps the clients of one IPv4 address or IPv6 /64; the next one is refused
-	// with 429. 0 means no cap: then one peer can use up all file descriptors.
+	// with 429. 0 means no cap: then one peer can use up all file descriptors. A client that watches more than 16 counters
+	// counts twice.
 	MaxClients      int
 	MaxClientsPerIP int
 
@@ -44,9 +45,6 @@ type Config struct {
 	// Counters are patterns of the names of further counters, as of [path.Match]; see [ValidName]. If it is empty, there is
 	// only the default counter. Otherwise Store must implement [Counters].
 	Counters []string
-
-	// MaxCounters caps the counters that the store has, without the default counter; 0 means no cap.
-	MaxCounters int
 
 	// MayMake is asked before an address, as [AddressOf] returns it, makes a counter; MayAct before each of its calls of
 	// [Hub.Act]. Nil permits all. Both are called from any goroutine.
@@ -93,6 +91,7 @@ type Hub struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
+	present  int                 // clients that have joined and not left
 	counters map[string]*counter // those in use, without the default counter
 	changed  []*counter          // whose users or holds have changed since loop last looked
 	stopping bool
@@ -201,7 +200,7 @@ func sendTo[T any](h *Hub, ch chan<- T, v T) bool {
 func (h *Hub) Shutdown(ctx context.Context) error {
 	h.mu.Lock()
 	h.stopping = true
-	h.drain = planDrain(ctx, h.admitted.total)
+	h.drain = planDrain(ctx, h.present)
 	h.mu.Unlock()
 	close(h.draining)
 

@@ -120,13 +120,17 @@ func (h *Hub) loop() {
 		}
 		select {
 		case o := <-h.orders:
-			pending.order(o)
+			if h.storeOverdue.Load() {
+				o.answer(Snapshot{}, errNoAnswer)
+			} else {
+				pending.order(o)
+			}
 
 		case r := <-actions:
 			pending.add(r)
 			h.takeActions(&pending, maxBatch)
 			if h.storeOverdue.Load() { // the actions were in the channel when it became overdue
-				pending.refuse()
+				h.refuseAll(&pending)
 			}
 
 		case done := <-h.committed:
@@ -138,16 +142,15 @@ func (h *Hub) loop() {
 					b.tell(outcome)
 				}
 				b.of.inFlight = nil
-				h.noteIdle(b.of)
 				switch {
 				case outcome.Err != nil && !errors.Is(outcome.Err, ErrRange) && !errors.Is(outcome.Err, ErrFull):
 					retry.Reset(storeRetry)
 				case outcome.Err != nil:
 				case h.shared == nil || outcome.Snapshot.newerThan(b.of.snap):
 					b.of.snap = outcome.Snapshot
-					b.of.missing.Store(outcome.Snapshot.Version == 0)
 					h.publish(b.of, outcome.Snapshot, b.actions)
 				}
+				h.settle(b.of)
 			}
 			inFlight, spare = nil, done
 			pending.reuse(spare)
@@ -164,7 +167,7 @@ func (h *Hub) loop() {
 						b.order.answer(Snapshot{}, errNoAnswer)
 					}
 				}
-				pending.refuse()
+				h.refuseAll(&pending)
 			}
 
 		case <-pace.C:
@@ -191,6 +194,9 @@ func (h *Hub) loop() {
 			}
 			h.forget(changed, &pending)
 			clear(changed)
+			if h.storeOverdue.Load() { // as for actions above
+				h.refuseAll(&pending)
+			}
 			if len(announcements) > 0 {
 				announce.Reset(announcements.wait())
 			}
@@ -251,10 +257,13 @@ func (h *Hub) takeActions(p *pendingActions, limit int) bool {
 	return false
 }
 
-// noteIdle notes c, whose commit is over, if nothing holds it any more.
-func (h *Hub) noteIdle(c *counter) {
+// settle is called when actions on c have been committed or refused: c may be missing again, or idle.
+func (h *Hub) settle(c *counter) {
 	if c == h.standard {
 		return
+	}
+	if c.waiting == nil {
+		c.missing.Store(c.snap.Version == 0)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -359,8 +368,8 @@ func (p *pendingActions) moveTo(c *commit) {
 	p.clear()
 }
 
-// refuse refuses all actions, which the store was not given, and empties p.
-func (p *pendingActions) refuse() {
+// refuseAll refuses all actions of p, which the store was not given, and empties p.
+func (h *Hub) refuseAll(p *pendingActions) {
 	for _, b := range p.batches {
 		tellAll(b.outOfRange, refusedRange)
 		tellAll(b.runs, refusedStore)
@@ -368,6 +377,7 @@ func (p *pendingActions) refuse() {
 			b.order.answer(Snapshot{}, errNoAnswer)
 		}
 		b.of.waiting = nil
+		h.settle(b.of)
 		p.recycle(b)
 	}
 	p.clear()

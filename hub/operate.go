@@ -51,28 +51,19 @@ func (h *Hub) Act(ctx context.Context, name string, remote netip.Prefix, message
 	if why != nil {
 		return zero, refusedError(why)
 	}
-	h.mu.Lock()
-	if h.stopping || h.unknown {
-		h.mu.Unlock()
-		return zero, refusedError(refusedStore)
-	}
-	of, err := h.holdLocked(name)
-	h.mu.Unlock()
+	of, release, err := h.use(name)
 	if err != nil {
 		return zero, refusedError(refusedStore)
 	}
-	defer func() {
-		h.mu.Lock()
-		h.releaseLocked(of)
-		h.mu.Unlock()
-	}()
+	defer release()
+	if h.storeOverdue.Load() {
+		return zero, refusedError(refusedStore)
+	}
 	if why := h.mayMake(of, remote); why != nil {
 		return zero, refusedError(why)
 	}
 	c := &call{outcome: make(chan callOutcome, 1)}
-	if h.storeOverdue.Load() || !sendTo(h, h.actions, actionRun{from: c, of: of, kind: a, count: 1}) {
-		return zero, refusedError(refusedStore)
-	}
+	sendTo(h, h.actions, actionRun{from: c, of: of, kind: a, count: 1}) // the hub does not end before release
 	select {
 	case o := <-c.outcome:
 		if o.why != nil {
@@ -81,10 +72,34 @@ func (h *Hub) Act(ctx context.Context, name string, remote netip.Prefix, message
 		return o.value, nil
 	case <-ctx.Done():
 		return zero, context.Cause(ctx)
-	case <-h.done:
-		return zero, refusedError(refusedStore)
 	}
 }
+
+var errStopping = errors.New("stopping")
+
+// use holds the counter called name for a call. The hub does not end before release.
+func (h *Hub) use(name string) (c *counter, release func(), err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.stopping:
+		return nil, nil, errStopping
+	case h.unknown:
+		return nil, nil, errUnknown
+	}
+	if c, err = h.holdLocked(name); err != nil {
+		return nil, nil, err
+	}
+	h.clients.Add(1) // under mu, as in admit
+	return c, func() {
+		h.mu.Lock()
+		h.releaseLocked(c)
+		h.mu.Unlock()
+		h.clients.Done()
+	}, nil
+}
+
+var errUnknown = errors.New("the counter's store has not been reached yet")
 
 func refusedError(why *refusal) error { return &RefusedError{Code: why.code, JSON: why.message} }
 
@@ -136,32 +151,22 @@ func (h *Hub) order(ctx context.Context, name string, value Value, remove bool) 
 	if _, err := ParseValue(string(AppendValue(nil, value))); err != nil {
 		return Snapshot{}, ErrRange
 	}
-	h.mu.Lock()
-	of, err := h.holdLocked(name)
-	h.mu.Unlock()
+	of, release, err := h.use(name)
 	if err != nil {
 		return Snapshot{}, err
 	}
-	defer func() {
-		h.mu.Lock()
-		h.releaseLocked(of)
-		h.mu.Unlock()
-	}()
+	defer release()
 	o := &order{of: of, value: value, remove: remove, result: make(chan orderResult, 1)}
 	select {
 	case h.orders <- o:
 	case <-ctx.Done():
 		return Snapshot{}, context.Cause(ctx)
-	case <-h.done:
-		return Snapshot{}, errors.New("stopping")
 	}
 	select {
 	case r := <-o.result:
 		return r.snap, r.err
 	case <-ctx.Done():
 		return Snapshot{}, context.Cause(ctx)
-	case <-h.done:
-		return Snapshot{}, errors.New("stopping")
 	}
 }
 
@@ -173,11 +178,18 @@ func (h *Hub) List(ctx context.Context, prefix, after string, limit int) ([]Entr
 	return h.many.List(ctx, prefix, after, limit)
 }
 
-// Len returns how many counters the store has, without the default one, and [Config].MaxCounters. Both are 0 without
-// [Config].Counters.
-func (h *Hub) Len() (n, limit int) {
+// Len returns how many counters the store has, without the default one.
+func (h *Hub) Len() int {
 	if h.many == nil {
-		return 0, 0
+		return 0
 	}
-	return h.many.Len(), h.cfg.MaxCounters
+	return h.many.Len()
+}
+
+// Stored returns the snapshot that the store has of a counter. It is the zero Snapshot if the store has no such counter.
+func (h *Hub) Stored(ctx context.Context, name string) (Snapshot, error) {
+	if h.many == nil {
+		return Snapshot{}, nil
+	}
+	return h.many.LoadCounter(ctx, name)
 }

@@ -146,6 +146,7 @@ func (h *Hub) countUsers(c *client, n int) {
 		of.published.usersSeq++
 		h.noteLocked(of)
 	}
+	h.present += n
 	h.joined += uint64(max(n, 0))
 }
 

@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// Stats describes a hub at one moment.
+// Stats describes a hub at one moment. Value to Users, Hubs and Behind are those of the default counter.
 type Stats struct {
 	Value   Value  `json:"value"`
 	Unknown bool   `json:"unknown,omitempty"`     // a shared store has not been reached yet, so Value means nothing
 	Epoch   uint64 `json:"epoch,omitempty"`       // see [Snapshot]; 0 unless the store is shared
 	Version uint64 `json:"version"`               // see [Snapshot]
 	Users   int    `json:"users"`                 // clients of all hubs that share the store
-	Clients int    `json:"clients"`               // clients of this hub
+	Clients int    `json:"clients"`               // clients of this hub, of all counters
 	Max     int    `json:"max,omitempty"`         // [Config].MaxClients; 0 means no cap
 	Hubs    int    `json:"hubs,omitempty"`        // hubs that share the store, this one included; 0 if not known
 	Behind  int    `json:"behind"`                // clients of this hub that have not been sent Value yet
@@ -33,7 +33,7 @@ func (h *Hub) Stats() Stats {
 		Epoch:   p.epoch,
 		Version: p.version,
 		Users:   p.users,
-		Clients: p.clients(),
+		Clients: h.present,
 		Max:     h.cfg.MaxClients,
 		Hubs:    p.hubs,
 		Behind:  h.behind(p.stateSeq),

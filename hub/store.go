@@ -146,6 +146,9 @@ func (s Snapshot) Add(delta Delta) (Snapshot, error) {
 // Memory is a store that loses its values when the process ends. It implements [Counters]. The zero Memory holds the zero
 // [Value]. It is safe for concurrent use.
 type Memory struct {
+	// Max is how many counters there may be, without the default counter; 0 is no limit. It does not change.
+	Max int
+
 	mu sync.Mutex
 	// Guarded by mu.
 	now    Snapshot            // of the default counter
@@ -184,7 +187,7 @@ func (m *Memory) loadLocked(name string) Snapshot {
 	return m.others[name]
 }
 
-// ApplyAll makes the changes. Their only error is [ErrRange].
+// ApplyAll makes the changes. Their only errors are [ErrRange] and [ErrFull].
 func (m *Memory) ApplyAll(_ context.Context, changes []Change) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -207,6 +210,8 @@ func (m *Memory) ApplyAll(_ context.Context, changes []Change) {
 			m.now = c.Snapshot
 		case was.Version == 0 && c.Set == nil && c.Delta == none: // a change of nothing makes nothing
 			c.Snapshot = was
+		case was.Version == 0 && m.Max > 0 && len(m.others) >= m.Max:
+			c.Snapshot, c.Err = was, ErrFull
 		default:
 			if m.others == nil {
 				m.others = make(map[string]Snapshot)
@@ -230,17 +235,30 @@ func (m *Memory) Len() int {
 	return len(m.others)
 }
 
-// ListOf is [Counters.List] for a store that has its counters in a map.
+// ListOf is [Counters.List] for a store that has its counters in a map. It looks at all names, and sorts only those that it
+// returns: a store may hold a lock meanwhile.
 func ListOf[T any](counters map[string]T, snapshot func(T) Snapshot, prefix, after string, limit int) []Entry {
-	var names []string
-	for name := range counters {
-		if strings.HasPrefix(name, prefix) && name > after && name != "" {
-			names = append(names, name)
+	var names []string // the first in the order, at most 2*limit of them
+	last := ""         // no name from this one on is among the first limit; "" if that is not known
+	limit = max(limit, 0)
+	cut := func() {
+		slices.Sort(names)
+		if len(names) > limit {
+			last = names[limit]
+			names = names[:limit]
 		}
 	}
-	slices.Sort(names)
-	entries := make([]Entry, 0, min(limit, len(names)))
-	for _, name := range names[:min(max(limit, 0), len(names))] {
+	for name := range counters {
+		if name == "" || name <= after || last != "" && name >= last || !strings.HasPrefix(name, prefix) {
+			continue
+		}
+		if names = append(names, name); len(names)/2 > limit {
+			cut()
+		}
+	}
+	cut()
+	entries := make([]Entry, 0, len(names))
+	for _, name := range names {
 		entries = append(entries, Entry{name, snapshot(counters[name])})
 	}
 	return entries

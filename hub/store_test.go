@@ -2,6 +2,7 @@ package hub
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 )
@@ -54,7 +55,40 @@ func TestMemoryCounters(t *testing.T) {
 	if got := names("", "", 100); !slices.Equal(got, []string{"door.a", "door.c", "door.d", "door.e", "likes"}) {
 		t.Errorf("all: %v", got)
 	}
+	for limit := range 7 {
+		if got := names("", "", limit); !slices.Equal(got, []string{"door.a", "door.c", "door.d", "door.e", "likes"}[:min(limit, 5)]) {
+			t.Errorf("the first %d: %v", limit, got)
+		}
+	}
 	if got := names("door.", "door.a", 2); !slices.Equal(got, []string{"door.c", "door.d"}) {
 		t.Errorf("two after door.a: %v", got)
+	}
+}
+
+// Of many counters, a list has the right ones, whatever the order in which they are found.
+func TestListOf(t *testing.T) {
+	t.Parallel()
+	counters := make(map[string]int)
+	for i := range 500 {
+		counters[fmt.Sprintf("n%03d", i)] = i
+	}
+	for _, limit := range []int{1, 7, 250, 1000} {
+		seen := 0
+		for after := ""; ; {
+			list := ListOf(counters, func(i int) Snapshot { return Snapshot{Value: Value(i)} }, "n", after, limit)
+			if len(list) == 0 {
+				break
+			}
+			for _, e := range list {
+				if e.Counter != fmt.Sprintf("n%03d", seen) || e.Value != Value(seen) {
+					t.Fatalf("limit %d: %+v as number %d", limit, e, seen)
+				}
+				seen++
+				after = e.Counter
+			}
+		}
+		if seen != 500 {
+			t.Errorf("limit %d: %d counters, want 500", limit, seen)
+		}
 	}
 }

@@ -20,7 +20,7 @@ import (
 
 const (
 	rateTime = 2 * time.Second // of each of three measurements of a rate
-	inverted = 3000            // how many bytes are inverted, evenly spread over those that are not 0
+	inverted = 3000            // bytes to invert, one at a time; evenly spread over the bytes that are not 0
 	counters = 100             // in the files with an inverted byte
 	last     = 300             // their value, and the number of commits that led to it
 )

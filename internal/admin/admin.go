@@ -48,6 +48,9 @@ type Config struct {
 	Gate         *ingress.Gate
 	LinesLost    func() uint64 // how many lines of the log have been lost; nil counts none
 
+	// MaxCounters is how many counters the store may have besides the default one; 0 if there are no others, or no limit.
+	MaxCounters int
+
 	// Host is the host that the flag -admin names, or "". Requests may name it besides IP addresses and localhost.
 	Host string
 }

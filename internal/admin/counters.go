@@ -119,8 +119,8 @@ func (a *Admin) there(ctx context.Context, name string) error {
 	if name == "" {
 		return nil
 	}
-	list, err := a.cfg.Hub.List(ctx, name, "", 1) // the first of those that begin with name is name itself, if it is there
-	if err == nil && (len(list) == 0 || list[0].Counter != name) {
+	stored, err := a.cfg.Hub.Stored(ctx, name)
+	if err == nil && stored.Version == 0 {
 		err = errMissing
 	}
 	return err

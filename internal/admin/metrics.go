@@ -110,9 +110,9 @@ func (m metrics) Collect(out chan<- prometheus.Metric) {
 	tell(metricReady, flag01(m.admin.Ready() == nil))
 
 	tellStats(tell, cfg.Hub.Stats())
-	if n, limit := cfg.Hub.Len(); limit > 0 {
-		tell(metricCounters, float64(n))
-		tell(metricCountersMax, float64(limit))
+	if cfg.MaxCounters > 0 {
+		tell(metricCounters, float64(cfg.Hub.Len()))
+		tell(metricCountersMax, float64(cfg.MaxCounters))
 	}
 	counts := cfg.Hub.Counts()
 	tellCounts(tell, counts)

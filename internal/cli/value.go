@@ -102,14 +102,12 @@ func value(args []string, env Environment) error {
 	if err != nil {
 		return err
 	}
-	file, ok := cfg.Store.(store.File)
-	if ok && !running && action == "set" && name == "" {
-		if done, err := setOffline(file, cfg, n, env.Stdout); done {
-			return err
-		}
-	}
 	if running {
 		return valueAction(&runningBook{addr: cfg.Admin, ctx: context.Background()}, action, name, n, env)
+	}
+	file := cfg.Store.(store.File) // see runs
+	if action == "set" && name == "" {
+		return setOffline(file, cfg.Data, n, env.Stdout)
 	}
 	b, closeBook, err := openBook(file, cfg)
 	if err != nil {
@@ -224,7 +222,8 @@ func nameArgument(args []string) (name string, rest []string) {
 // valueArguments takes [NAME] N off the front of args. N stands before the flags since it may look like one.
 func valueArguments(args []string) (name string, n hub.Value, rest []string, err error) {
 	if len(args) > 1 {
-		if _, err := hub.ParseValue(args[1]); err == nil || errors.Is(err, hub.ErrRange) {
+		_, err := hub.ParseValue(args[1]) // may begin like a flag
+		if err == nil || errors.Is(err, hub.ErrRange) || !strings.HasPrefix(args[1], "-") {
 			name, args = args[0], args[1:]
 		}
 	}
@@ -373,18 +372,14 @@ func (b *oneBook) list(prefix string, f func(admin.Counter) error) error {
 	return f(admin.Counter{Value: v})
 }
 
-// setOffline sets the counter in the data folder of a stopped server that never had -counters, also if it is damaged or gone.
-// done is false for a folder with many counters, or one that a server uses.
-func setOffline(file store.File, cfg *config.Config, n hub.Value, stdout io.Writer) (done bool, err error) {
-	if err := os.MkdirAll(cfg.Data, 0o700); err != nil {
-		return true, fmt.Errorf("making the data folder: %w", err)
+// setOffline sets the default counter in the data folder of a stopped server, also if it is damaged or gone.
+func setOffline(file store.File, data string, n hub.Value, stdout io.Writer) error {
+	if err := os.MkdirAll(data, 0o700); err != nil {
+		return fmt.Errorf("making the data folder: %w", err)
 	}
-	change, err := file.SetValue(cfg.Data, n)
-	switch {
-	case errors.Is(err, journal.ErrMany), errors.Is(err, journal.ErrInUse):
-		return false, nil
-	case err != nil:
-		return true, err
+	change, err := file.SetValue(data, n)
+	if err != nil {
+		return err
 	}
 	was := ""
 	switch {
@@ -394,5 +389,5 @@ func setOffline(file store.File, cfg *config.Config, n hub.Value, stdout io.Writ
 		was = "; the file that could not be read is now " + change.Aside
 	}
 	_, err = fmt.Fprintf(stdout, "the counter is %s%s\n", hub.AppendValue(nil, n), was)
-	return true, err
+	return err
 }

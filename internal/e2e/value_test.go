@@ -28,6 +28,8 @@ func TestValueCommand(t *testing.T) {
 		{"value put 3", 2, "needs get, set, remove, list, export or import"},
 		{"value get a b", 2, `unexpected argument "b"`},
 		{"value get a/b", 2, "a name has letters"},
+		{"value set likes x", 2, `"x" is not a number`},
+		{"value set likes 1e3", 2, `"1e3" is not a number`},
 		{"value remove", 2, "the name is missing"},
 		{"value set", 2, "the number is missing"},
 		{"value set -data " + data + " 3", 2, "with N before the flags"},
@@ -176,11 +178,35 @@ func TestValueOfManyCounters(t *testing.T) {
 		t.Errorf("the export of %d bytes does not end with what was imported", len(out))
 	}
 
+	// A folder that is damaged beyond repair. The error says what helps.
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(data, "counter.db")
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 8192; i < 8192+16384; i++ { // the log, both copies
+		content[i] = 0
+	}
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want("", "get", 1, "set the value to go on from: plusminus value set N -data ")
+	want("", "set likes 3", 1, "set the value to go on from: plusminus value set N -data ")
+	out, status := run("", "set 12")
+	if aside, err := filepath.Glob(path + ".damaged-*"); status != 0 || err != nil || len(aside) != 1 || out != "the counter is 12; the file that could not be read is now "+aside[0]+"\n" {
+		t.Errorf("value set on a damaged folder: exit status %d and %q; set aside: %v, %v", status, out, aside, err)
+	}
+	want("", "set likes 3", 0, "the counter likes is 3\n")
+	want("", "list", 0, "(default) 12\nlikes 3\n")
+
 	// A server without -counters, and one without a folder.
 	one := start(t, "-plain", "-domain", "localhost", "-store", "memory")
-	out, err := command(t, "value", "get", "-store", "memory", "-admin", one.addrs.Admin).CombinedOutput()
-	if err != nil || string(out) != "0\n" {
-		t.Errorf("value get of a server without -counters = %q, %v, want 0", out, err)
+	zero, err := command(t, "value", "get", "-store", "memory", "-admin", one.addrs.Admin).CombinedOutput()
+	if err != nil || string(zero) != "0\n" {
+		t.Errorf("value get of a server without -counters = %q, %v, want 0", zero, err)
 	}
 	if out, err := command(t, "value", "set", "3", "-store", "memory", "-admin", one.addrs.Admin).CombinedOutput(); exitStatus(err) != 1 || !strings.Contains(string(out), "without -counters") {
 		t.Errorf("value set of a server without -counters = %q, %v", out, err)

@@ -105,7 +105,7 @@ func (s *routes) several(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, hub.ReasonBadName, http.StatusBadRequest, "name the counters: /c?name=a&name=b")
 		return
 	case len(names) > hub.MaxNames:
-		s.refuse(w, r, hub.ReasonBadName, http.StatusBadRequest, "a connection is about at most 32 counters")
+		s.refuse(w, r, hub.ReasonBadName, http.StatusBadRequest, fmt.Sprintf("a connection is about at most %d counters", hub.MaxNames))
 		return
 	}
 	for _, name := range names {
@@ -193,6 +193,14 @@ func actRate(cfg *config.Config) func(netip.Prefix) bool {
 		return nil
 	}
 	return permits(ingress.NewRates(cfg.ActionRate, cfg.ActionBurst))
+}
+
+// maxCounters returns how many counters there may be besides the default one; 0 if there are none, or no limit.
+func maxCounters(cfg *config.Config) int {
+	if len(cfg.Counters) == 0 {
+		return 0
+	}
+	return cfg.MaxCounters
 }
 
 // openStore opens the place of the counter, or of many with -counters.

@@ -115,7 +115,6 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (s *Server, err 
 		ActionRate:      cfg.ActionRate,
 		ActionBurst:     cfg.ActionBurst,
 		Counters:        cfg.Counters,
-		MaxCounters:     cfg.MaxCounters,
 		MayMake:         permits(ingress.NewRates(1/makingEvery.Seconds(), makingBurst)),
 		MayAct:          actRate(cfg),
 	})
@@ -168,6 +167,7 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (s *Server, err 
 		LinesLost:    opts.LinesLost,
 		Data:         dataOf(cfg, files.Store),
 		Host:         hostOf(cfg.Admin),
+		MaxCounters:  maxCounters(cfg),
 	})
 	if ln := s.listeners.Admin; ln != nil {
 		// A gate of its own: neither the admin listener nor the public ones take places from the other.

@@ -3,6 +3,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -114,9 +115,9 @@ func (Memory) Open(string, *slog.Logger) (hub.Store, func() error, error) {
 	return new(hub.Memory), func() error { return nil }, nil
 }
 
-// OpenMany implements [Many]. The hub keeps to the limit.
-func (Memory) OpenMany(string, int, *slog.Logger) (hub.Counters, func() error, error) {
-	return new(hub.Memory), func() error { return nil }, nil
+// OpenMany implements [Many].
+func (Memory) OpenMany(_ string, limit int, _ *slog.Logger) (hub.Counters, func() error, error) {
+	return &hub.Memory{Max: limit}, func() error { return nil }, nil
 }
 
 func (Valkey) UsesData() bool { return false }
@@ -146,10 +147,26 @@ func (File) Value(data string) (hub.Value, error) {
 	return n, explainOffline(data, err)
 }
 
-// SetValue sets the counter in the data folder of a stopped server.
+// SetValue sets the default counter in the data folder of a stopped server. A file that cannot be read is kept under another
+// name, with all counters in it.
 func (File) SetValue(data string, n hub.Value) (journal.Change, error) {
 	change, err := journal.Set(data, n)
+	if errors.Is(err, journal.ErrMany) {
+		change, err = setMany(data, n)
+	}
 	return change, explainOffline(data, err)
+}
+
+func setMany(data string, n hub.Value) (c journal.Change, err error) {
+	m, aside, err := journal.RenewMany(data, math.MaxInt)
+	if err != nil {
+		return c, err
+	}
+	was, _ := m.Load(context.Background()) // does not fail
+	c = journal.Change{Was: was.Value, Had: aside == "", Aside: aside}
+	change := []hub.Change{{Set: &n}}
+	m.ApplyAll(context.Background(), change)
+	return c, errors.Join(change[0].Err, m.Close())
 }
 
 func explainOffline(data string, err error) error {

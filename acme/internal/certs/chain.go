@@ -30,9 +30,9 @@ func Ends(c *tls.Certificate, now time.Time) time.Time {
 	return end
 }
 
-// ChainProblem says what is wrong with the chain of c for a visitor who has only roots, or returns "". A root need not be in
-// the chain, and nothing tells an intermediate whose root is unknown here from one whose issuer is missing. So only three faults
-// are found: no chain at all, a gap, and a certificate that has expired.
+// ChainProblem returns a fault of the chain of c, or "". The fault is one of three: the chain has only the leaf, a certificate is
+// not signed by the next one, or a certificate has expired. A missing certificate at the end is not found, since a chain need
+// not contain its root.
 func ChainProblem(c *tls.Certificate, now time.Time) string {
 	chain := chainOf(c)
 	if len(chain) == 0 && !bytes.Equal(c.Leaf.RawIssuer, c.Leaf.RawSubject) {

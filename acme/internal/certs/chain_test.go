@@ -1,16 +1,15 @@
-package certs
+package certs_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"math/big"
 	"strings"
 	"testing"
 	"time"
+
+	"plusminus/acme/internal/acmetest"
+	"plusminus/acme/internal/certs"
 )
 
 const day = 24 * time.Hour
@@ -18,26 +17,10 @@ const day = 24 * time.Hour
 // sign returns a certificate for name that ends after the given time, signed by parent, or by itself.
 func sign(t *testing.T, name string, ends time.Duration, parent *tls.Certificate) *tls.Certificate {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
 	now := time.Now()
-	template := &x509.Certificate{SerialNumber: big.NewInt(now.UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: now.Add(-400 * day),
-		NotAfter: now.Add(ends), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, DNSNames: []string{name}}
-	issuer, issuerKey := template, any(key)
-	if parent != nil {
-		issuer, issuerKey = parent.Leaf, parent.PrivateKey
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, issuer, key.Public(), issuerKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+	cert := acmetest.Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: name}, NotBefore: now.Add(-400 * day),
+		NotAfter: now.Add(ends), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, DNSNames: []string{name}}, parent)
+	return &cert
 }
 
 func TestChain(t *testing.T) {
@@ -68,10 +51,10 @@ func TestChain(t *testing.T) {
 		for _, c := range test.chain {
 			leaf.Certificate = append(leaf.Certificate, c.Certificate[0])
 		}
-		if got := Ends(leaf, now).Sub(now).Round(time.Hour); got != test.ends {
+		if got := certs.Ends(leaf, now).Sub(now).Round(time.Hour); got != test.ends {
 			t.Errorf("%s: ends in %v, want %v", test.name, got, test.ends)
 		}
-		if got := ChainProblem(leaf, now); !strings.HasPrefix(got, test.problem) || (got == "") != (test.problem == "") {
+		if got := certs.ChainProblem(leaf, now); !strings.HasPrefix(got, test.problem) || (got == "") != (test.problem == "") {
 			t.Errorf("%s: problem %q, want %q", test.name, got, test.problem)
 		}
 	}

@@ -1,49 +1,23 @@
-package certs
+package certs_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-)
 
-// pair returns a chain of two certificates and the key of the first, in PEM.
-func pair(t *testing.T) (chain, key []byte) {
-	t.Helper()
-	var ders [][]byte
-	for n := range 2 {
-		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		template := &x509.Certificate{SerialNumber: big.NewInt(int64(n + 1)), DNSNames: []string{"a.example"}, NotAfter: time.Now().Add(time.Hour)}
-		der, err := x509.CreateCertificate(rand.Reader, template, template, k.Public(), k)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ders = append(ders, der)
-		if n == 0 {
-			if key, err = EncodeKey(k); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	return EncodeChain(ders), key
-}
+	"plusminus/acme/internal/acmetest"
+	"plusminus/acme/internal/certs"
+)
 
 // A byte order mark, which some editors write, is not part of the first block. UTF-16 is named.
 func TestByteOrderMark(t *testing.T) {
 	t.Parallel()
-	chain, key := pair(t)
+	chain, key := acmetest.PEM(t, acmetest.NewIssuer(t).Issue(t, time.Hour, "a.example"))
 	dir := t.TempDir()
 	certFile, keyFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
 	for _, test := range []struct{ certMark, keyMark, want string }{
@@ -55,9 +29,9 @@ func TestByteOrderMark(t *testing.T) {
 		if err := errors.Join(os.WriteFile(certFile, append([]byte(test.certMark), chain...), 0o600), os.WriteFile(keyFile, append([]byte(test.keyMark), key...), 0o600)); err != nil {
 			t.Fatal(err)
 		}
-		certPEM, keyPEM, err := ReadFiles(certFile, keyFile)
+		certPEM, keyPEM, err := certs.ReadFiles(certFile, keyFile)
 		if err == nil {
-			_, err = ParseFiles(certFile, keyFile, certPEM, keyPEM)
+			_, err = certs.ParseFiles(certFile, keyFile, certPEM, keyPEM)
 		}
 		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
 			t.Errorf("marks %q and %q: %v, want %q", test.certMark, test.keyMark, err, test.want)
@@ -82,7 +56,7 @@ func TestLinkLeadsNowhere(t *testing.T) {
 		filepath.Join(live, "other.pem"): "no such file",
 		filepath.Join(dir, "loop"):       "loop",
 	} {
-		_, _, err := ReadFiles(path, path)
+		_, _, err := certs.ReadFiles(path, path)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", path, err, want)
 		}

@@ -1,6 +1,6 @@
 //go:build unix
 
-package certs
+package certs_test
 
 import (
 	"os"
@@ -9,13 +9,15 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"plusminus/acme/internal/certs"
 )
 
 // The error of a file that may not be read names the user of this process, and the folder or file that is closed.
 func TestPermission(t *testing.T) {
 	t.Parallel()
 	if dir := os.Getenv("CERTS_TEST_DIR"); dir != "" { // in the second process
-		_, _, err := ReadFiles(filepath.Join(dir, "live/cert.pem"), filepath.Join(dir, "live/cert.pem"))
+		_, _, err := certs.ReadFiles(filepath.Join(dir, "live/cert.pem"), filepath.Join(dir, "live/cert.pem"))
 		os.Stdout.WriteString(err.Error())
 		os.Exit(0)
 	}
@@ -35,7 +37,7 @@ func TestPermission(t *testing.T) {
 	read := func() string {
 		t.Helper()
 		if os.Geteuid() != 0 {
-			_, _, err := ReadFiles(filepath.Join(dir, "live/cert.pem"), filepath.Join(dir, "live/cert.pem"))
+			_, _, err := certs.ReadFiles(filepath.Join(dir, "live/cert.pem"), filepath.Join(dir, "live/cert.pem"))
 			return err.Error()
 		}
 		for d := dir; d != "/" && d != os.TempDir(); d = filepath.Dir(d) {
