@@ -1,12 +1,13 @@
-// Package hub is a broadcast hub. Clients join it over WebSockets and change one shared
-// counter. The hub sends every client each new state of the counter. A client that only
-// listens can join over plain HTTP instead (stream.go).
+// Package hub is a broadcast hub. Clients join it over WebSockets, and watch and change a shared
+// counter. The hub sends each client every new state of the counter. A client that only
+// listens can join over plain HTTP instead (stream.go). There is the default counter and, if
+// [Config] says so, others with names.
 //
 // # Goroutines, and what each owns
 //
 //	readLoop    one a client: reads messages, decodes actions, sends refusals
-//	loop        one: owns the value, makes batches of actions, publishes states
-//	commitLoop  one: gives batches to the store, so that loop never waits for a disk
+//	loop        one: owns the values, makes batches of actions, publishes states
+//	commitLoop  one: gives commits to the store, so that loop never waits for a disk
 //	shard.run   one a processor: owns some of the clients, and sends them states
 //
 // There is no writer goroutine and no queue for a client.
@@ -15,13 +16,15 @@
 //
 //	readLoop --actions--> loop --commits--> commitLoop --committed--> loop
 //
-// loop takes all actions that are waiting as one batch. It publishes the new state only after
-// the store has the batch safe. To publish, loop stores the state under a mutex and wakes each
-// shard through a channel that holds one token.
+// loop takes all actions on a counter that are waiting as one batch, and the batches of all
+// counters as one commit. It publishes the new states only after the store has the commit safe. To
+// publish, loop stores the states under a mutex, notes their counters for each shard, and wakes
+// the shards through channels that hold one token.
 //
-// A shard that wakes copies the state and sweeps its clients. Each client that is behind gets
-// one write with everything that it has to be sent: one TLS record, one packet. A state that is
-// published during a sweep is sent by the next sweep. So load merges values, and no backlog builds up.
+// A shard that wakes copies the states and sweeps the clients of those counters. Each client that is
+// behind gets one write with everything that it has to be sent of a counter: one TLS record, one
+// packet. A state that is published during a sweep is sent by the next sweep. So load merges values,
+// and no backlog builds up.
 //
 // The hub keeps the newest few values, so a client that is only a little behind is sent each of
 // them. Between two sweeps that follow each other at once a shard pauses, to leave processor
@@ -43,9 +46,9 @@
 // has room for them. Both tell shards about clients that a refusal has blocked. Shards send to no
 // goroutine. A send that may wait ends when the hub has ended.
 //
-// No client waits for the store either. If the store has worked on a batch for 1.5 seconds, the
+// No client waits for the store either. If the store has worked on a commit for 1.5 seconds, the
 // hub refuses all actions that it has not yet given to the store. It tells the senders of the
-// batch that the outcome is open. Until the store answers, each readLoop refuses new actions.
+// commit that the outcome is open. Until the store answers, each readLoop refuses new actions.
 //
 // # Limits
 //
@@ -60,10 +63,21 @@
 // stack stays that small. An idle client has no timer: each shard turns a timing wheel once a
 // second, which says which clients to ping.
 //
+// # Counters
+//
+// A counter is in use while it has clients, or actions that the store has not answered. Then it has
+// its state, its waiting batch, and a list of its clients in each shard. A counter that is not in use
+// is only in the store ([Counters]), and costs the hub nothing: loop forgets it. The default counter
+// is always in use.
+//
+// [Hub.Act] does what a client's message does. [Hub.Set] and [Hub.Remove] are for operators. Their
+// changes go the way of actions.
+//
 // # The end
 //
 // [Hub.Shutdown] makes the shards close their clients in slices, event streams included. Each
-// shard has one timer for this. Clients whose turn has not come are served until then.
+// shard has one timer for this. Clients whose turn has not come are served until then. The hub ends
+// when the last client and the last call have their outcome.
 //
 // # Several hubs on one value
 //
