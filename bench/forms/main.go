@@ -7,6 +7,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -25,14 +26,20 @@ const (
 	last     = 300             // their value, and the number of commits that led to it
 )
 
+// childFailed is the exit status of a child that could not do its work. A crash of a database has another one.
+const childFailed = 3
+
 func main() {
-	run := rates
 	if len(os.Args) == 4 && os.Args[1] == "child" {
-		run = func(string) error { return readDamaged(os.Args[2], os.Args[3], os.Stdin, os.Stdout) }
+		if err := readDamaged(os.Args[2], os.Args[3], os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(childFailed)
+		}
+		return
 	}
 	dir, err := os.MkdirTemp("", "forms")
 	if err == nil {
-		err = run(dir)
+		err = rates(dir)
 		os.RemoveAll(dir)
 	}
 	if err != nil {
@@ -124,6 +131,10 @@ func damage(dir string, f form, state string) error {
 			count[a]++
 		}
 		places = places[len(answers):]
+		var end *exec.ExitError
+		if errors.As(err, &end) && end.ExitCode() == childFailed {
+			return fmt.Errorf("a child: %s", end.Stderr)
+		}
 		if err != nil && len(places) > 0 { // the process has ended at the next place
 			count["crash"]++
 			places = places[1:]

@@ -56,16 +56,17 @@
 // After a failed fsync, bbolt continues from pages that may not be on disk.
 //
 // bench/forms compares the file of many counters with databases. These are commits a second, relative to this package
-// (6,983 of one counter, 1,711 of 1,000 counters), and what a reader gets when one of 3,000 bytes of the files of a killed
+// (6,764 of one counter, 1,964 of 1,000 counters), and what a reader gets when one of 3,000 bytes of the files of a killed
 // process is inverted. The files have 100 counters, and "older" is the value of an earlier commit:
 //
 //	                      1 counter   1,000   right   error   older   0 or none   crash
 //	journal                    1.00    1.00    3000       0       0           0       0
-//	go.etcd.io/bbolt           0.65    1.05    1506     315      15        1159       5
-//	modernc.org/sqlite         1.07    0.37       4       0    2985          11       0
-//	cockroachdb/pebble/v2      1.00    1.09      14    1342    1644           0       0
+//	go.etcd.io/bbolt           0.78    0.92    1506     315      15        1159       5
+//	modernc.org/sqlite         1.10    0.33       4       0    2985          11       0
+//	cockroachdb/pebble/v2      1.08    1.02      14    1362    1624           0       0
 //
-// So this package is not faster: an fsync bounds all of them, and bbolt needs two. It is here for the right-hand columns.
+// The ratios of three runs differed by up to 0.13. So this package is not faster: an fsync bounds all of them, and bbolt
+// needs two. It is here for the right-hand columns.
 // bbolt has no checksums on its pages. SQLite (in WAL mode with synchronous=FULL) and Pebble take a damaged commit in
 // their log for the end of the log, and return what was before it. After SQLite has closed its files in order, they have no
 // checksums: 1,326 of 2,162 inverted bytes gave 0 or none, and 200 gave a value that the counter never had.
