@@ -205,8 +205,7 @@ Usage:
   plusminus [flags]               serve
   plusminus check [flags]         say what would keep it from its certificates, and what this machine has room for
   plusminus renew [flags]         make a running plusminus renew its certificates now
-  plusminus value get [flags]     print the counter of a stopped plusminus
-  plusminus value set N [flags]   set the counter of a stopped plusminus
+  plusminus value get [flags]     print the counter. Its -h has set, list, export and more
   plusminus healthcheck [flags]   exit 0 if a running plusminus is ready, 1 if not
   plusminus version               print the version
 

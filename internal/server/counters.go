@@ -140,8 +140,9 @@ func (s *routes) act(w http.ResponseWriter, r *http.Request, name string) {
 		return
 	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, hub.MaxMessage+1))
-	if err != nil {
-		return // the peer has left, or is too slow
+	if err != nil { // the peer has left, or is too slow
+		http.Error(w, "the message has not arrived in time", http.StatusRequestTimeout)
+		return
 	}
 	if len(body) > hub.MaxMessage {
 		body = nil // is refused as no message
