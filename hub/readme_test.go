@@ -59,7 +59,7 @@ func TestReadme(t *testing.T) {
 		},
 		"doc.go": {
 			fmt.Sprintf("without progress for %v seconds", stallTimeout.Seconds()),
-			fmt.Sprintf("worked on a batch for %v seconds", storeTimeout.Seconds()),
+			fmt.Sprintf("worked on a commit for %v seconds", storeTimeout.Seconds()),
 		},
 		"hub.go": {
 			fmt.Sprintf("Up to %d clients are closed at once", drainSlice/drainPace),
