@@ -16,7 +16,8 @@ import (
 // in use is only in the store. The default counter is always in use.
 type counter struct {
 	// Immutable after newCounter.
-	name string // "" is the default counter
+	name  string        // "" is the default counter
+	known chan struct{} // closed by loop at the first news of a shared store; nil if the value is known from the start
 
 	// Guarded by Hub.mu.
 	published publishedState
@@ -60,21 +61,25 @@ func newCounter(h *Hub, name string) *counter {
 	return &counter{name: name, announcing: -1, in: make([]watchers, h.cfg.Shards)}
 }
 
-// manyOf returns the store of cfg if there are to be further counters, and nil otherwise.
-func manyOf(cfg Config) (Counters, error) {
+// manyOf returns the store of cfg if there are to be further counters, and nil otherwise. shared is the same store if it is
+// shared, too.
+func manyOf(cfg Config) (many Counters, shared SharedCounters, err error) {
 	if len(cfg.Counters) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	for _, pattern := range cfg.Counters {
 		if err := ValidPattern(pattern); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	many, ok := cfg.Store.(Counters)
-	if !ok {
-		return nil, fmt.Errorf("hub: the store has one counter only")
+	if _, isShared := cfg.Store.(Shared); ok && isShared {
+		shared, ok = cfg.Store.(SharedCounters)
 	}
-	return many, nil
+	if !ok {
+		return nil, nil, fmt.Errorf("hub: the store has one counter only")
+	}
+	return many, shared, nil
 }
 
 // maxName bounds the name of a counter in bytes.
@@ -119,25 +124,55 @@ func (h *Hub) Allows(name string) bool {
 	})
 }
 
-// holdLocked returns the counter called name, and keeps it in use until release.
+// holdLocked returns the counter called name, and keeps it in use until release. Its value may not be known yet: see await.
 func (h *Hub) holdLocked(name string) (*counter, error) {
 	c := h.standard
 	if name != "" {
 		if c = h.counters[name]; c == nil {
-			snap, err := h.many.LoadCounter(context.Background(), name)
-			if err != nil {
-				return nil, err
-			}
 			c = newCounter(h, name)
-			c.snap = snap
-			c.missing.Store(snap.Version == 0)
-			c.published.push(snap, nil)
+			if h.sharedMany != nil {
+				c.known = make(chan struct{})
+				h.sharedMany.Watch(name)
+			} else {
+				snap, err := h.many.LoadCounter(context.Background(), name)
+				if err != nil {
+					return nil, err
+				}
+				c.snap = snap
+				c.missing.Store(snap.Version == 0)
+				c.published.push(snap, nil)
+			}
 			h.counters[name] = c
 		}
 	}
 	c.holds++
 	c.held++
 	return c, nil
+}
+
+// await waits until the value of c, which the caller holds, is known. The error says that it is not known in time, that the
+// hub is stopping, or that ctx has ended.
+func (h *Hub) await(ctx context.Context, c *counter) error {
+	if c.known == nil {
+		return nil
+	}
+	select {
+	case <-c.known: // usually
+		return nil
+	default:
+	}
+	late := time.NewTimer(storeTimeout)
+	defer late.Stop()
+	select {
+	case <-c.known:
+		return nil
+	case <-late.C:
+		return errUnknown
+	case <-h.draining:
+		return errStopping
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // releaseLocked ends a hold of c. If it was the last one, loop forgets c.
@@ -172,6 +207,9 @@ func (h *Hub) forget(changed []*counter, p *pendingActions) {
 			h.noteLocked(c)
 		case c.waiting == nil && c.inFlight == nil: // otherwise the end of the commit notes it
 			delete(h.counters, c.name)
+			if h.sharedMany != nil {
+				h.sharedMany.Unwatch(c.name)
+			}
 		}
 	}
 }
@@ -189,17 +227,19 @@ func (h *Hub) mayMake(c *counter, remote netip.Prefix) *refusal {
 	return nil
 }
 
-// State returns the value of a counter and the number of its users. ok is false if the value is not known yet.
-func (h *Hub) State(name string) (value Value, users int, ok bool) {
+// State returns the value of a counter and the number of its users. ok is false if the value is not known. ctx bounds the
+// wait for a shared store.
+func (h *Hub) State(ctx context.Context, name string) (value Value, users int, ok bool) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	c := h.standard
 	if name != "" {
 		c = h.counters[name]
 	}
 	if c != nil {
-		return c.published.value(), c.published.users, !h.unknown
+		defer h.mu.Unlock()
+		return c.published.value(), c.published.users, c.published.stateSeq > 0
 	}
-	snap, err := h.many.LoadCounter(context.Background(), name)
+	h.mu.Unlock()
+	snap, err := h.many.LoadCounter(ctx, name)
 	return snap.Value, 0, err == nil
 }

@@ -63,7 +63,7 @@ func TestCountersAreApart(t *testing.T) {
 		standard.want()
 		late := h.joinPath("/c/likes")
 		late.want("users 3", "state 2")
-		if value, users, ok := h.State("likes"); value != 2 || users != 3 || !ok {
+		if value, users, ok := h.State(t.Context(), "likes"); value != 2 || users != 3 || !ok {
 			t.Errorf("State = %d, %d, %v, want 2 and 3", value, users, ok)
 		}
 		if got := h.Stats(); got.Value != 0 || got.Users != 1 {
@@ -144,7 +144,7 @@ func TestForgettingLosesNothing(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		for i := range names {
-			if value, users, _ := h.State(fmt.Sprintf("n%d", i)); value != each || users != 0 {
+			if value, users, _ := h.State(t.Context(), fmt.Sprintf("n%d", i)); value != each || users != 0 {
 				t.Errorf("counter %d is %d with %d users, want %d and none", i, value, users, each)
 			}
 		}

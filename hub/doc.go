@@ -68,7 +68,8 @@
 // A counter is in use while it has clients, or actions that the store has not answered. Then it has
 // its state, its waiting batch, and a list of its clients in each shard. A counter that is not in use
 // is only in the store ([Counters]), and costs the hub nothing: loop forgets it. The default counter
-// is always in use.
+// is always in use. A store that is shared tells the value of a counter some time after the hub has
+// begun to use it ([SharedCounters]). Clients and calls wait for that in their own goroutines.
 //
 // [Hub.Act] does what a client's message does. [Hub.Set] and [Hub.Remove] are for operators. Their
 // changes go the way of actions.
@@ -79,7 +80,7 @@
 // shard has one timer for this. Clients whose turn has not come are served until then. The hub ends
 // when the last client and the last call have their outcome.
 //
-// # Several hubs on one value
+// # Several hubs on one store
 //
 // Several hubs can share a store ([Shared]). The store then sends loop its news, and loop
 // publishes the changes of other hubs like its own. Versions give all changes the store's order:

@@ -293,8 +293,17 @@ func (f *fakeHub) dial() (*websocket.Conn, net.Conn) { return f.dialPath("/") }
 // dialPath is dial for the path "/c/NAME" or "/c?name=NAME&name=NAME".
 func (f *fakeHub) dialPath(path string) (*websocket.Conn, net.Conn) {
 	f.t.Helper()
+	ws, conn, _, err := f.tryDial(path)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return ws, conn
+}
+
+// tryDial is dialPath for a handshake that may be refused. Then it returns the answer.
+func (f *fakeHub) tryDial(path string) (*websocket.Conn, net.Conn, *http.Response, error) {
 	var conn net.Conn
-	ws, _, err := websocket.Dial(context.Background(), "ws://hub.test"+path, &websocket.DialOptions{
+	ws, resp, err := websocket.Dial(context.Background(), "ws://hub.test"+path, &websocket.DialOptions{
 		HTTPClient: &http.Client{Transport: &http.Transport{
 			DialContext: func(context.Context, string, string) (net.Conn, error) {
 				var err error
@@ -303,8 +312,5 @@ func (f *fakeHub) dialPath(path string) (*websocket.Conn, net.Conn) {
 			},
 		}},
 	})
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	return ws, conn
+	return ws, conn, resp, err
 }

@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"net/netip"
@@ -102,7 +103,7 @@ func (h *Hub) newClient(w http.ResponseWriter, r *http.Request, names []string) 
 		h.refuse(w, r, reason, status, text)
 		return nil
 	}
-	if err := h.hold(c, names); err != nil {
+	if err := h.hold(r.Context(), c, names); err != nil {
 		h.release(c)
 		w.Header().Set("Retry-After", "10")
 		h.refuse(w, r, ReasonNoValue, http.StatusServiceUnavailable, "the counter cannot be read right now")
@@ -112,16 +113,22 @@ func (h *Hub) newClient(w http.ResponseWriter, r *http.Request, names []string) 
 	return c
 }
 
-// hold makes c watch the counters with the names. release ends that.
-func (h *Hub) hold(c *client, names []string) error {
+// hold makes c watch the counters with the names, and waits until their values are known. release ends that, even after an error.
+func (h *Hub) hold(ctx context.Context, c *client, names []string) error {
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	for i, name := range names {
 		of, err := h.holdLocked(name)
 		if err != nil {
+			h.mu.Unlock()
 			return err
 		}
 		c.watch(i).counter = of
+	}
+	h.mu.Unlock()
+	for i := range names {
+		if err := h.await(ctx, c.watch(i).counter); err != nil {
+			return err
+		}
 	}
 	return nil
 }

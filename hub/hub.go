@@ -60,11 +60,14 @@ type Hub struct {
 	// Immutable after New.
 	cfg    Config
 	store  Store
-	shared Shared   // the store, or nil if it is not a Shared
-	many   Counters // the store, or nil if it has one counter only
 	log    *slog.Logger
 	events *Events
 	shards []*shard
+
+	// The same store, as far as it is more than a Store; nil if it is not.
+	shared     Shared
+	many       Counters // nil if there is only the default counter
+	sharedMany SharedCounters
 
 	standard *counter // the default counter
 
@@ -124,7 +127,7 @@ func New(ctx context.Context, cfg Config) (*Hub, error) {
 		cfg.Shards = runtime.GOMAXPROCS(0)
 	}
 	shared, _ := cfg.Store.(Shared)
-	many, err := manyOf(cfg)
+	many, sharedMany, err := manyOf(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -133,22 +136,23 @@ func New(ctx context.Context, cfg Config) (*Hub, error) {
 		return nil, fmt.Errorf("loading the counter: %w", err)
 	}
 	h := &Hub{
-		cfg:       cfg,
-		store:     cfg.Store,
-		shared:    shared,
-		many:      many,
-		unknown:   err != nil,
-		log:       cfg.Logger,
-		events:    cfg.Events,
-		actions:   make(chan actionRun, 1024),
-		presence:  make(chan struct{}, 1),
-		commits:   make(chan *commit),
-		committed: make(chan *commit, 1),
-		draining:  make(chan struct{}),
-		aborting:  make(chan struct{}),
-		done:      make(chan struct{}),
-		orders:    make(chan *order),
-		counters:  make(map[string]*counter),
+		cfg:        cfg,
+		store:      cfg.Store,
+		shared:     shared,
+		many:       many,
+		sharedMany: sharedMany,
+		unknown:    err != nil,
+		log:        cfg.Logger,
+		events:     cfg.Events,
+		actions:    make(chan actionRun, 1024),
+		presence:   make(chan struct{}, 1),
+		commits:    make(chan *commit),
+		committed:  make(chan *commit, 1),
+		draining:   make(chan struct{}),
+		aborting:   make(chan struct{}),
+		done:       make(chan struct{}),
+		orders:     make(chan *order),
+		counters:   make(map[string]*counter),
 	}
 	h.standard = newCounter(h, "")
 	h.standard.snap = snap

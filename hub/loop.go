@@ -101,7 +101,7 @@ func (h *Hub) loop() {
 		}
 		timeout.Reset(storeTimeout)
 		if h.shared != nil {
-			commitAt = time.Now().Add(h.shared.Pace())
+			commitAt = time.Now().Add(h.shared.Pace(len(inFlight.batches)))
 		}
 		h.commits <- inFlight
 	}
@@ -174,11 +174,10 @@ func (h *Hub) loop() {
 
 		case n := <-news:
 			h.noteNews(n.Err)
-			if n.Snapshot.newerThan(h.standard.snap) {
-				h.standard.snap = n.Snapshot
-				h.publish(h.standard, n.Snapshot, nil)
+			for i := range n.Counters {
+				h.hear(&n.Counters[i])
 			}
-			h.countOthers(n)
+			h.noteHubs(n.Hubs)
 
 		case <-retry.C:
 			// Test the store with an empty batch, since clients may send no action meanwhile. A
@@ -191,6 +190,7 @@ func (h *Hub) loop() {
 			changed = h.takeChanged(changed)
 			for _, c := range changed {
 				announcements.add(c)
+				h.announceOurs(c)
 			}
 			h.forget(changed, &pending)
 			clear(changed)
@@ -200,10 +200,6 @@ func (h *Hub) loop() {
 			if len(announcements) > 0 {
 				announce.Reset(announcements.wait())
 			}
-			if h.shared != nil {
-				h.shared.Announce(h.Stats().Clients)
-			}
-
 		case <-announce.C:
 			for _, c := range announcements.due() {
 				h.announceUsers(c)

@@ -51,7 +51,7 @@ func (h *Hub) Act(ctx context.Context, name string, remote netip.Prefix, message
 	if why != nil {
 		return zero, refusedError(why)
 	}
-	of, release, err := h.use(name)
+	of, release, err := h.use(ctx, name)
 	if err != nil {
 		return zero, refusedError(refusedStore)
 	}
@@ -77,26 +77,39 @@ func (h *Hub) Act(ctx context.Context, name string, remote netip.Prefix, message
 
 var errStopping = errors.New("stopping")
 
-// use holds the counter called name for a call. The hub does not end before release.
-func (h *Hub) use(name string) (c *counter, release func(), err error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	switch {
-	case h.stopping:
-		return nil, nil, errStopping
-	case h.unknown:
-		return nil, nil, errUnknown
-	}
-	if c, err = h.holdLocked(name); err != nil {
+// use holds the counter called name for a call, and waits until its value is known. The hub does not end before release.
+func (h *Hub) use(ctx context.Context, name string) (*counter, func(), error) {
+	c, err := h.holdForCall(name)
+	if err != nil {
 		return nil, nil, err
 	}
-	h.clients.Add(1) // under mu, as in admit
-	return c, func() {
+	release := func() {
 		h.mu.Lock()
 		h.releaseLocked(c)
 		h.mu.Unlock()
 		h.clients.Done()
-	}, nil
+	}
+	if err := h.await(ctx, c); err != nil {
+		release()
+		return nil, nil, err
+	}
+	return c, release, nil
+}
+
+func (h *Hub) holdForCall(name string) (*counter, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.stopping:
+		return nil, errStopping
+	case h.unknown:
+		return nil, errUnknown
+	}
+	c, err := h.holdLocked(name)
+	if err == nil {
+		h.clients.Add(1) // under mu, as in admit
+	}
+	return c, err
 }
 
 var errUnknown = errors.New("the counter's store has not been reached yet")
@@ -151,7 +164,7 @@ func (h *Hub) order(ctx context.Context, name string, value Value, remove bool) 
 	if _, err := ParseValue(string(AppendValue(nil, value))); err != nil {
 		return Snapshot{}, ErrRange
 	}
-	of, release, err := h.use(name)
+	of, release, err := h.use(ctx, name)
 	if err != nil {
 		return Snapshot{}, err
 	}

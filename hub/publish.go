@@ -64,9 +64,11 @@ func (p *publishedState) push(snap Snapshot, actions []action) {
 // those of another hub.
 func (h *Hub) publish(c *counter, snap Snapshot, actions []action) {
 	h.mu.Lock()
-	h.unknown = false
+	if c == h.standard {
+		h.unknown = false
+	}
 	p := &c.published
-	if len(actions) > 0 || snap.Value != p.value() {
+	if len(actions) > 0 || snap.Value != p.value() || p.stateSeq == 0 {
 		p.push(snap, actions)
 	}
 	p.epoch, p.version = snap.Epoch, snap.Version
@@ -95,18 +97,55 @@ func (p *publishedState) nextAnnouncement() time.Time {
 // clients returns the number of clients of this hub.
 func (p *publishedState) clients() int { return p.users - p.others }
 
-// countOthers updates the number of other hubs and of their clients from n.
-func (h *Hub) countOthers(n News) {
+// hear publishes what other hubs have done to a counter. Only loop calls it.
+func (h *Hub) hear(n *CounterNews) {
 	h.mu.Lock()
-	p := &h.standard.published
-	p.hubs = n.Hubs
+	c := h.standard
+	if n.Counter != "" {
+		c = h.counters[n.Counter]
+	}
+	if c == nil { // it is not in use any more
+		h.mu.Unlock()
+		return
+	}
+	first := c.known != nil && c.published.stateSeq == 0
+	p := &c.published
 	if n.Others != p.others {
 		p.users += n.Others - p.others
 		p.others = n.Others
 		p.usersSeq++
-		h.noteLocked(h.standard)
+		h.noteLocked(c)
 	}
 	h.mu.Unlock()
+	if !n.Snapshot.newerThan(c.snap) {
+		return
+	}
+	c.snap = n.Snapshot
+	if c.waiting == nil && c.inFlight == nil { // otherwise settle does it
+		c.missing.Store(c.snap.Version == 0)
+	}
+	h.publish(c, n.Snapshot, nil)
+	if first {
+		close(c.known)
+	}
+}
+
+// noteHubs records how many hubs share the store.
+func (h *Hub) noteHubs(n int) {
+	h.mu.Lock()
+	h.standard.published.hubs = n
+	h.mu.Unlock()
+}
+
+// announceOurs tells a shared store how many clients of this hub watch c.
+func (h *Hub) announceOurs(c *counter) {
+	if h.shared == nil {
+		return
+	}
+	h.mu.Lock()
+	clients := c.published.clients()
+	h.mu.Unlock()
+	h.shared.Announce(c.name, clients)
 }
 
 // wakeShards makes each shard sweep the clients of c.

@@ -42,7 +42,8 @@ type Store interface {
 }
 
 // Counters is a [Store] of many counters. Each has a name; the name "" is that of the default counter, which Load and
-// Apply are about. LoadCounter and List may be called while another call is in progress.
+// Apply are about. LoadCounter and List may be called while another call is in progress. LoadCounter does not wait, unless the
+// store is a [Shared].
 type Counters interface {
 	Store
 
@@ -107,7 +108,8 @@ func (c *Change) Apply(s Snapshot) (Snapshot, error) {
 }
 
 // Shared is a [Store] that several hubs use at once, each through a Shared of its own. It tells its
-// hub the changes of the others as [News]. All methods are safe for concurrent use.
+// hub the changes of the others as [News]. All methods are safe for concurrent use. A Shared that is a [Counters], too, must
+// be a [SharedCounters].
 //
 // If Load fails, the hub starts nevertheless. It then refuses clients until the first News with a
 // snapshot, since it does not know the value.
@@ -118,20 +120,37 @@ type Shared interface {
 	// the same channel, and is never closed.
 	News() <-chan News
 
-	// Announce tells the store how many clients this hub has. It does not wait.
-	Announce(clients int)
+	// Announce tells the store how many clients of this hub watch a counter. It does not wait.
+	Announce(counter string, clients int)
 
-	// Pace returns the least time between the starts of two calls of Apply. Actions that arrive
-	// in between form one batch.
-	Pace() time.Duration
+	// Pace returns the least time between the start of a commit of that many changes and the start of the next one.
+	// Actions that arrive in between form one batch.
+	Pace(changes int) time.Duration
 }
 
-// News is the latest information of a [Shared] store about the value and the other hubs.
+// SharedCounters is a [Shared] store of many counters.
+type SharedCounters interface {
+	Shared
+	Counters
+
+	// Watch begins, and Unwatch ends, the news of a counter other than the default one. The first of them has its snapshot,
+	// and comes as soon as the store has read that. The hub watches a counter while it is in use. They do not wait.
+	Watch(counter string)
+	Unwatch(counter string)
+}
+
+// News is the latest information of a [Shared] store about its counters and the other hubs.
 type News struct {
+	Counters []CounterNews // of the counters that have news, one each
+	Hubs     int           // the number of hubs that use the store, this one included; 0 if unknown
+	Err      error         // why the store cannot be used now, or nil
+}
+
+// CounterNews is the part of [News] about one counter.
+type CounterNews struct {
+	Counter  string
 	Snapshot Snapshot // the newest known snapshot; Epoch is 0 if none is known
-	Others   int      // the number of clients of all other hubs
-	Hubs     int      // the number of hubs that use the store, this one included; 0 if unknown
-	Err      error    // why the store cannot be used now, or nil
+	Others   int      // how many clients of all other hubs watch the counter
 }
 
 // Add returns the snapshot that follows s when delta is applied. If the value would leave its range, it

@@ -1,9 +1,12 @@
 package valkey
 
 import (
+	"container/heap"
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/valkey-io/valkey-go"
@@ -11,63 +14,64 @@ import (
 	"plusminus/hub"
 )
 
-// nextBeat returns the time of the next beat.
-func (s *Store) nextBeat() time.Time {
+// restart makes all counters due, the default one first: a new connection begins with what the hub has missed.
+func (s *Store) restart() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at := s.beatAt.Add(beatEvery)
-	sooner := func(t time.Time) {
-		if t.Before(at) {
-			at = t
-		}
+	for _, c := range s.counters {
+		c.beatAt = time.Time{}
+		s.scheduleLocked(c)
 	}
-	if s.clients != s.announced {
-		sooner(s.beatAt.Add(max(announceEvery, time.Duration(s.hubs)*announcePerHub)))
-	}
-	if s.mustPublishLocked() {
-		sooner(s.flushAt)
-	}
-	if s.reread {
-		sooner(s.beatAt.Add(announceEvery))
+	s.standard.dueAt = time.Time{}
+	heap.Fix(&s.due, s.standard.due)
+	s.countAt = time.Time{}
+}
+
+// nextWake returns when something is to be done next.
+func (s *Store) nextWake() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at := s.due[0].dueAt
+	if s.many && s.countAt.Before(at) {
+		at = s.countAt
 	}
 	return at
 }
 
-// doBeat calls beatScript and records its reply. With last it signs this hub off. The first
-// successful beat of a connection makes client the present connection.
-func (s *Store) doBeat(client valkey.Client, last bool) error {
-	s.mu.Lock()
-	s.reread = false
-	s.beatAt = time.Now()
-	clients := s.clients
-	if last {
-		clients = -1
+// beat beats for the counters that are due, at most [roundOf] of them. The first successful one on a connection makes
+// client the present connection.
+func (s *Store) beat(client valkey.Client) error {
+	calls := s.dueCalls(false)
+	if len(calls) == 0 {
+		return nil
 	}
-	publish := "0"
-	if s.mustPublishLocked() {
-		publish = "1"
-	}
-	s.unpublished, s.unpublishedUsers = 0, 0
-	s.mu.Unlock()
-	r, err := s.call(s.conns, client, beatScript, s.beatKeys, strconv.Itoa(clients), publish,
-		strconv.FormatInt(silence.Milliseconds(), 10), strconv.FormatInt(remember.Milliseconds(), 10))
-	if last {
-		return err
-	}
-	if err != nil {
-		if _, ok := valkey.IsValkeyErr(err); ok {
-			s.readOnly(client)
-		}
-		return err
-	}
+	err := s.call(s.conns, client, beatScript, calls)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.announced = clients
-	s.hubs = r.hubs
-	if r.unpublished {
-		s.unpublishedLocked(r)
+	var refused []*counter
+	for _, c := range calls {
+		if err != nil {
+			c.err = err
+		}
+		c.of.beating = false
+		if c.err == nil {
+			s.beatenLocked(c)
+		} else if _, ok := valkey.IsValkeyErr(c.err); ok && c.of.name != "" && strings.HasPrefix(c.err.Error(), damaged) {
+			s.noteDamageLocked(c)
+		} else {
+			if ok {
+				refused = append(refused, c.of)
+			}
+			err = errors.Join(c.err) // one is enough
+		}
+		s.scheduleLocked(c.of)
 	}
-	s.foreignLocked(r)
+	if err != nil {
+		s.mu.Unlock()
+		s.readOnly(client, refused)
+		s.mu.Lock()
+		return err
+	}
 	s.err = nil
 	if s.client == nil {
 		s.client = client
@@ -79,29 +83,99 @@ func (s *Store) doBeat(client valkey.Client, last bool) error {
 	return nil
 }
 
-// readOnly records the value of a server that refuses writes, such as a replica. Clients then
-// see the newest value, though no action can count.
-func (s *Store) readOnly(client valkey.Client) {
+// signOff takes this hub's clients out of all sums.
+func (s *Store) signOff(client valkey.Client) error {
+	for {
+		calls := s.dueCalls(true)
+		if len(calls) == 0 {
+			return nil
+		}
+		if err := s.call(s.conns, client, beatScript, calls); err != nil {
+			return err
+		}
+	}
+}
+
+// dueCalls returns the beats for counters that are due, or with last, for all that the server has numbers of.
+func (s *Store) dueCalls(last bool) (calls []*counterCall) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	for len(s.due) > 0 && len(calls) < roundOf && (last || !s.due[0].dueAt.After(now)) {
+		c := heap.Pop(&s.due).(*counter)
+		clients := c.reports()
+		if last {
+			if c.name != "" && c.announced == 0 && !c.mustPublish() {
+				continue
+			}
+			clients = -1
+		}
+		publish := "0"
+		if c.mustPublish() {
+			publish = "1"
+		}
+		c.beating, c.reread, c.beatAt = true, false, now
+		c.unpublished, c.unpublishedUsers = 0, 0
+		later := (s.intervalLocked(c) - beatEvery) * (silence / beatEvery)
+		calls = append(calls, &counterCall{of: c, clients: clients, further: []string{strconv.Itoa(clients), publish,
+			strconv.FormatInt(silence.Milliseconds(), 10), strconv.FormatInt(later.Milliseconds(), 10)}})
+	}
+	return calls
+}
+
+// beatenLocked records the reply to a beat.
+func (s *Store) beatenLocked(c *counterCall) {
+	c.of.announced = max(c.clients, 0)
+	c.of.damaged = false
+	if c.of == s.standard {
+		s.hubs = c.reply.hubs
+	}
+	if c.reply.unpublished {
+		s.unpublishedLocked(c.of, c.reply)
+	}
+	c.of.noteForeign(c.reply)
+	s.sendNewsLocked(c.of)
+}
+
+// damaged begins the error of a script that finds a counter damaged.
+const damaged = "PLUSMINUS"
+
+// noteDamageLocked logs that the server has something else in the place of a counter, once. The other counters work.
+func (s *Store) noteDamageLocked(c *counterCall) {
+	if !c.of.damaged {
+		c.of.damaged = true
+		s.log.Error("a counter cannot be used", "counter", c.of.name, "err", c.err)
+	}
+}
+
+// readOnly records the values of a server that refuses writes, such as a replica. Clients then
+// see the newest values, though no action can count.
+func (s *Store) readOnly(client valkey.Client, counters []*counter) {
+	if len(counters) == 0 {
+		return
+	}
 	ctx, cancel := context.WithTimeout(s.conns, answerTimeout)
 	defer cancel()
-	list, err := client.Do(ctx, client.B().Hmget().Key(s.applyKeys[0]).Field("epoch", "version", "value", "users", "usersseq").Build()).AsStrSlice()
-	if err != nil || len(list) != 5 {
-		return
+	commands := make(valkey.Commands, 0, len(counters))
+	for _, c := range counters {
+		commands = append(commands, client.B().Hmget().Key(c.keys[0]).Field("epoch", "version", "value", "users", "usersseq").Build())
 	}
-	r, ok := parseMessage(fmt.Sprintf("%s %s %s %s %s -", list[0], list[1], list[2], orZero(list[3]), orZero(list[4])))
-	if !ok || r.epoch == "" {
-		return
-	}
+	results := client.DoMulti(ctx, commands...)
 	s.mu.Lock()
-	usable := s.epoch == "" || r.epoch == s.epoch
-	s.mu.Unlock()
-	if !usable {
-		return // the first beat that the server accepts switches to the new epoch, and logs that
+	defer s.mu.Unlock()
+	for i, c := range counters {
+		list, err := results[i].AsStrSlice()
+		if err != nil || len(list) != 5 {
+			continue
+		}
+		r, ok := parseMessage(fmt.Sprintf("%s %s %s %s %s -", list[0], list[1], list[2], orZero(list[3]), orZero(list[4])))
+		if !ok || r.epoch == "" || c.epoch != "" && r.epoch != c.epoch {
+			continue // the first beat that the server accepts switches to the new epoch, and logs that
+		}
+		s.recordLocked(c, r)
+		c.noteForeign(r)
+		s.sendNewsLocked(c)
 	}
-	s.record(r)
-	s.mu.Lock()
-	s.foreignLocked(r)
-	s.mu.Unlock()
 }
 
 func orZero(s string) string {
@@ -111,10 +185,10 @@ func orZero(s string) string {
 	return s
 }
 
-// foreignLocked records the value of r as another hub's, if it is newer than all that this hub
+// noteForeign records the value of r as another hub's, if it is newer than all that this hub
 // has made or heard of.
-func (s *Store) foreignLocked(r reply) {
-	if r.version > s.own && r.version > s.foreign.Version {
-		s.foreign = hub.Snapshot{Epoch: s.now.Epoch, Version: r.version, Value: r.value}
+func (c *counter) noteForeign(r reply) {
+	if r.version > c.own && r.version > c.foreign.Version {
+		c.foreign = hub.Snapshot{Epoch: c.now.Epoch, Version: r.version, Value: r.value}
 	}
 }

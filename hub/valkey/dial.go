@@ -12,24 +12,36 @@ import (
 // dial connects and logs in. The caller closes the client even if there is an error, unless
 // the client is nil.
 func (s *Store) dial() (valkey.Client, error) {
-	return s.cfg.dial(s.conns, "plusminus-"+s.id)
+	s.mu.Lock()
+	nodes := s.nodes
+	s.mu.Unlock()
+	if len(nodes) > 1 {
+		client, err := s.cfg.dial(s.conns, "plusminus-"+s.id, append(nodes, s.cfg.Address)...)
+		if err == nil {
+			return client, nil
+		}
+		if client != nil {
+			client.Close()
+		}
+	}
+	return s.cfg.dial(s.conns, "plusminus-"+s.id, s.cfg.Address)
 }
 
-// dial connects and logs in. The connection closes when until ends. name is shown by CLIENT
+// dial connects and logs in to the server at one of the addresses, and if that is a node of a cluster, to the others.
+// The connections close when until ends. name is shown by CLIENT
 // LIST. The caller closes the client even if there is an error, unless the client is nil.
-func (c *Config) dial(until context.Context, name string) (valkey.Client, error) {
+func (c *Config) dial(until context.Context, name string, addresses ...string) (valkey.Client, error) {
 	password, err := c.password()
 	if err != nil {
 		return nil, err
 	}
 	return valkey.NewClient(valkey.ClientOption{
-		InitAddress:       []string{c.Address},
-		ForceSingleClient: true,
-		TLSConfig:         c.TLS,
-		Username:          c.Username,
-		Password:          password,
-		ClientName:        name,
-		SelectDB:          c.DB,
+		InitAddress: addresses,
+		TLSConfig:   c.TLS,
+		Username:    c.Username,
+		Password:    password,
+		ClientName:  name,
+		SelectDB:    c.DB,
 		// This package decides what is sent again, and when.
 		DisableRetry: true,
 		DisableCache: true,

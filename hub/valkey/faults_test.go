@@ -9,66 +9,117 @@ import (
 	"testing"
 	"time"
 
+	"plusminus/hub"
 	"plusminus/hub/valkey/redistest"
 )
 
-// crowd is members that apply +1 again and again, each in a goroutine of its own. It counts the
+// crowd is members that apply +1 to some counters again and again, each in a goroutine of its own. It counts the
 // results.
 type crowd struct {
 	// Immutable after newCrowd.
-	t       *testing.T
-	members []*member
-	stop    chan struct{}
-	running sync.WaitGroup
+	t        *testing.T
+	members  []*member
+	counters []string
+	stop     chan struct{}
+	running  sync.WaitGroup
+
+	acting sync.RWMutex // held for reading while a member acts
 
 	// Safe from any goroutine.
-	counted atomic.Int64
+	counted []atomic.Int64 // of each counter
 	refused atomic.Int64
 }
 
+// newCrowd starts a crowd that acts on the default counter.
 func newCrowd(t *testing.T, members ...*member) *crowd {
-	c := &crowd{t: t, members: members, stop: make(chan struct{})}
+	return newCrowdOf(t, []string{""}, members...)
+}
+
+// newCrowdOf starts a crowd that acts on the counters, on all of them at once.
+func newCrowdOf(t *testing.T, counters []string, members ...*member) *crowd {
+	c := &crowd{t: t, members: members, counters: counters, stop: make(chan struct{}), counted: make([]atomic.Int64, len(counters))}
 	for _, m := range members {
 		m.awaitUp()
+		for _, name := range counters {
+			if name != "" {
+				m.watch(name)
+			}
+		}
 		c.running.Go(func() {
-			for {
-				select {
-				case <-c.stop:
-					return
-				default:
-				}
-				_, err := m.Apply(context.Background(), 1)
-				if err == nil {
-					c.counted.Add(1)
-				} else {
-					c.refused.Add(1)
-					time.Sleep(10 * time.Millisecond)
-				}
+			for c.act(m) {
 			}
 		})
 	}
 	return c
 }
 
-// healed waits until each member is connected and actions count again. what is what went wrong.
-func (c *crowd) healed(what string) {
-	c.t.Helper()
-	for _, m := range c.members {
-		await(c.t, what+", and the member is connected again", 10*time.Second, func() bool { return m.up() })
+// act acts on each counter once. It reports false if the crowd has stopped.
+func (c *crowd) act(m *member) bool {
+	c.acting.RLock()
+	defer c.acting.RUnlock()
+	select {
+	case <-c.stop:
+		return false
+	default:
 	}
-	was := c.counted.Load()
-	await(c.t, what+", and actions count again", 10*time.Second, func() bool { return c.counted.Load() > was+int64(5*len(c.members)) })
+	changes := make([]hub.Change, len(c.counters))
+	for i, name := range c.counters {
+		changes[i] = hub.Change{Counter: name, Delta: 1}
+	}
+	m.ApplyAll(context.Background(), changes)
+	refused := false
+	for i := range changes {
+		if changes[i].Err == nil {
+			c.counted[i].Add(1)
+		} else {
+			refused = true
+			c.refused.Add(1)
+		}
+	}
+	if refused {
+		time.Sleep(10 * time.Millisecond)
+	}
+	return true
 }
 
-// wantExact stops the crowd. The server's value must be the number of actions that counted.
+// pause waits until no member acts, and keeps it so until resume.
+func (c *crowd) pause()  { c.acting.Lock() }
+func (c *crowd) resume() { c.acting.Unlock() }
+
+// healed waits until each member is connected and actions count again. what is what went wrong.
+func (c *crowd) healed(what string) { c.t.Helper(); c.healedWithin(what, 10*time.Second) }
+
+func (c *crowd) healedWithin(what string, limit time.Duration) {
+	c.t.Helper()
+	for _, m := range c.members {
+		await(c.t, what+", and the member is connected again", limit, func() bool { return m.up() })
+	}
+	for i, name := range c.counters {
+		was := c.counted[i].Load()
+		await(c.t, what+", and actions on the counter "+name+" count again", limit, func() bool { return c.counted[i].Load() > was+int64(5*len(c.members)) })
+	}
+}
+
+// wantExact stops the crowd. The values on the server must be the numbers of actions that counted.
 func (c *crowd) wantExact(srv *redistest.Server) {
+	c.t.Helper()
+	c.wantExactOn(func(name string) string {
+		return srv.Do("HGET", c.members[0].cfg.counterKey(name, keyCounter), "value")
+	})
+}
+
+// wantExactOn is wantExact with a function that asks for the value of a counter.
+func (c *crowd) wantExactOn(value func(counter string) string) {
 	c.t.Helper()
 	close(c.stop)
 	c.running.Wait()
-	if got, want := srv.Do("HGET", "{plusminus}:counter", "value"), strconv.FormatInt(c.counted.Load(), 10); got != want {
-		c.t.Errorf("the server has %s, want %s: so many actions counted, and %d were refused", got, want, c.refused.Load())
+	for i, name := range c.counters {
+		counted := c.counted[i].Load()
+		if got, want := value(name), strconv.FormatInt(counted, 10); got != want {
+			c.t.Errorf("the server has %q at %s, want %s: so many actions counted, and %d were refused", name, got, want, c.refused.Load())
+		}
+		c.t.Logf("%q: %d actions counted", name, counted)
 	}
-	c.t.Logf("%d actions counted, %d were refused", c.counted.Load(), c.refused.Load())
 }
 
 // Whatever fails between members and server, each action counts once or is refused, and actions
@@ -178,15 +229,17 @@ func TestFaults(t *testing.T) {
 			p := redistest.StartProxy(t, srv.Addr)
 			var all []*member
 			for range members {
-				all = append(all, newMember(t, on(p.Addr)))
+				all = append(all, newManyMember(t, on(p.Addr), 10))
 			}
-			c := newCrowd(t, all...)
+			c := newCrowdOf(t, []string{"", "likes", "door.a"}, all...)
 			time.Sleep(100 * time.Millisecond)
 			tt.do(t, srv, p, c)
 			c.wantExact(srv)
 			for _, m := range all {
-				if n := m.snapshot().Epoch; n != 1 {
-					t.Errorf("epoch = %d, want 1: the server lost nothing", n)
+				for _, of := range []*counter{m.standard, m.counters["likes"]} {
+					if n := m.snapshot(of).Epoch; n != 1 {
+						t.Errorf("the epoch of %q = %d, want 1: the server lost nothing", of.name, n)
+					}
 				}
 			}
 		})
@@ -227,7 +280,7 @@ func TestFailover(t *testing.T) {
 	p.Target(second.Addr)
 	c.healed("the second server has taken over")
 	c.wantExact(second)
-	if a.snapshot().Epoch != 1 || b.snapshot().Epoch != 1 {
-		t.Errorf("epochs are %d and %d, want 1: nothing was lost\n%s", a.snapshot().Epoch, b.snapshot().Epoch, a.logs)
+	if a.snapshot(a.standard).Epoch != 1 || b.snapshot(b.standard).Epoch != 1 {
+		t.Errorf("epochs are %d and %d, want 1: nothing was lost\n%s", a.snapshot(a.standard).Epoch, b.snapshot(b.standard).Epoch, a.logs)
 	}
 }

@@ -96,7 +96,7 @@ func (f *Files) connection() (valkey.Client, error) {
 	case time.Now().Before(f.dialAt):
 		return nil, notSentError{f.err}
 	}
-	client, err := f.cfg.dial(f.open, f.name)
+	client, err := f.cfg.dial(f.open, f.name, f.cfg.Address)
 	if err != nil {
 		f.dialAt = time.Now().Add(redialAfter)
 		f.dropLocked(client, err)

@@ -52,7 +52,7 @@ func TestLogin(t *testing.T) {
 	os.WriteFile(file, []byte("s3cret:/?\n"), 0o600) // corrected while the store runs
 	m.awaitUp()
 	m.mustApply(1)
-	m.Announce(1)
+	m.Announce("", 1)
 	other := newMember(t, cfg)
 	await(t, "another member has the news", 5*time.Second, func() bool { return other.news().Others == 1 })
 	m.mustApply(1)

@@ -20,8 +20,10 @@ type member struct {
 	kill func()        // ends the store without its last beat
 	done chan struct{} // closed when the goroutine has ended
 
-	mu   sync.Mutex
-	last hub.News // Guarded by mu.
+	mu sync.Mutex
+	// Guarded by mu.
+	last hub.News                   // the newest news
+	of   map[string]hub.CounterNews // the newest news of each counter
 }
 
 // lines collects log lines. It is safe for concurrent use.
@@ -43,11 +45,19 @@ func (l *lines) String() string {
 	return l.all.String()
 }
 
-func newMember(t *testing.T, cfg Config) *member {
+// newMember returns a member with the default counter only.
+func newMember(t *testing.T, cfg Config) *member { return startMember(t, cfg, New) }
+
+// newManyMember returns a member with up to limit other counters.
+func newManyMember(t *testing.T, cfg Config, limit int) *member {
+	return startMember(t, cfg, func(cfg Config) *Store { return NewMany(cfg, limit) })
+}
+
+func startMember(t *testing.T, cfg Config, start func(Config) *Store) *member {
 	t.Helper()
-	m := &member{t: t, logs: &lines{}, done: make(chan struct{})}
+	m := &member{t: t, logs: &lines{}, done: make(chan struct{}), of: make(map[string]hub.CounterNews)}
 	cfg.Logger = slog.New(slog.NewTextHandler(m.logs, nil))
-	m.Store = New(cfg)
+	m.Store = start(cfg)
 	stop := make(chan struct{})
 	go func() {
 		defer close(m.done)
@@ -56,6 +66,9 @@ func newMember(t *testing.T, cfg Config) *member {
 			case n := <-m.News():
 				m.mu.Lock()
 				m.last = n
+				for _, c := range n.Counters {
+					m.of[c.Counter] = c
+				}
 				m.mu.Unlock()
 			case <-stop:
 				return
@@ -80,10 +93,20 @@ func newMember(t *testing.T, cfg Config) *member {
 
 func on(addr string) Config { return Config{Address: addr} }
 
-func (m *member) news() hub.News {
+// news returns the newest news of the default counter, and Hubs and Err of the newest news.
+func (m *member) news() news { return m.newsOf("") }
+
+// news is the newest news of one counter.
+type news struct {
+	hub.CounterNews
+	Hubs int
+	Err  error
+}
+
+func (m *member) newsOf(counter string) news {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.last
+	return news{m.of[counter], m.last.Hubs, m.last.Err}
 }
 
 // await waits until is reports true. what names that state.
@@ -110,6 +133,17 @@ func (m *member) up() bool {
 	m.Store.mu.Lock()
 	defer m.Store.mu.Unlock()
 	return m.client != nil && m.err == nil
+}
+
+// mustApplyTo is mustApply for one of several counters.
+func (m *member) mustApplyTo(counter string, delta int64) hub.Snapshot {
+	m.t.Helper()
+	changes := []hub.Change{{Counter: counter, Delta: delta}}
+	m.ApplyAll(m.t.Context(), changes)
+	if changes[0].Err != nil {
+		m.t.Fatalf("ApplyAll(%s, %d) = %v, want nil", counter, delta, changes[0].Err)
+	}
+	return changes[0].Snapshot
 }
 
 func (m *member) mustApply(delta int64) hub.Snapshot {

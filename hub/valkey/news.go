@@ -16,41 +16,52 @@ func (s *Store) receive(m valkey.PubSubMessage) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r.epoch != s.epoch {
-		s.reread = true
-		s.wakeRun()
+	c := s.counters[r.name]
+	if c == nil {
 		return
 	}
-	s.published, s.publishedUsers = max(s.published, r.version), max(s.publishedUsers, r.usersSeq)
-	s.recordNewerLocked(r)
-	// Apply returns this hub's own changes. As news they would come without the values in
-	// between, and perhaps before Apply has returned.
-	if r.from != s.id && r.version > s.foreign.Version {
-		s.foreign = hub.Snapshot{Epoch: s.now.Epoch, Version: r.version, Value: r.value}
+	if r.epoch != c.epoch {
+		c.reread = true
+		s.scheduleLocked(c)
+		return
 	}
-	s.sendNewsLocked()
+	c.published, c.publishedUsers = max(c.published, r.version), max(c.publishedUsers, r.usersSeq)
+	c.recordNewer(r)
+	// ApplyAll returns this hub's own changes. As news they would come without the values in
+	// between, and perhaps before ApplyAll has returned.
+	if r.from != s.id && r.version > c.foreign.Version {
+		c.foreign = hub.Snapshot{Epoch: c.now.Epoch, Version: r.version, Value: r.value}
+	}
+	s.sendNewsLocked(c)
+	s.scheduleLocked(c)
 }
 
-// sendNewsLocked replaces the content of news by the present state.
-func (s *Store) sendNewsLocked() {
-	n := hub.News{Snapshot: s.foreign, Others: max(0, s.users-s.announced), Hubs: s.hubs, Err: s.err}
+// sendNewsLocked adds the present state of the counters to the news that the hub has not received.
+func (s *Store) sendNewsLocked(counters ...*counter) {
+	var n hub.News
 	select {
-	case <-s.news:
-	default:
+	case n = <-s.news:
+	default: // the hub has received the last news
+		s.newsOf++
+	}
+	n.Hubs, n.Err = s.hubs, s.err
+	for _, c := range counters {
+		of := hub.CounterNews{Counter: c.name, Snapshot: c.foreign, Others: max(0, c.users-c.announced)}
+		if c.newsOf == s.newsOf {
+			n.Counters[c.newsAt] = of
+			continue
+		}
+		c.newsOf, c.newsAt = s.newsOf, len(n.Counters)
+		n.Counters = append(n.Counters, of)
 	}
 	s.news <- n // does not block: this is the only sender, under mu
 }
 
 // unpublishedLocked records that the other hubs need a message about r.
-func (s *Store) unpublishedLocked(r reply) {
-	if !s.mustPublishLocked() {
-		s.flushAt = time.Now().Add(flushAfter)
-		s.wakeRun()
+func (s *Store) unpublishedLocked(c *counter, r reply) {
+	if !c.mustPublish() {
+		c.flushAt = time.Now().Add(flushAfter)
 	}
-	s.unpublished, s.unpublishedUsers = max(s.unpublished, r.version), max(s.unpublishedUsers, r.usersSeq)
-}
-
-// mustPublishLocked reports whether no hub has sent a message yet about a change of this hub.
-func (s *Store) mustPublishLocked() bool {
-	return s.unpublished > s.published || s.unpublishedUsers > s.publishedUsers
+	c.unpublished, c.unpublishedUsers = max(c.unpublished, r.version), max(c.unpublishedUsers, r.usersSeq)
+	s.scheduleLocked(c)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,29 +37,35 @@ func newScripts(t *testing.T) *scripts {
 	return s
 }
 
-func (s *scripts) call(script *valkey.Lua, hub string, seen uint64, args ...string) (reply, error) {
+// testKeys are the keys of the default counter with the prefix p.
+var testKeys = newCounter(&Config{Prefix: "p"}, "").keys
+
+func (s *scripts) call(script *script, hub string, seen uint64, keep time.Duration, args ...string) (reply, error) {
 	s.t.Helper()
-	keys := []string{"{p}:counter", "{p}:batches", "{p}:seen", "{p}:clients", "{p}:alive"}
-	if script == applyScript {
-		keys = keys[:2]
-	}
-	args = append([]string{s.epoch, strconv.FormatUint(seen, 10), fmt.Sprintf("epoch-%d", time.Now().UnixNano()), "{p}:news.0", hub, "0"}, args...)
-	return parseReply(script.Exec(context.Background(), s.client, keys, args))
+	c := &scriptCall{keys: testKeys, args: append([]string{s.epoch, strconv.FormatUint(seen, 10), fmt.Sprintf("epoch-%d", time.Now().UnixNano()),
+		"{p}:news.0", hub, "0", "", strconv.FormatInt(keep.Milliseconds(), 10), strconv.FormatInt(linger.Milliseconds(), 10)}, args...)}
+	script.exec(context.Background(), s.client, []*scriptCall{c})
+	return c.reply, c.err
 }
 
 func (s *scripts) apply(hub string, seq int, delta int64) reply {
 	s.t.Helper()
-	r, err := s.call(applyScript, hub, 0, strconv.Itoa(seq), strconv.FormatInt(delta, 10))
+	r, err := s.add(hub, 0, seq, delta)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	return r
 }
 
-func (s *scripts) beat(hub string, clients int, silence, remember time.Duration) reply {
+// add is apply for a hub that has seen the version.
+func (s *scripts) add(hub string, seen uint64, seq int, delta int64) (reply, error) {
 	s.t.Helper()
-	r, err := s.call(beatScript, hub, 0, strconv.Itoa(clients), "0",
-		strconv.FormatInt(silence.Milliseconds(), 10), strconv.FormatInt(remember.Milliseconds(), 10))
+	return s.call(applyScript, hub, seen, remember, strconv.Itoa(seq), "add", strconv.FormatInt(delta, 10), "0", "1")
+}
+
+func (s *scripts) beat(hub string, clients int, silence, keep time.Duration) reply {
+	s.t.Helper()
+	r, err := s.call(beatScript, hub, 0, keep, strconv.Itoa(clients), "0", strconv.FormatInt(silence.Milliseconds(), 10), "0")
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -137,7 +144,7 @@ func TestScriptEpochs(t *testing.T) {
 	s.epoch = r.epoch
 
 	// Hub b has seen version 3, so the server must have lost changes.
-	set, err := s.call(applyScript, "b", 3, "1", "1")
+	set, err := s.add("b", 3, 1, 1)
 	if err != nil || set.status != "epoch" || set.epoch == s.epoch || set.value != 1 {
 		t.Errorf("the reply is %+v, %v; want a new epoch with value 1", set, err)
 	}
@@ -187,13 +194,13 @@ func TestScriptForgets(t *testing.T) {
 		s.beat(id, 1, silence, remember)
 		s.want(s.apply(id, 1, 1), "ok", uint64(i+1), int64(i+1))
 	}
-	time.Sleep(50 * time.Millisecond)
-	s.beat("here", 1, silence, remember)
+	long := strconv.FormatInt(time.Now().Add(-remember-time.Second).UnixMilli(), 10)
+	s.srv.Do("EVAL", `for _, hub in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do redis.call('ZADD', KEYS[1], ARGV[1], hub) end return 1`, "1", "{p}:seen", long)
+	s.beat("here", 1, silence, remember) // each beat deletes a hundred, so that no beat takes long
 	s.want(s.apply("here", 1, 1), "ok", 301, 301)
-	for range 3 { // each beat deletes a hundred, so that no beat takes long
-		s.beat("here", 1, silence, 40*time.Millisecond)
+	for range 3 {
+		s.beat("here", 1, silence, remember)
 	}
-	s.beat("here", 1, silence, 40*time.Millisecond)
 	if got := s.srv.Do("HLEN", "{p}:batches"); got != "1" {
 		t.Errorf("the server has batches of %s hubs, want 1", got)
 	}
@@ -208,11 +215,11 @@ func TestScriptDamage(t *testing.T) {
 	t.Parallel()
 	s := newScripts(t)
 	s.srv.Do("HSET", "{p}:counter", "value", "many")
-	if _, err := s.call(applyScript, "a", 0, "1", "1"); err == nil {
+	if _, err := s.add("a", 0, 1, 1); err == nil {
 		t.Error("applyScript on a value that is not a number = nil, want an error")
 	}
 	s.srv.Do("SET", "{p}:counter", "x")
-	_, err := s.call(applyScript, "a", 0, "1", "1")
+	_, err := s.add("a", 0, 1, 1)
 	if _, ok := errors.AsType[*valkey.ValkeyError](err); !ok {
 		t.Errorf("applyScript on a string = %v, want the server's error", err)
 	}
@@ -220,7 +227,10 @@ func TestScriptDamage(t *testing.T) {
 
 func TestParseMessage(t *testing.T) {
 	t.Parallel()
-	r, ok := parseMessage("e 3 -9007199254740991 5 6 hub")
+	r, ok := parseMessage("e 3 -9007199254740991 5 6 hub likes")
+	if r.name != "likes" {
+		t.Errorf("parseMessage = %+v, want the name likes", r)
+	}
 	if !ok || r.epoch != "e" || r.version != 3 || r.value != -hub.MaxValue || r.users != 5 || r.usersSeq != 6 || r.from != "hub" {
 		t.Errorf("parseMessage = %+v, %v", r, ok)
 	}
@@ -234,6 +244,7 @@ func TestParseMessage(t *testing.T) {
 // A message that parses is the same after encoding and parsing it again.
 func FuzzParseMessage(f *testing.F) {
 	f.Add("e 3 -9007199254740991 5 6 hub")
+	f.Add("e 3 4 5 6 hub likes")
 	f.Add("e 3 4 5 -6 h")
 	f.Add("")
 	f.Fuzz(func(t *testing.T, s string) {
@@ -241,7 +252,11 @@ func FuzzParseMessage(f *testing.F) {
 		if !ok {
 			return
 		}
-		again, ok := parseMessage(fmt.Sprintf("%s %d %d %d %d %s", r.epoch, r.version, r.value, r.users, r.usersSeq, r.from))
+		text := fmt.Sprintf("%s %d %d %d %d %s", r.epoch, r.version, r.value, r.users, r.usersSeq, r.from)
+		if strings.Count(s, " ") == 6 {
+			text += " " + r.name
+		}
+		again, ok := parseMessage(text)
 		if !ok || again != r {
 			t.Errorf("parseMessage(%q) = %+v, and after encoding it again %+v", s, r, again)
 		}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	mathrand "math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/valkey-io/valkey-go"
@@ -39,6 +41,7 @@ func (s *Store) session() error {
 	if err != nil {
 		return err
 	}
+	s.noteNodes(client)
 	receiving, end := context.WithCancel(context.Background())
 	defer end()
 	subscribed := make(chan struct{}, 1) // receiver -> session; 1: one token is enough
@@ -50,7 +53,7 @@ func (s *Store) session() error {
 			default:
 			}
 		})
-		ended <- client.Receive(ctx, client.B().Subscribe().Channel(s.channel).Build(), s.receive)
+		ended <- client.Receive(ctx, client.B().Subscribe().Channel(s.channels()...).Build(), s.receive)
 	})
 	select {
 	case <-subscribed:
@@ -61,12 +64,16 @@ func (s *Store) session() error {
 	case <-s.stopping.Done():
 		return nil
 	}
-	next := time.NewTimer(0) // the first beat reads what the hub has missed
+	s.restart()
+	next := time.NewTimer(0)
 	defer next.Stop()
 	for {
 		select {
 		case <-next.C:
-			if err := s.doBeat(client, false); err != nil {
+			if err := s.count(client); err != nil {
+				return err
+			}
+			if err := s.beat(client); err != nil {
 				return err
 			}
 		case <-s.wake:
@@ -79,10 +86,30 @@ func (s *Store) session() error {
 		case err := <-ended:
 			return lost(err)
 		case <-s.stopping.Done():
-			return s.doBeat(client, true)
+			return s.signOff(client)
 		}
-		next.Reset(time.Until(s.nextBeat()))
+		next.Reset(time.Until(s.nextWake()))
 	}
+}
+
+// channels returns the channels that the hub receives messages from.
+func (s *Store) channels() []string {
+	channels := []string{s.standard.channel}
+	if s.many {
+		channels = append(channels, newCounter(&s.cfg, "any").channel)
+	}
+	return channels
+}
+
+// noteNodes keeps the addresses of a cluster's nodes, so that the next connection does not need the configured one.
+func (s *Store) noteNodes(client valkey.Client) {
+	var nodes []string
+	if client.Mode() == valkey.ClientModeCluster {
+		nodes = slices.Sorted(maps.Keys(client.Nodes()))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.nodes = nodes
 }
 
 // disconnected records that there is no connection, and why.
@@ -104,7 +131,7 @@ func (s *Store) triedLocked() {
 	}
 }
 
-// wakeRun makes run look at nextBeat again. It does not block.
+// wakeRun makes run look at nextWake again. It does not block.
 func (s *Store) wakeRun() {
 	select {
 	case s.wake <- struct{}{}:

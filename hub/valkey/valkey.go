@@ -1,38 +1,46 @@
-// Package valkey is a [hub.Shared] store on a Valkey or Redis server: replicas of plusminus
-// share one value through it. [Files] stores what the replicas share beside the value, such
+// Package valkey is a [hub.SharedCounters] store on a Valkey or Redis server, or a cluster of them: replicas of plusminus
+// share their counters through it. [Files] stores what the replicas share beside the value, such
 // as certificates, on the same server.
 //
 // The package owns the keys that begin with the prefix in its [Config], and the connections
 // to the server.
 //
+// # Counters
+//
+// Each counter has keys of its own. The default counter has those that it had when there was no other. The others are in
+// [buckets], each of which has the list of its counters' names. All keys of a bucket are in one hash slot: a script changes a
+// counter and the list at once, and a cluster spreads the buckets over its nodes. A table of further data of a counter,
+// such as the ids of actions, would be one more key in the same slot.
+//
 // # Batches
 //
-// Each change is one call of a script, which the server runs atomically (script.go). The
+// Each change of a counter is one call of a script, which the server runs atomically (script.go). The
 // call carries the hub's id and a sequence number, and counts once however often it is sent.
 // A call whose answer was lost is sent again until there is an answer. The server keeps the
-// last number and result of each hub for a day.
+// last number and result of each hub for a day. The calls of a commit are sent together.
 //
 // # News
 //
 // A hub has one connection, on which it also receives messages about the changes of other
-// hubs, in the server's order. A hub beats every two seconds, and whenever its number of
+// hubs, in the server's order. To a cluster it has one to each node, and messages come in any order: versions give
+// them theirs. For each counter that it watches a hub beats every two seconds, and whenever its number of
 // clients changes. A beat is one call: it reports this hub's number of clients, and reads
 // the value and the sum of all clients. So a beat makes up for lost messages. If a hub has
 // not beaten for ten seconds by the server's clock, the next beat of any hub takes it out of
-// the sum.
+// the sum. A hub that watches thousands of counters beats less often for each of them but the default one, and says so.
 //
 // # Versions and epochs
 //
-// Each change has a version, one more than the last, and belongs to an epoch, which is a
+// Each change of a counter has a version, one more than the last, and belongs to an epoch, which is a
 // random id. A server that is empty, or has lost changes that a hub has seen, begins a new
-// epoch. Within an epoch hubs drop values that are older than their own. A message alone
+// epoch, and so does the removal of the counter. Within an epoch hubs drop values that are older than their own. A message alone
 // never introduces an epoch: the hub reads the server first.
 //
 // # Goroutines
 //
 // A [Store] has one goroutine, run, which connects, beats, and connects again after any
 // failure. While there is a connection, a second goroutine receives messages; a third closes
-// a connection that was given up. Apply runs in its caller's goroutine. Calls of scripts take
+// a connection that was given up. ApplyAll runs in its caller's goroutine. Calls of scripts take
 // turns, so that the Store processes their answers in the server's order.
 //
 // [Files] have one goroutine for each lock that is held, and one for each connection that is
@@ -44,7 +52,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"log/slog"
-	"strconv"
 	"sync"
 	"time"
 
@@ -74,7 +81,23 @@ const (
 	// giveUpAfter is how long a batch with unknown outcome is sent again; far below remember.
 	giveUpAfter = remember / 2
 
-	// quiet is the least time between two messages about changes, of all hubs together. So n
+	// beatPerCounter is the least time between two beats of all hubs that watch many counters. So their beats cost the server
+	// about 2,000 calls a second, however many counters there are. longestBeat bounds the time between two beats for one counter;
+	// with it, linger is how long the server keeps what only serves hubs that watch a counter.
+	beatPerCounter = 500 * time.Microsecond
+	longestBeat    = time.Minute
+	linger         = longestBeat*(silence/beatEvery) + silence
+
+	// roundOf bounds the beats that are sent together.
+	roundOf = 500
+
+	// countEvery is the time between two counts of all counters. In between a hub counts those that it makes itself.
+	countEvery = 2 * time.Second
+
+	// lostEvery is the time between two log lines about lost changes.
+	lostEvery = 2 * time.Second
+
+	// quiet is the least time between two messages about changes of one counter, of all hubs together. So n
 	// hubs receive at most n × 100 messages a second. A message for each batch would be n² ×
 	// the batches of one hub.
 	quiet = 10 * time.Millisecond
@@ -84,7 +107,7 @@ const (
 	// another hub's message always comes first.
 	flushAfter = 2 * quiet
 
-	// The least time between two calls of Apply is pace, or pacePerHub for each hub if that is
+	// The least time between two commits is pace, or pacePerHub for each hub and change if that is
 	// more. So all hubs together make at most 20,000 calls a second. A script takes the server
 	// about 20 µs.
 	pace       = 5 * time.Millisecond
@@ -105,19 +128,19 @@ const (
 	farewell = time.Second
 )
 
-// Store is a counter on a server. Its goroutine run keeps the connection. Its methods are
+// Store is the counters on a server. Its goroutine run keeps the connection. Its methods are
 // safe for concurrent use.
 type Store struct {
 	// Immutable after New.
-	cfg       Config
-	log       *slog.Logger
-	id        string // of this hub
-	applyKeys []string
-	beatKeys  []string
-	channel   string
-	news      chan hub.News // Store -> hub; 1: holds the newest news only; never closed
-	wake      chan struct{} // any goroutine -> run: look at nextBeat again; 1: one token is enough
-	calls     chan struct{} // 1: holds a token while a script runs
+	cfg   Config
+	log   *slog.Logger
+	id    string // of this hub
+	many  bool   // whether there are other counters than the default one
+	limit int    // how many of them there may be
+
+	news  chan hub.News // Store -> hub; 1: holds the newest news only; never closed
+	wake  chan struct{} // any goroutine -> run: look at due again; 1: one token is enough
+	calls chan struct{} // 1: holds a token while scripts run
 
 	stopping context.Context // canceled by Close
 	stop     context.CancelFunc
@@ -135,31 +158,29 @@ type Store struct {
 	connected chan struct{} // closed when client is set, then replaced
 	tried     chan struct{} // closed when the first connection has succeeded or failed
 	err       error         // why the server cannot be used, or nil
-	epoch     string        // of the server
-	candidate string        // the id that the next new epoch gets
-	now       hub.Snapshot  // the newest known
-	own       uint64        // the newest version that Apply has returned in this epoch
-	foreign   hub.Snapshot  // the newest that another hub has made
-	users     int           // the clients of all hubs
-	usersSeq  uint64        // the version of users
+	overdue   valkey.Client // the connection that has not answered in time; session closes it
+	lost      lostChanges
+	nodes     []string // addresses of the nodes of a cluster, from the last connection
+	candidate string   // the id that the next new epoch gets
 	hubs      int
-	clients   int // of this hub, as Announce was told
-	announced int // of this hub, as the server has it
+	stored    int       // how many counters the server has, without the default one
+	countAt   time.Time // when they are to be counted
 
-	published        uint64 // the newest version that a message was sent about
-	publishedUsers   uint64 // the newest usersSeq that a message was sent about
-	unpublished      uint64 // the version that needs a message at flushAt
-	unpublishedUsers uint64 // the usersSeq that needs a message at flushAt
-	flushAt          time.Time
-
-	beatAt  time.Time     // the time of the last beat
-	overdue valkey.Client // the connection that has not answered in time; session closes it
-	reread  bool          // a message has named an unknown epoch: beat soon
+	standard *counter            // the default counter
+	counters map[string]*counter // those that the hub watches, and the default one
+	due      schedule            // the same, but for those whose beat is on its way
+	newsOf   uint64              // the number of the news in the channel
 }
 
-// New returns a store and starts to connect. It does not wait for the server; Load does.
+// New returns a store of one counter and starts to connect. It does not wait for the server; Load does.
 // [Store.Close] stops it.
-func New(cfg Config) *Store {
+func New(cfg Config) *Store { return newStore(cfg, false, 0) }
+
+// NewMany is New for many counters. limit bounds how many there may be besides the default one. Hubs can go over it together by
+// those that they make within two seconds.
+func NewMany(cfg Config, limit int) *Store { return newStore(cfg, true, limit) }
+
+func newStore(cfg Config, many bool, limit int) *Store {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -167,6 +188,8 @@ func New(cfg Config) *Store {
 		cfg:       cfg,
 		log:       cfg.Logger,
 		id:        rand.Text()[:13], // 65 bits
+		many:      many,
+		limit:     limit,
 		news:      make(chan hub.News, 1),
 		wake:      make(chan struct{}, 1),
 		calls:     make(chan struct{}, 1),
@@ -174,18 +197,17 @@ func New(cfg Config) *Store {
 		tried:     make(chan struct{}),
 		candidate: rand.Text(),
 	}
-	key := func(name string) string { return "{" + cfg.prefix() + "}:" + name }
-	s.applyKeys = []string{key(keyCounter), key(keyBatches)}
-	s.beatKeys = append(s.applyKeys[:2:2], key(keySeen), key(keyClients), key(keyAlive))
-	s.channel = key("news." + strconv.Itoa(cfg.DB))
+	s.standard = newCounter(&s.cfg, "")
+	s.counters = map[string]*counter{"": s.standard}
+	s.scheduleLocked(s.standard)
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.conns, s.cut = context.WithCancel(context.Background())
 	s.running.Go(s.run)
 	return s
 }
 
-// Close takes this hub's clients out of the sum and closes the connection, within about a
-// second. Apply must not be called after Close.
+// Close takes this hub's clients out of the sums and closes the connection, within about a
+// second. ApplyAll must not be called after Close.
 func (s *Store) Close() error {
 	s.stop()
 	slow := time.AfterFunc(farewell, s.cut)
@@ -195,7 +217,7 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// Load returns the value. It waits for the first attempt to connect, up to 4 seconds. If
+// Load returns the value of the default counter. It waits for the first attempt to connect, up to 4 seconds. If
 // that fails, Load returns the reason, and the store goes on trying.
 func (s *Store) Load(ctx context.Context) (hub.Snapshot, error) {
 	select {
@@ -207,36 +229,18 @@ func (s *Store) Load(ctx context.Context) (hub.Snapshot, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.epoch == "" {
+	if s.standard.epoch == "" {
 		return hub.Snapshot{}, s.err
 	}
-	return s.now, nil
+	return s.standard.now, nil
 }
 
 // News implements [hub.Shared].
 func (s *Store) News() <-chan hub.News { return s.news }
 
-// Announce implements [hub.Shared]. The other hubs hear of it within 100 ms, or 3 ms for
-// each hub if that is more.
-func (s *Store) Announce(clients int) {
-	s.mu.Lock()
-	changed := s.clients != clients
-	s.clients = clients
-	s.mu.Unlock()
-	if changed {
-		s.wakeRun()
-	}
-}
-
-// Pace implements [hub.Shared]: 5 ms, or 50 µs for each hub if that is more.
-func (s *Store) Pace() time.Duration {
+// Pace implements [hub.Shared]: 5 ms, or 50 µs for each hub and change if that is more.
+func (s *Store) Pace(changes int) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return max(pace, time.Duration(s.hubs)*pacePerHub)
-}
-
-func (s *Store) snapshot() hub.Snapshot {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.now
+	return max(pace, time.Duration(s.hubs*changes)*pacePerHub)
 }

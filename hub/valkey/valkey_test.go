@@ -70,7 +70,7 @@ func TestLostMessage(t *testing.T) {
 	a.awaitUp()
 	srv.Do("HSET", "{plusminus}:counter", "version", "7", "value", "-3") // without a message
 	await(t, "a has read the value", 2*beatEvery, func() bool { return a.news().Snapshot == hub.Snapshot{Epoch: 1, Version: 7, Value: -3} })
-	srv.Do("PUBLISH", "{plusminus}:news.0", a.epoch+" 6 99 0 0 x") // an old version
+	srv.Do("PUBLISH", "{plusminus}:news.0", a.standard.epoch+" 6 99 0 0 x") // an old version
 	srv.Do("PUBLISH", "{plusminus}:news.0", "hello")
 	srv.Do("PUBLISH", "{plusminus}:news.0", "another 100 99 0 0 x") // an unknown epoch
 	time.Sleep(300 * time.Millisecond)
@@ -88,7 +88,7 @@ func TestPresence(t *testing.T) {
 	a, b, c := newMember(t, on(srv.Addr)), newMember(t, on(srv.Addr)), newMember(t, on(srv.Addr))
 	for i, m := range []*member{a, b, c} {
 		m.awaitUp()
-		m.Announce(1 << i)
+		m.Announce("", 1<<i)
 	}
 	await(t, "all know the sum", time.Second, func() bool {
 		return a.news().Others == 6 && b.news().Others == 5 && c.news().Others == 3
@@ -101,7 +101,7 @@ func TestPresence(t *testing.T) {
 		srv.Do("ZINCRBY", "{plusminus}:alive", strconv.FormatInt(-(silence-time.Second).Milliseconds(), 10), b.id)
 	}
 	await(t, "a member that was killed is out of the sum", 15*time.Second, func() bool { return a.news().Others == 0 })
-	a.Announce(50)
+	a.Announce("", 50)
 	d := newMember(t, on(srv.Addr))
 	await(t, "a new member knows the sum", time.Second, func() bool { return d.news().Others == 50 })
 }
@@ -126,12 +126,12 @@ func TestLostChanges(t *testing.T) {
 			a.mustApply(10)
 			srv.Do("SAVE")
 			a.mustApply(5)
-			b.Announce(2)
+			b.Announce("", 2)
 			await(t, "b has the news", time.Second, func() bool { return b.news().Snapshot.Value == 15 })
 			tt.lose(srv)
 			for _, m := range []*member{a, b} {
 				await(t, "a member is in the new epoch", 10*time.Second, func() bool {
-					return m.snapshot() == hub.Snapshot{Epoch: 2, Version: m.snapshot().Version, Value: tt.want}
+					return m.snapshot(m.standard) == hub.Snapshot{Epoch: 2, Version: m.snapshot(m.standard).Version, Value: tt.want}
 				})
 				if !strings.Contains(m.logs.String(), "level=ERROR msg=\"the store is not the one it was") {
 					t.Errorf("the log does not say that changes were lost: %s", m.logs)

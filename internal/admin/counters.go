@@ -107,7 +107,7 @@ func (a *Admin) change(r *http.Request, name string) (value hub.Value, err error
 	if err := a.there(r.Context(), name); err != nil {
 		return value, err
 	}
-	value, _, ok := h.State(name)
+	value, _, ok := h.State(r.Context(), name)
 	if !ok {
 		return value, errors.New("the value is not known yet")
 	}

@@ -99,9 +99,6 @@ func (c *Config) checkStore(p *problems) {
 		return
 	}
 	c.Store = spec
-	if _, ok := spec.(store.Many); !ok && len(c.Counters) > 0 {
-		p.add("-counters needs a -store that can hold many counters: %s", strings.Join(store.ManyNames(), " or "))
-	}
 	server, shared := spec.(store.Valkey)
 	switch {
 	case !shared && (c.StorePasswordFile != "" || c.StoreCARoot != "" || c.StoreKeyFile != ""):

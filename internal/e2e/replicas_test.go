@@ -26,9 +26,12 @@ type collectingClient struct {
 }
 
 // joinCollecting connects a collectingClient.
-func (s *plusminus) joinCollecting() *collectingClient {
+func (s *plusminus) joinCollecting() *collectingClient { s.t.Helper(); return s.joinCollectingAt("/") }
+
+// joinCollectingAt is joinCollecting for a path.
+func (s *plusminus) joinCollectingAt(path string) *collectingClient {
 	s.t.Helper()
-	v := &collectingClient{t: s.t, ws: s.join("ws://localhost:80/"), got: make(chan string, 1000)}
+	v := &collectingClient{t: s.t, ws: s.join("ws://localhost:80" + path), got: make(chan string, 1000)}
 	go func() {
 		defer close(v.got)
 		for {
@@ -181,6 +184,98 @@ func TestReplicas(t *testing.T) {
 			t.Fatalf("/metrics has no epoch 2 and 2 replicas:\n%s", body)
 		}
 	}
+}
+
+// TestReplicasOfManyCounters runs replicas with -counters, on one Redis and on a cluster. Each counter is the same to the clients of
+// all replicas, and counts its own users.
+func TestReplicasOfManyCounters(t *testing.T) {
+	t.Parallel()
+	for name, server := range map[string]func(t *testing.T) string{
+		"server":  func(t *testing.T) string { return redistest.Start(t).Addr },
+		"cluster": func(t *testing.T) string { return redistest.StartCluster(t, 3).Nodes[1].Addr },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			replicasOfManyCounters(t, "redis://"+server(t))
+		})
+	}
+}
+
+func replicasOfManyCounters(t *testing.T, store string) {
+	const patience = 5 * time.Second
+	replica := func() *plusminus {
+		return start(t, "-plain", "-domain", "localhost", "-store", store, "-counters", "likes,door.*", "-max-counters", "5")
+	}
+	first, second := replica(), replica()
+	first.waitReady()
+	second.waitReady()
+	a, b := first.joinCollectingAt("/c/likes"), second.joinCollectingAt("/c/likes")
+	standard, several := first.joinCollecting(), second.joinCollectingAt("/c?name=door.a&name=likes")
+	a.wait(patience, "users 3")
+	b.wait(patience, "users 3")
+	standard.wait(patience, "users 1")
+	post := func(s *plusminus, path string, status int, want string) {
+		t.Helper()
+		if resp, body := s.request("POST", path, plus, nil); resp.StatusCode != status || !strings.Contains(body, want) {
+			t.Errorf("POST %s = %s %s, want %d %s", path, resp.Status, body, status, want)
+		}
+	}
+	post(first, "/c/likes", 200, `{"value":1}`) // the first replica makes all counters, so it knows how many there are
+	a.wait(patience, "state 1")
+	b.wait(patience, "state 1")
+	several.wait(patience, "state 1")
+	send(t, b.ws, plus)
+	a.wait(patience, "state 2")
+	post(first, "/c/door.a", 200, `{"value":1}`)
+	send(t, several.ws, `{"action":"minus","counter":"door.a"}`)
+	several.wait(patience, "state 0")
+	post(first, "/", 200, `{"value":1}`)
+	standard.wait(patience, "state 1")
+	if _, body := second.request("GET", "/c/likes/state", "", nil); body != `{"value":2,"users":3}` {
+		t.Errorf("GET /c/likes/state = %s", body)
+	}
+	several.ws.CloseNow()
+	a.wait(patience, "users 2")
+
+	value := func(s *plusminus, args, want string) {
+		t.Helper()
+		out, err := command(t, strings.Fields("value "+args+" -store "+store+" -admin "+s.addrs.Admin)...).CombinedOutput()
+		if err != nil || string(out) != want {
+			t.Errorf("plusminus value %s: %v and %q, want %q", args, err, out, want)
+		}
+	}
+	value(first, "set likes 40", "the counter likes is 40\n")
+	a.wait(patience, "state 40")
+	b.wait(patience, "state 40")
+	value(second, "list", "(default) 1\ndoor.a 0\nlikes 40\n")
+	value(first, "remove likes", "the counter likes is removed\n")
+	a.wait(patience, "state 0")
+	b.wait(patience, "state 0")
+	value(second, "list", "(default) 1\ndoor.a 0\n")
+	send(t, a.ws, plus)
+	b.wait(patience, "state 1")
+	for _, name := range []string{"b", "c", "d"} {
+		post(first, "/c/door."+name, 200, `{"value":1}`)
+	}
+	post(first, "/c/door.e", 503, "too_many_counters")
+	post(first, "/c/likes", 200, `{"value":2}`)
+	if err := second.stop(); err != nil {
+		t.Error(err)
+	}
+	a.wait(patience, "users 1")
+
+	// A replica that starts later knows all of it.
+	third := replica()
+	third.waitReady()
+	third.joinCollectingAt("/c/likes").wait(patience, "state 2")
+	a.wait(patience, "users 2")
+	value(third, "export", `{"counter":"","value":1}
+{"counter":"door.a","value":0}
+{"counter":"door.b","value":1}
+{"counter":"door.c","value":1}
+{"counter":"door.d","value":1}
+{"counter":"likes","value":2}
+`)
 }
 
 // TestReplicasShareCertificates runs replicas that share a Redis and no folder. They order one certificate together.

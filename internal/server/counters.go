@@ -209,11 +209,7 @@ func openStore(cfg *config.Config, spec store.Spec, log *slog.Logger) (hub.Store
 	if len(cfg.Counters) == 0 {
 		return spec.Open(cfg.Data, log)
 	}
-	many, ok := spec.(store.Many)
-	if !ok { // config has refused it
-		return nil, nil, fmt.Errorf("-store %s holds one counter only", spec)
-	}
-	return many.OpenMany(cfg.Data, cfg.MaxCounters, log)
+	return spec.OpenMany(cfg.Data, cfg.MaxCounters, log)
 }
 
 // dataOf returns the absolute path of the data folder if the counters live there, or "".

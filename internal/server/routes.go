@@ -80,7 +80,7 @@ func (s *routes) state(w http.ResponseWriter, r *http.Request, name string) {
 		http.Error(w, "only GET", http.StatusMethodNotAllowed)
 		return
 	}
-	value, users, ok := s.hub.State(name)
+	value, users, ok := s.hub.State(r.Context(), name)
 	if !ok {
 		w.Header().Set("Retry-After", "10")
 		http.Error(w, "the counter's store has not been reached yet", http.StatusServiceUnavailable)

@@ -26,26 +26,10 @@ type Spec interface {
 
 	// Open opens the place. data is the data folder. The second result closes the store.
 	Open(data string, log *slog.Logger) (hub.Store, func() error, error)
-}
-
-// Many is a Spec of a place that can hold many counters.
-type Many interface {
-	Spec
 
 	// OpenMany is Open for a server with -counters. limit bounds the counters that the place holds besides the default one;
 	// 0 is no limit.
 	OpenMany(data string, limit int, log *slog.Logger) (hub.Counters, func() error, error)
-}
-
-// ManyNames returns the values of -store for which [Parse] returns a Many.
-func ManyNames() []string {
-	var names []string
-	for _, spec := range []Spec{File{}, Memory{}, Valkey{}} {
-		if _, ok := spec.(Many); ok {
-			names = append(names, spec.String())
-		}
-	}
-	return names
 }
 
 // Parse parses the value of -store. Its errors never hold a password.
@@ -83,13 +67,10 @@ func (File) Open(data string, _ *slog.Logger) (hub.Store, func() error, error) {
 	return j, j.Close, nil
 }
 
-// OpenMany implements [Many]. It takes over a folder with one counter.
+// OpenMany implements [Spec]. It takes over a folder with one counter.
 func (File) OpenMany(data string, limit int, log *slog.Logger) (hub.Counters, func() error, error) {
-	if limit == 0 {
-		limit = math.MaxInt
-	}
 	before, _ := journal.Format(data) // OpenMany finds the same errors
-	m, err := journal.OpenMany(data, limit)
+	m, err := journal.OpenMany(data, orNoLimit(limit))
 	if err != nil {
 		return nil, nil, explainOpen(data, err)
 	}
@@ -115,7 +96,7 @@ func (Memory) Open(string, *slog.Logger) (hub.Store, func() error, error) {
 	return new(hub.Memory), func() error { return nil }, nil
 }
 
-// OpenMany implements [Many].
+// OpenMany implements [Spec].
 func (Memory) OpenMany(_ string, limit int, _ *slog.Logger) (hub.Counters, func() error, error) {
 	return &hub.Memory{Max: limit}, func() error { return nil }, nil
 }
@@ -129,6 +110,22 @@ func (v Valkey) Open(_ string, log *slog.Logger) (hub.Store, func() error, error
 	log.Info("sharing the counter", "store", v.String())
 	s := valkey.New(v.Config)
 	return s, s.Close, nil
+}
+
+// OpenMany implements [Spec]. It does not wait for the server, either.
+func (v Valkey) OpenMany(_ string, limit int, log *slog.Logger) (hub.Counters, func() error, error) {
+	v.Logger = log
+	log.Info("sharing the counters", "store", v.String())
+	s := valkey.NewMany(v.Config, orNoLimit(limit))
+	return s, s.Close, nil
+}
+
+// orNoLimit returns limit for a store, whose limit 0 would be none.
+func orNoLimit(limit int) int {
+	if limit == 0 {
+		return math.MaxInt
+	}
+	return limit
 }
 
 // Reopen opens the counters in the data folder of a stopped server. The error wraps [journal.ErrOne] for a folder with one
