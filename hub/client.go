@@ -189,7 +189,7 @@ func (c *client) readLoop() (err error) {
 		c.owner.counts.received.Add(1)
 		switch {
 		case refused != nil:
-			if err := c.refuseAndCount(refused); err != nil {
+			if err := c.refuseAndCount(c, refused); err != nil {
 				return err
 			}
 			if !refused.notAnAction() {
@@ -199,7 +199,7 @@ func (c *client) readLoop() (err error) {
 				return closeError{ReasonRubbish, textNotActions}
 			}
 		case !c.allowed():
-			if err := c.refuseAndCount(refusedRate); err != nil {
+			if err := c.refuseAndCount(c.senderOf(w), refusedRate); err != nil {
 				return err
 			}
 		default:
@@ -307,10 +307,10 @@ func (c *client) senderOf(w *watch) sender {
 	return c
 }
 
-// refuseAndCount refuses a message that the client should not have sent. It returns a closeError if
-// the client sends too many of them.
-func (c *client) refuseAndCount(r *refusal) error {
-	c.refuse(r)
+// refuseAndCount refuses a message of from, c or one of its watches, that the client should not have sent. It returns a
+// closeError if the client sends too many of them.
+func (c *client) refuseAndCount(from sender, r *refusal) error {
+	from.refuse(r)
 	return c.wire.frames.excess.add(time.Now())
 }
 

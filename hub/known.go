@@ -102,7 +102,7 @@ func (c *client) takeKnown(p []byte) (n, need int, err error) {
 		case a == 0:
 			// A pong. clientWire.Read has already set heard and counted it.
 		case !c.allowed():
-			if err := c.refuseAndCount(refusedRate); err != nil {
+			if err := c.refuseAndCount(c, refusedRate); err != nil {
 				c.act(same)
 				return n, 0, err
 			}

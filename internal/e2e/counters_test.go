@@ -156,6 +156,22 @@ func TestCountersOverWebSocket(t *testing.T) {
 	}
 }
 
+// TestCountersNameRefusals sends more actions than the rate allows, on a connection about several counters. The error names
+// the counter of the action that did not count.
+func TestCountersNameRefusals(t *testing.T) {
+	t.Parallel()
+	s := startCounters(t, "-counters", "*", "-action-rate", "0.001", "-action-burst", "1")
+	ws := s.watch("/c?name=likes&name=seats")
+	wantRead(t, ws, `{"count":1,"counter":"likes","type":"users"}`, `{"counter":"likes","type":"state","value":0}`,
+		`{"count":1,"counter":"seats","type":"users"}`, `{"counter":"seats","type":"state","value":0}`)
+	send(t, ws, `{"action":"plus","counter":"likes"}`)
+	wantRead(t, ws, `{"counter":"likes","type":"state","value":1}`)
+	send(t, ws, `{"action":"plus","counter":"seats"}`)
+	wantRead(t, ws, `{"code":"rate_limited","counter":"seats","type":"error"}`)
+	send(t, ws, `{"action":"leap","counter":"seats"}`)
+	wantRead(t, ws, `{"code":"unknown_action","type":"error"}`)
+}
+
 // TestCountersAndOrigins sends actions as pages do: with fetch, from allowed and from foreign origins.
 func TestCountersAndOrigins(t *testing.T) {
 	t.Parallel()
