@@ -127,7 +127,8 @@ func (s *Store) outcome(p *pendingChange) bool {
 	case p.err == nil && p.reply.status == "epoch" && p.Remove && strings.HasSuffix(p.reply.epoch, p.candidate):
 		p.Snapshot = s.applied(p.of, p.reply) // an earlier attempt has removed it
 	case p.err == nil && p.reply.status == "epoch":
-		p.unknown = nil // call has switched to the new epoch, in which an earlier attempt cannot count
+		// call has switched to the new epoch, in which an earlier attempt cannot count.
+		p.unknown, p.candidate = nil, ""
 		return false
 	case p.err == nil:
 		p.Snapshot, p.Err = s.snapshot(p.of), fmt.Errorf("the server has a later batch of this hub: %s", p.reply.status)
@@ -145,12 +146,18 @@ func (s *Store) outcome(p *pendingChange) bool {
 
 // giveUp sets the outcome of changes whose outcome will not be known.
 func (s *Store) giveUp(pending []*pendingChange) {
+	undecided := 0
+	var last *pendingChange
 	for _, p := range pending {
-		p.Snapshot, p.Err = s.snapshot(p.of), fmt.Errorf("no answer: %w", p.unknown)
+		p.Snapshot, p.Err = s.snapshot(p.of), errNoAnswer // for a change that did not count before a new epoch
+		if p.unknown != nil {
+			undecided++
+			last = p
+			p.Err = fmt.Errorf("no answer: %w", p.unknown)
+		}
 	}
-	p := pending[0]
-	s.log.Error("it will not be known whether the last actions have counted", "counter", p.of.name, "delta", p.Delta,
-		"counters", len(pending), "err", p.unknown)
+	s.log.Error("it will not be known whether the last actions have counted", "counter", last.of.name, "delta", last.Delta,
+		"counters", undecided, "err", last.unknown)
 }
 
 // applied records the reply to a change and returns its snapshot.
@@ -179,7 +186,7 @@ type counterCall struct {
 	clients int      // of a beat: what it reports
 
 	// Set by call.
-	candidate string // the id of a new epoch
+	candidate string // the id of a new epoch; the same for all copies of a call
 	was       uint64 // the version before
 }
 
@@ -195,8 +202,11 @@ func (s *Store) call(ctx context.Context, client valkey.Client, script *script, 
 	sent := make([]*scriptCall, 0, len(calls))
 	s.mu.Lock()
 	for _, c := range calls {
-		c.keys, c.candidate, c.was = c.of.keys, s.candidate, c.of.now.Version
-		c.args = append([]string{c.of.epoch, strconv.FormatUint(c.of.now.Version, 10), s.candidate, c.of.channel, s.id,
+		c.keys, c.was = c.of.keys, c.of.now.Version
+		if c.candidate == "" {
+			c.candidate = s.candidate
+		}
+		c.args = append([]string{c.of.epoch, strconv.FormatUint(c.was, 10), c.candidate, c.of.channel, s.id,
 			strconv.FormatInt(quiet.Milliseconds(), 10), c.of.name,
 			strconv.FormatInt(remember.Milliseconds(), 10), strconv.FormatInt(linger.Milliseconds(), 10)}, c.further...)
 		sent = append(sent, &c.scriptCall)
