@@ -238,7 +238,7 @@ func testServer(ctx context.Context, t *testing.T, l *environment, p peer) {
 		}
 	}
 
-	r, err := cr.Flood(ctx, acting, 100*time.Millisecond)
+	r, err := cr.Flood(ctx, acting, 0, 100*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -112,7 +112,7 @@ func slow(ctx context.Context, b *bench, p peer) error {
 
 // changes changes the value for a second, and returns "", or why not all clients got the final value.
 func changes(ctx context.Context, cr *load.Crowd, acting []*load.Client) string {
-	r, err := cr.Flood(ctx, acting, 0)
+	r, err := cr.Flood(ctx, acting, 0, 0)
 	switch {
 	case err != nil:
 		return brief(err)

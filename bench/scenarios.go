@@ -271,7 +271,7 @@ func merging(ctx context.Context, b *bench, p peer) error {
 	if err != nil {
 		return err
 	}
-	r, err := cr.Flood(ctx, acting, b.flood)
+	r, err := cr.Flood(ctx, acting, 0, b.flood)
 	if err != nil {
 		return err
 	}

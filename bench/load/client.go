@@ -21,6 +21,7 @@ import (
 type Client struct {
 	// Immutable after Connect.
 	crowd *Crowd
+	of    *Counter
 	sock  *socket
 	conn  *tls.Conn
 	slow  bool // it has a small receive buffer, and rounds do not wait for it
@@ -88,20 +89,20 @@ func (cr *Crowd) dialTCP(ctx context.Context, small bool) (*net.TCPConn, error) 
 
 // dial makes a connection, does the TLS and opening handshakes, and passes the client to the
 // loop.
-func (cr *Crowd) dial(ctx context.Context, slow, acts bool) (*Client, error) {
+func (cr *Crowd) dial(ctx context.Context, how joining) (*Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	tcp, err := cr.dialTCP(ctx, slow)
+	tcp, err := cr.dialTCP(ctx, how.slow)
 	if err != nil {
 		return nil, err
 	}
 	sock := &socket{Conn: tcp}
-	c := &Client{crowd: cr, sock: sock, conn: tls.Client(sock, cr.tls), slow: slow, done: make(chan struct{})}
-	if acts {
+	c := &Client{crowd: cr, of: how.of, sock: sock, conn: tls.Client(sock, cr.tls), slow: how.slow, done: make(chan struct{})}
+	if how.acts {
 		c.progress = make(chan struct{}, 1)
 	}
 	c.value.Store(unknown)
-	early, err := c.handshake(ctx)
+	early, err := c.handshake(ctx, how.forwarded)
 	if err == nil {
 		err = sock.takeOver(tcp)
 	}
@@ -115,9 +116,9 @@ func (cr *Crowd) dial(ctx context.Context, slow, acts bool) (*Client, error) {
 	return c, nil
 }
 
-// handshake does the TLS and opening handshakes. It returns the bytes that came after the
-// server's response.
-func (c *Client) handshake(ctx context.Context) ([]byte, error) {
+// handshake does the TLS and opening handshakes. header has further header fields of the request. handshake returns the
+// bytes that came after the server's response.
+func (c *Client) handshake(ctx context.Context, header string) ([]byte, error) {
 	deadline, _ := ctx.Deadline()
 	if err := c.conn.SetDeadline(deadline); err != nil {
 		return nil, err
@@ -125,7 +126,9 @@ func (c *Client) handshake(ctx context.Context) ([]byte, error) {
 	if err := c.conn.HandshakeContext(ctx); err != nil {
 		return nil, fmt.Errorf("TLS: %w", err)
 	}
-	if _, err := c.conn.Write(c.crowd.request); err != nil {
+	request := fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
+		"Sec-WebSocket-Key: %s\r\nSec-WebSocket-Version: 13\r\n%s\r\n", c.of.path, c.crowd.host, handshakeKey, header)
+	if _, err := c.conn.Write(request); err != nil {
 		return nil, err
 	}
 	buf, end := make([]byte, 2048), 0

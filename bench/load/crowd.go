@@ -31,11 +31,12 @@ const (
 type Crowd struct {
 	// Immutable after New.
 	addr      string
+	host      string // of requests
 	tls       *tls.Config
-	request   []byte // the opening handshake
-	goingAway []byte // a close frame with status code 1001
-	plus      []byte // maxBatch actions
-	plusSize  int    // bytes of one action
+	standard  *Counter // the default counter
+	goingAway []byte   // a close frame with status code 1001
+	plus      []byte   // maxBatch actions
+	plusSize  int      // bytes of one action
 	began     time.Time
 	loop      *epollLoop
 
@@ -64,10 +65,10 @@ func New(addr string) (*Crowd, error) {
 	}
 	_, port, _ := net.SplitHostPort(addr)
 	cr := &Crowd{
-		addr: addr,
-		tls:  &tls.Config{InsecureSkipVerify: true, ServerName: "localhost", MinVersion: tls.VersionTLS13},
-		request: fmt.Appendf(nil, "GET / HTTP/1.1\r\nHost: localhost:%s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
-			"Sec-WebSocket-Key: %s\r\nSec-WebSocket-Version: 13\r\n\r\n", port, handshakeKey),
+		addr:      addr,
+		host:      "localhost:" + port,
+		tls:       &tls.Config{InsecureSkipVerify: true, ServerName: "localhost", MinVersion: tls.VersionTLS13},
+		standard:  &Counter{path: "/"},
 		goingAway: appendFrame(nil, opClose, []byte{1001 >> 8, 1001 & 0xff}),
 		began:     time.Now(),
 		loop:      l,
@@ -98,6 +99,19 @@ func (cr *Crowd) Joined() int64 { return cr.joined.Load() }
 // Connect adds n clients, with at most parallel handshakes at a time, and waits until each
 // client has received the state. With slow the clients have a small receive buffer.
 func (cr *Crowd) Connect(ctx context.Context, n, parallel int, slow bool) ([]*Client, error) {
+	return cr.connect(ctx, n, parallel, func(int) joining { return joining{of: cr.standard, slow: slow} })
+}
+
+// joining says how a client joins.
+type joining struct {
+	of        *Counter
+	forwarded string // a further header field of the opening handshake, or ""
+	slow      bool   // the client has a small receive buffer
+	acts      bool   // Flood and Round can use it
+}
+
+// connect does the work of Connect. how says how the i-th client joins.
+func (cr *Crowd) connect(ctx context.Context, n, parallel int, how func(i int) joining) ([]*Client, error) {
 	var (
 		wg     sync.WaitGroup
 		next   atomic.Int64
@@ -108,7 +122,7 @@ func (cr *Crowd) Connect(ctx context.Context, n, parallel int, slow bool) ([]*Cl
 	for range min(parallel, n) {
 		wg.Go(func() {
 			for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
-				c, err := cr.dial(ctx, slow, false)
+				c, err := cr.dial(ctx, how(int(i)))
 				if err != nil {
 					failed <- err
 					return
@@ -143,6 +157,7 @@ func (cr *Crowd) message(c *Client, p []byte) {
 	switch k {
 	case kindError:
 		cr.refused.Add(1)
+		c.of.refused.Add(1)
 	case kindState:
 		old := c.value.Load()
 		if old == n {
@@ -260,29 +275,28 @@ const (
 )
 
 // Flood makes the actors send plus for d as fast as the server accepts it, and waits until all
-// clients have the final value. Each actor has at most two batches in flight. It adapts the
-// batch size so that the server is always busy but still answers soon: the size doubles while
-// an answer takes less than 50 ms, and halves when one takes more than 150 ms. So a server that
-// accepts 100 actions per second gets batches of one action, and no large backlog.
-func (cr *Crowd) Flood(ctx context.Context, actors []*Client, d time.Duration) (FloodResult, error) {
+// clients have the final value of their counter. Each client's counter must have an actor. Each actor has at most two batches in flight.
+//
+// A batch has the given number of actions, at most 1024. If batch is 0, each actor adapts the size of its batches so that
+// the server is always busy but still answers soon: the size doubles while an answer takes less
+// than 50 ms, and halves when one takes more than 150 ms. So a server that accepts 100 actions
+// per second gets batches of one action, and no large backlog.
+func (cr *Crowd) Flood(ctx context.Context, actors []*Client, batch int, d time.Duration) (FloodResult, error) {
 	quick := cr.quick()
-	base := actors[0].value.Load()
 	lost0, slow0 := cr.Lost()
 	refused0 := cr.refused.Load()
-
-	var sent atomic.Int64
-	sent.Store(base)
+	counters := startFlood(actors)
 	ctx, cancel := context.WithTimeout(ctx, d+floodWarmUp)
 	defer cancel()
 	began := time.Now()
 	var wg sync.WaitGroup
 	errs := make(chan error, len(actors))
 	for _, a := range actors {
-		wg.Go(func() { errs <- cr.act(ctx, a, &sent) })
+		wg.Go(func() { errs <- cr.act(ctx, a, batch) })
 	}
 	// Actions during the warm-up do not count.
 	time.Sleep(floodWarmUp)
-	warmValue, warmAt := actors[0].value.Load(), time.Since(cr.began)
+	warm, warmAt := newest(counters), time.Since(cr.began)
 	wg.Wait()
 	stopped := time.Since(cr.began)
 	for range actors {
@@ -293,24 +307,29 @@ func (cr *Crowd) Flood(ctx context.Context, actors []*Client, d time.Duration) (
 
 	var r FloodResult
 	for {
-		final := sent.Load() - (cr.refused.Load() - refused0)
+		var final, first, last int64 // first is when each counter had a client with its final value
+		for _, of := range counters {
+			of.final, of.first = of.sent.Load()-(of.refused.Load()-of.refused0), never
+			final += of.final
+		}
 		behind := 0
-		var first, last int64 = 1 << 62, 0
 		for _, c := range quick {
-			if c.value.Load() != final {
+			if c.value.Load() != c.of.final {
 				behind++
 				continue
 			}
-			first, last = min(first, c.at.Load()), max(last, c.at.Load())
+			c.of.first, last = min(c.of.first, c.at.Load()), max(last, c.at.Load())
+		}
+		for _, of := range counters {
+			first = max(first, of.first)
 		}
 		if lost, slow := cr.Lost(); behind == 0 || lost-slow > lost0-slow0 || time.Since(began) > d+floodWarmUp+ConvergeTimeout {
 			r.Converged, r.Behind = behind == 0, behind
-			if behind < len(quick) {
+			if first < never {
 				r.AfterSend, r.AfterAck = max(0, time.Duration(last)-stopped), time.Duration(last-first)
-				r.Rate = float64(final-warmValue) / (time.Duration(first) - warmAt).Seconds()
+				r.Rate = float64(final-warm) / (time.Duration(first) - warmAt).Seconds()
 			} else {
-				newest := actors[0].value.Load()
-				r.Rate = float64(newest-warmValue) / (time.Since(cr.began) - warmAt).Seconds()
+				r.Rate = float64(newest(counters)-warm) / (time.Since(cr.began) - warmAt).Seconds()
 			}
 			r.Lost = lost - slow - (lost0 - slow0)
 			r.Refused = cr.refused.Load() - refused0
@@ -320,14 +339,41 @@ func (cr *Crowd) Flood(ctx context.Context, actors []*Client, d time.Duration) (
 	}
 }
 
-// act sends batches from one actor until ctx is done, and adds their actions to sent.
-func (cr *Crowd) act(ctx context.Context, a *Client, sent *atomic.Int64) error {
+// never is later than any time.
+const never = 1 << 62
+
+// startFlood returns the counters of the actors, ready for a flood. All clients of a counter must have the same value.
+func startFlood(actors []*Client) []*Counter {
+	var counters []*Counter
+	for _, a := range actors {
+		a.of.actor = nil
+	}
+	for _, a := range actors {
+		if a.of.actor == nil {
+			a.of.actor, a.of.refused0 = a, a.of.refused.Load()
+			a.of.sent.Store(a.value.Load())
+			counters = append(counters, a.of)
+		}
+	}
+	return counters
+}
+
+// newest returns the sum of the values of counters, each as one of its actors knows it.
+func newest(counters []*Counter) (total int64) {
+	for _, of := range counters {
+		total += of.actor.value.Load()
+	}
+	return total
+}
+
+// act sends batches from one actor until ctx is done, and adds their actions to sent of its counter.
+func (cr *Crowd) act(ctx context.Context, a *Client, batch int) error {
 	const soon, late = 50 * time.Millisecond, 150 * time.Millisecond
 	var before, mark int64 // the values that include the batch before the last one, and the last one
 	var beforeAt, markAt time.Time
 	before, mark = a.value.Load(), a.value.Load()
 	beforeAt, markAt = time.Now(), time.Now()
-	for n := 1; ctx.Err() == nil; {
+	for n := max(batch, 1); ctx.Err() == nil; {
 		for a.value.Load() < before {
 			select {
 			case <-a.progress:
@@ -338,13 +384,14 @@ func (cr *Crowd) act(ctx context.Context, a *Client, sent *atomic.Int64) error {
 			}
 		}
 		switch took := time.Since(beforeAt); {
+		case batch > 0:
 		case took < soon:
 			n = min(n*2, maxBatch)
 		case took > late:
 			n = max(n/2, 1)
 		}
 		before, beforeAt = mark, markAt
-		mark, markAt = sent.Add(int64(n)), time.Now()
+		mark, markAt = a.of.sent.Add(int64(n)), time.Now()
 		if err := a.Send(cr.plus[:n*cr.plusSize]); err != nil {
 			return err
 		}
@@ -356,7 +403,7 @@ func (cr *Crowd) act(ctx context.Context, a *Client, sent *atomic.Int64) error {
 func (cr *Crowd) ConnectActors(ctx context.Context, n int) ([]*Client, error) {
 	actors := make([]*Client, n)
 	for i := range actors {
-		c, err := cr.dial(ctx, false, true)
+		c, err := cr.dial(ctx, joining{of: cr.standard, acts: true})
 		if err != nil {
 			return nil, fmt.Errorf("connecting actor %d: %w", i, err)
 		}

@@ -43,9 +43,9 @@ func (cr *Crowd) Misbehave(ctx context.Context, m Misdeed) error {
 	if m == HalfOpen {
 		return halfOpen(tcp)
 	}
-	c := &Client{crowd: cr, conn: tls.Client(tcp, cr.tls)}
+	c := &Client{crowd: cr, of: cr.standard, conn: tls.Client(tcp, cr.tls)}
 	dialCtx, done := context.WithTimeout(ctx, dialTimeout)
-	_, err = c.handshake(dialCtx)
+	_, err = c.handshake(dialCtx, "")
 	done()
 	if err != nil {
 		return err
