@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"encoding/xml"
 	"errors"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -105,7 +107,7 @@ func TestGrouped(t *testing.T) {
 func results() *Results {
 	r := &Results{When: time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC), Machine: Machine{CPU: "CPU", Cores: 2, Kernel: "Linux", Go: "go"}}
 	add := func(peer string, run, n int, cpu float64, note string) {
-		r.Samples = append(r.Samples, Sample{"fanout", peer, n, run, values{"cpu_us": cpu, "last_ms": cpu * 2}, note})
+		r.Samples = append(r.Samples, Sample{"fanout", peer, size{Clients: n}, run, values{"cpu_us": cpu, "last_ms": cpu * 2}, note})
 	}
 	// The machine is slow in run 2, for both.
 	add("plusminus", 1, 100, 11, "")
@@ -129,6 +131,37 @@ func TestTable(t *testing.T) {
 `
 	if b.String() != want {
 		t.Errorf("table:\n%s\nwant:\n%s", b.String(), want)
+	}
+}
+
+// TestTableOfCounters checks the rows of a scenario that varies the number of counters.
+func TestTableOfCounters(t *testing.T) {
+	r := &Results{}
+	add := func(clients, counters int, rate float64) {
+		r.Samples = append(r.Samples, Sample{"posts", "plusminus", size{clients, counters}, 1, values{"rate": rate}, ""})
+	}
+	add(100, 1000, 7)
+	add(100, 1, 8)
+	add(10, 1000, 9)
+	i := slices.IndexFunc(scenarios, func(sc scenario) bool { return sc.name == "posts" })
+	var b strings.Builder
+	r.table(&b, scenarios[i])
+	const want = `| clients | counters | server | actions/s |  |
+| ---: | ---: | --- | ---: | --- |
+| 10 | 1,000 | plusminus | 9 |  |
+| 100 | 1 | plusminus | 8 |  |
+| 100 | 1,000 | plusminus | 7 |  |
+`
+	if b.String() != want {
+		t.Errorf("table:\n%s\nwant:\n%s", b.String(), want)
+	}
+	text, err := json.Marshal(r.Samples[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	const wantJSON = `{"scenario":"posts","peer":"plusminus","clients":100,"counters":1000,"run":1,"values":{"rate":7}}`
+	if string(text) != wantJSON {
+		t.Errorf("sample = %s, want %s", text, wantJSON)
 	}
 }
 
@@ -175,7 +208,7 @@ func TestUsage(t *testing.T) {
 // a client that stops reading, a hostile client, and the end of all connections.
 func TestEndToEnd(t *testing.T) {
 	dir := t.TempDir()
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	l, err := newEnvironment(-1, nil)
 	if err != nil {
@@ -193,6 +226,84 @@ func TestEndToEnd(t *testing.T) {
 	}
 	for _, p := range []peer{builtin()[0], plusminusPeer("plusminus", binary, "memory")} {
 		t.Run(p.name, func(t *testing.T) { testServer(ctx, t, l, p) })
+	}
+	t.Run("posts", func(t *testing.T) { testPosts(ctx, t, l, plusminusPeer("plusminus", binary, "memory")) })
+	t.Run("scenarios", func(t *testing.T) { testScenarios(ctx, t, l, binary) })
+}
+
+// testPosts acts by POST on one counter, and on 12.
+func testPosts(ctx context.Context, t *testing.T, l *environment, p peer) {
+	s, err := l.start(ctx, p, false, manyFlags...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.stop()
+	cr, err := load.New(s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cr.Abandon()
+	posters, err := cr.ConnectPosters(ctx, 5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer load.ClosePosters(posters)
+	watcher, err := cr.Connect(ctx, 1, 1, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	acted := int64(1) // by Make
+	for _, k := range []int{1, 12} {
+		list := cr.Counters(k)
+		if err := load.Make(ctx, posters, list); err != nil {
+			t.Fatal(err)
+		}
+		actions, err := load.Post(ctx, posters, list, 100*time.Millisecond)
+		if err != nil || actions < 10 {
+			t.Errorf("Post on %d counters = %d, %v, want at least 10 actions", k, actions, err)
+		}
+		if k == 1 {
+			acted += actions
+		}
+	}
+	if n, _ := resume(ctx, watcher, acted); n != 1 {
+		t.Errorf("a client of the default counter has %d, want %d", watcher[0].Value(), acted)
+	}
+}
+
+// testScenarios runs counters and posts with 20 clients, for plusminus and for a peer with one counter.
+func testScenarios(ctx context.Context, t *testing.T, l *environment, binary string) {
+	b := &bench{env: l, log: io.Discard, clients: []int{20}, flood: 100 * time.Millisecond, runs: 1}
+	for _, sc := range scenarios {
+		if sc.name == "counters" || sc.name == "posts" {
+			b.scenarios = append(b.scenarios, sc)
+		}
+	}
+	if err := b.measure(ctx, []peer{builtin()[0], plusminusPeer("plusminus", binary, "file")}); err != nil {
+		t.Fatal(err)
+	}
+	if len(b.results.Left) > 0 {
+		t.Errorf("left out: %q", b.results.Left)
+	}
+	want := map[string][]size{"counters": {{20, 1}, {20, 2}, {20, 20}}, "posts": {{postConnections, 1}, {postConnections, 20}}}
+	for name, sizes := range want {
+		if got := b.results.sizes(name); !slices.Equal(got, sizes) {
+			t.Errorf("sizes of %s = %v, want %v", name, got, sizes)
+		}
+		if peers := b.results.peers(name); !slices.Equal(peers, []string{"plusminus"}) {
+			t.Errorf("peers of %s = %q, want plusminus alone", name, peers)
+		}
+	}
+	for _, s := range b.results.Samples {
+		keys := []string{"rate", "cpu_us"}
+		if s.Counters > 1 {
+			keys = append(keys, "rate_one", "cpu_one")
+		}
+		for _, key := range keys {
+			if s.Values[key] <= 0 || s.Note != "" {
+				t.Errorf("%s with %v: %s = %v, note %q, want more than 0 and no note", s.Scenario, s.size, key, s.Values[key], s.Note)
+			}
+		}
 	}
 }
 

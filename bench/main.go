@@ -194,12 +194,12 @@ func parse(args []string, stderr io.Writer) (*bench, error) {
 	fs.StringVar(&peerList, "peers", strings.Join(defaultPeers, ","), "`servers` to measure, separated by commas; name=/path/to/binary is another build\nof plusminus, and plusminus-file is plusminus with -store file, in TMPDIR")
 	fs.StringVar(&b.results.Base, "base", "floor", "`server` that the ratios compare with")
 	fs.StringVar(&scenarioList, "scenarios", strings.Join(names, ","), "`scenarios` to run, separated by commas")
-	fs.StringVar(&clientList, "clients", "100,1000,10000", "`numbers` of clients in fanout, separated by commas")
+	fs.StringVar(&clientList, "clients", "100,1000,10000", "`numbers` of clients in fanout and in counters, and of counters in posts, separated by commas")
 	fs.StringVar(&arrivalList, "arrivals", "2000,10000", "`numbers` of clients in arrival, separated by commas; peers that announce each arrival to all\nclients get at most 2000")
 	fs.IntVar(&b.watchers, "watchers", 1000, "`number` of clients that only watch in merging")
 	fs.IntVar(&b.idle, "idle", 10000, "`number` of clients in memory")
 	fs.IntVar(&b.runs, "runs", 3, "`times` to measure everything; the table has the medians")
-	fs.DurationVar(&b.flood, "flood", 5*time.Second, "how long clients send actions in merging")
+	fs.DurationVar(&b.flood, "flood", 5*time.Second, "how long clients send actions in merging, counters and posts")
 	fs.DurationVar(&b.settle, "settle", 15*time.Second, "how long clients are idle before memory measures")
 	fs.BoolVar(&b.after, "after", false, "in memory, measure again a minute after all clients have left")
 	fs.DurationVar(&b.soakFor, "soak", 10*time.Minute, "how long soak lasts for each server")
@@ -387,7 +387,12 @@ func brief(err error) string {
 
 // record adds a sample to the results and prints it.
 func (b *bench) record(clients int, v values, note string) {
-	b.results.Samples = append(b.results.Samples, Sample{b.current.name, b.peer, clients, b.runNo, v, note})
+	b.recordCounters(clients, 0, v, note)
+}
+
+// recordCounters is record for a scenario that varies the number of counters.
+func (b *bench) recordCounters(clients, counters int, v values, note string) {
+	b.results.Samples = append(b.results.Samples, Sample{b.current.name, b.peer, size{clients, counters}, b.runNo, v, note})
 	var parts []string
 	for _, c := range b.current.columns {
 		if x, ok := v[c.key]; ok {
@@ -397,7 +402,11 @@ func (b *bench) record(clients int, v values, note string) {
 	if note != "" {
 		parts = append(parts, note)
 	}
-	b.say("%d clients: %s", clients, strings.Join(parts, ", "))
+	of := ""
+	if counters > 0 {
+		of = fmt.Sprintf(" of %d counters", counters)
+	}
+	b.say("%d clients%s: %s", clients, of, strings.Join(parts, ", "))
 }
 
 // say prints progress.

@@ -58,15 +58,15 @@ func (r *Results) drawPanel(b *strings.Builder, p panel) {
 	if highest == 0 {
 		return
 	}
-	x := scale(float64(sizes[0]), float64(sizes[len(sizes)-1]), p.left, p.left+panelWidth)
+	x := scale(float64(sizes[0].Clients), float64(sizes[len(sizes)-1].Clients), p.left, p.left+panelWidth)
 	y := scale(lowest/1.2, highest*1.2, panelTop+panelHeight, panelTop)
 
 	fmt.Fprintf(b, `<text x="%.0f" y="30" font-weight="bold">%s</text>`+"\n", p.left, p.title)
 	fmt.Fprintf(b, `<text x="%.0f" y="%.0f" text-anchor="middle">clients</text>`+"\n", p.left+panelWidth/2, panelTop+panelHeight+36)
 	for _, n := range sizes {
-		at := x(float64(n))
+		at := x(float64(n.Clients))
 		fmt.Fprintf(b, `<path d="M%.1f %.1fV%.1f" stroke="#ddd"/><text x="%.1f" y="%.0f" text-anchor="middle">%s</text>`+"\n",
-			at, panelTop, panelTop+panelHeight, at, panelTop+panelHeight+18, grouped(fmt.Sprint(n)))
+			at, panelTop, panelTop+panelHeight, at, panelTop+panelHeight+18, grouped(fmt.Sprint(n.Clients)))
 	}
 	for _, t := range ticksBetween(lowest/1.2, highest*1.2) {
 		at := y(t)
@@ -77,7 +77,7 @@ func (r *Results) drawPanel(b *strings.Builder, p panel) {
 		var points []string
 		for _, n := range sizes {
 			if v, ok := medianOf(r.of("fanout", name, n, p.key)); ok && v > 0 {
-				points = append(points, fmt.Sprintf("%.1f,%.1f", x(float64(n)), y(v)))
+				points = append(points, fmt.Sprintf("%.1f,%.1f", x(float64(n.Clients)), y(v)))
 			}
 		}
 		colour := colours[i%len(colours)]

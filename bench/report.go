@@ -18,10 +18,21 @@ type values map[string]float64
 type Sample struct {
 	Scenario string `json:"scenario"`
 	Peer     string `json:"peer"`
-	Clients  int    `json:"clients,omitempty"` // 0 in start
-	Run      int    `json:"run"`
-	Values   values `json:"values"`
-	Note     string `json:"note,omitempty"`
+	size
+	Run    int    `json:"run"`
+	Values values `json:"values"`
+	Note   string `json:"note,omitempty"`
+}
+
+// size says how large a run of a scenario is.
+type size struct {
+	Clients  int `json:"clients,omitempty"`  // 0 in start
+	Counters int `json:"counters,omitempty"` // 0 in scenarios that have only the default one
+}
+
+// compare orders sizes by clients, and then by counters.
+func (a size) compare(b size) int {
+	return cmp.Or(cmp.Compare(a.Clients, b.Clients), cmp.Compare(a.Counters, b.Counters))
 }
 
 // Results holds all samples, as -o writes them.
@@ -35,10 +46,10 @@ type Results struct {
 }
 
 // of returns the values of a column by run, for the runs that have it.
-func (r *Results) of(scenario, peer string, clients int, key string) map[int]float64 {
+func (r *Results) of(scenario, peer string, n size, key string) map[int]float64 {
 	m := map[int]float64{}
 	for _, s := range r.Samples {
-		if v, ok := s.Values[key]; ok && s.Scenario == scenario && s.Peer == peer && s.Clients == clients {
+		if v, ok := s.Values[key]; ok && s.Scenario == scenario && s.Peer == peer && s.size == n {
 			m[s.Run] = v
 		}
 	}
@@ -55,10 +66,10 @@ func medianOf(m map[int]float64) (float64, bool) {
 
 // ratio returns the median of a peer's ratios to base, each within one run: a slow moment of
 // the machine then affects both. It returns false if no run has both values.
-func (r *Results) ratio(base, scenario, peer string, clients int, key string) (float64, bool) {
-	baseline := r.of(scenario, base, clients, key)
+func (r *Results) ratio(base, scenario, peer string, n size, key string) (float64, bool) {
+	baseline := r.of(scenario, base, n, key)
 	ratios := map[int]float64{}
-	for run, v := range r.of(scenario, peer, clients, key) {
+	for run, v := range r.of(scenario, peer, n, key) {
 		if f := baseline[run]; f > 0 {
 			ratios[run] = v / f
 		}
@@ -66,15 +77,15 @@ func (r *Results) ratio(base, scenario, peer string, clients int, key string) (f
 	return medianOf(ratios)
 }
 
-// sizes returns the numbers of clients in a scenario's samples, ascending.
-func (r *Results) sizes(scenario string) []int {
-	var list []int
+// sizes returns the sizes of a scenario's samples, ascending.
+func (r *Results) sizes(scenario string) []size {
+	var list []size
 	for _, s := range r.Samples {
-		if s.Scenario == scenario && !slices.Contains(list, s.Clients) {
-			list = append(list, s.Clients)
+		if s.Scenario == scenario && !slices.Contains(list, s.size) {
+			list = append(list, s.size)
 		}
 	}
-	slices.Sort(list)
+	slices.SortFunc(list, size.compare)
 	return list
 }
 
@@ -93,10 +104,10 @@ func (r *Results) peers(scenario string) []string {
 }
 
 // notes joins the different notes of all runs.
-func (r *Results) notes(scenario, peer string, clients int) string {
+func (r *Results) notes(scenario, peer string, n size) string {
 	var list []string
 	for _, s := range r.Samples {
-		if s.Scenario == scenario && s.Peer == peer && s.Clients == clients && s.Note != "" && !slices.Contains(list, s.Note) {
+		if s.Scenario == scenario && s.Peer == peer && s.size == n && s.Note != "" && !slices.Contains(list, s.Note) {
 			list = append(list, s.Note)
 		}
 	}
@@ -104,9 +115,9 @@ func (r *Results) notes(scenario, peer string, clients int) string {
 }
 
 // has reports whether there is a sample for these arguments.
-func (r *Results) has(scenario, peer string, clients int) bool {
+func (r *Results) has(scenario, peer string, n size) bool {
 	return slices.ContainsFunc(r.Samples, func(s Sample) bool {
-		return s.Scenario == scenario && s.Peer == peer && s.Clients == clients
+		return s.Scenario == scenario && s.Peer == peer && s.size == n
 	})
 }
 
@@ -143,8 +154,13 @@ func (r *Results) table(w io.Writer, sc scenario) {
 		}
 	}
 	row := func(cells ...string) { fmt.Fprintf(w, "| %s |\n", strings.Join(cells, " | ")) }
-	head := []string{"clients", "server"}
-	rule := []string{"---:", "---"}
+	head, rule := []string{"clients"}, []string{"---:"}
+	sizes := r.sizes(sc.name)
+	many := slices.ContainsFunc(sizes, func(n size) bool { return n.Counters > 0 })
+	if many {
+		head, rule = append(head, "counters"), append(rule, "---:")
+	}
+	head, rule = append(head, "server"), append(rule, "---")
 	for _, c := range columns {
 		title := c.title
 		if c.isRatio {
@@ -154,12 +170,16 @@ func (r *Results) table(w io.Writer, sc scenario) {
 	}
 	row(append(head, "")...)
 	row(append(rule, "---")...)
-	for _, n := range r.sizes(sc.name) {
+	for _, n := range sizes {
 		for _, p := range r.peers(sc.name) {
 			if !r.has(sc.name, p, n) {
 				continue
 			}
-			cells := []string{grouped(fmt.Sprint(n)), p}
+			cells := []string{grouped(fmt.Sprint(n.Clients))}
+			if many {
+				cells = append(cells, grouped(fmt.Sprint(n.Counters)))
+			}
+			cells = append(cells, p)
 			for _, c := range columns {
 				format, get := c.format, func() (float64, bool) { return medianOf(r.of(sc.name, p, n, c.key)) }
 				if c.isRatio {

@@ -53,6 +53,36 @@ var scenarios = []scenario{
 		run: merging,
 	},
 	{
+		name:  "counters",
+		title: "Counters: n clients act, on one counter or on many",
+		about: "All n clients send `plus` to their counter as fast as the server answers, with two actions in flight, and then with two batches of 64. CPU is the server's CPU time divided by the number of messages that clients received, without batches. The ratios compare with as many clients of one counter.",
+		columns: []column{
+			{"rate", "actions/s", "%.0f", false},
+			{"rate_one", "× one counter", "%.2f", false},
+			{"messages", "messages/s", "%.0f", false},
+			{"cpu_us", "CPU per message, µs", "%.1f", false},
+			{"cpu_one", "× one counter", "%.2f", false},
+			{"batch_rate", "actions/s in batches", "%.0f", false},
+			{"batch_one", "× one counter", "%.2f", false},
+			{"load_pct", "load's core busy, %", "%.0f", false},
+		},
+		run: counters,
+	},
+	{
+		name:  "posts",
+		title: "Posts: counters that nobody watches",
+		about: "n clients send `plus` by POST over connections that they keep, and wait for each answer. All counters take turns. The ratios compare with one counter.",
+		columns: []column{
+			{"rate", "actions/s", "%.0f", false},
+			{"rate_one", "× one counter", "%.2f", false},
+			{"cpu_us", "CPU per action, µs", "%.1f", false},
+			{"cpu_one", "× one counter", "%.2f", false},
+			{"rss_mb", "RSS, MB", "%.1f", false},
+			{"load_pct", "load's core busy, %", "%.0f", false},
+		},
+		run: posts,
+	},
+	{
 		name:  "memory",
 		title: "Memory: n idle clients",
 		about: "Resident memory of the server's process, minus its resident memory before the first client. It does not include the kernel's memory for sockets.",
@@ -280,10 +310,18 @@ func merging(ctx context.Context, b *bench, p peer) error {
 		return err
 	}
 	v := values{"rate": r.Rate, "load_pct": busy}
+	if r.Converged {
+		v["send_ms"], v["ack_ms"] = ms(r.AfterSend), ms(r.AfterAck)
+	}
+	b.record(n, v, floodNote(r))
+	return nil
+}
+
+// floodNote says what went wrong in a flood, or returns "".
+func floodNote(r load.FloodResult) string {
 	note := ""
 	switch {
 	case r.Converged:
-		v["send_ms"], v["ack_ms"] = ms(r.AfterSend), ms(r.AfterAck)
 	case r.Lost > 0:
 		note = fmt.Sprintf("disconnected %d clients", r.Lost)
 	default:
@@ -292,8 +330,7 @@ func merging(ctx context.Context, b *bench, p peer) error {
 	if r.Refused > 0 {
 		note += fmt.Sprintf(" refused %d actions", r.Refused)
 	}
-	b.record(n, v, note)
-	return nil
+	return note
 }
 
 func memory(ctx context.Context, b *bench, p peer) error {

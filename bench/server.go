@@ -35,6 +35,7 @@ var scripts embed.FS
 type peer struct {
 	name      string
 	announces bool // can send users to all clients at each arrival
+	plusminus bool // is a build of plusminus, and takes its flags
 
 	// command returns the program and its arguments. announce says whether the peer sends
 	// users to all clients at each arrival; peers without announces ignore it.
@@ -54,16 +55,16 @@ type environment struct {
 func builtin() []peer {
 	var list []peer
 	for _, name := range []string{"floor", "gorilla", "coder", "gws"} {
-		list = append(list, peer{name, name != "floor", func(l *environment, announce bool) []string {
+		list = append(list, peer{name: name, announces: name != "floor", command: func(l *environment, announce bool) []string {
 			return []string{l.self, "peer", "-cert", l.cert, "-key", l.key, fmt.Sprintf("-announce=%t", announce), name}
 		}})
 	}
-	list = append(list, peer{"node", true, func(l *environment, announce bool) []string {
+	list = append(list, peer{name: "node", announces: true, command: func(l *environment, announce bool) []string {
 		return []string{"node", filepath.Join(l.dir, "counter.js"), l.cert, l.key, announceWord(announce)}
 	}})
 	for _, how := range []string{"wait", "broadcast"} {
 		name := map[string]string{"wait": "python", "broadcast": "python-broadcast"}[how]
-		list = append(list, peer{name, true, func(l *environment, announce bool) []string {
+		list = append(list, peer{name: name, announces: true, command: func(l *environment, announce bool) []string {
 			return []string{pythonPath, filepath.Join(l.dir, "counter.py"), l.cert, l.key, announceWord(announce), how}
 		}})
 	}
@@ -84,7 +85,7 @@ func announceWord(announce bool) string {
 // plusminusPeer returns the peer for a build of plusminus. store is its -store. Each start gets
 // a new data folder.
 func plusminusPeer(name, binary, store string) peer {
-	return peer{name, false, func(l *environment, _ bool) []string {
+	return peer{name: name, plusminus: true, command: func(l *environment, _ bool) []string {
 		args := []string{
 			binary, "-domain", "localhost", "-cert", l.cert, "-key", l.key,
 			"-https", "127.0.0.1:0", "-http", "off", "-admin", "off",
@@ -180,9 +181,9 @@ type server struct {
 // startTimeout is how long a server may take to listen.
 const startTimeout = 20 * time.Second
 
-// start starts a server and waits until it listens.
-func (l *environment) start(ctx context.Context, p peer, announce bool) (*server, error) {
-	args := p.command(l, announce)
+// start starts a server and waits until it listens. more are further arguments.
+func (l *environment) start(ctx context.Context, p peer, announce bool, more ...string) (*server, error) {
+	args := append(p.command(l, announce), more...)
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir = l.dir
 	s, addr, err := launch(p.name, l.serverCPU, cmd)

@@ -518,7 +518,7 @@ func (s *starts) table(w io.Writer, peers []startPeer) {
 	for _, p := range peers {
 		column := func(key string) []float64 {
 			var xs []float64
-			for _, x := range s.results.of("start", p.name, 0, key) {
+			for _, x := range s.results.of("start", p.name, size{}, key) {
 				xs = append(xs, x)
 			}
 			return xs
@@ -533,7 +533,7 @@ func (s *starts) table(w io.Writer, peers []startPeer) {
 			"–", fmt.Sprintf("%.0f", median(column("requests"))),
 			fmt.Sprintf("%.1f", float64(s.size[p.name])/(1<<20)), "–",
 		}
-		if x, ok := s.results.ratio("plusminus", "start", p.name, 0, "start_s"); ok {
+		if x, ok := s.results.ratio("plusminus", "start", p.name, size{}, "start_s"); ok {
 			cells[4] = fmt.Sprintf("%.2f", x)
 		}
 		if memory := column("rss_mb"); len(memory) > 0 {
