@@ -23,6 +23,7 @@ type counter struct {
 	published publishedState
 	holds     int    // clients and calls that use it
 	held      uint64 // how often it was held
+	clients   int    // of holds, those by clients; not counted for the default counter
 	noted     bool   // it is in Hub.changed
 
 	// Owned by loop.
@@ -221,6 +222,7 @@ func (h *Hub) mayMake(c *counter, remote netip.Prefix) *refusal {
 		return nil
 	}
 	if h.cfg.MayMake != nil && !h.cfg.MayMake(remote) {
+		h.events.notMade(ReasonMakingLimited, "counter", c.name, "remote", remote)
 		return refusedMaking
 	}
 	c.missing.Store(false) // until loop knows better

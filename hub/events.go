@@ -29,6 +29,12 @@ const (
 	ReasonNoCounter    Reason = "no_counter"    // 404: no pattern of Config.Counters matches the name
 )
 
+// Reasons why an action makes no counter. Each is the code of the error that the sender is told.
+const (
+	ReasonMakingLimited   Reason = "making_limited"    // Config.MayMake refused the address
+	ReasonTooManyCounters Reason = "too_many_counters" // the store has no room for another counter
+)
+
 // ReasonStopping is the reason why requests are refused (503), and clients are closed (1012), while
 // the hub shuts down.
 const ReasonStopping Reason = "stopping"
@@ -65,7 +71,7 @@ type EventsConfig struct {
 	HintFor func(reason Reason, remote netip.Prefix) string
 }
 
-// Events counts refused connections, closed clients and panics, and logs a sample of them (see
+// Events counts refused connections, counters that were not made, closed clients and panics, and logs a sample of them (see
 // [EventLog]). Its methods are safe from any goroutine. Except for Counts, they do nothing on a
 // nil *Events.
 type Events struct {
@@ -74,6 +80,7 @@ type Events struct {
 	hintFor  func(Reason, netip.Prefix) string // nil says nothing
 	levels   map[Reason]slog.Level
 	refusals *EventLog[Reason]
+	makings  *EventLog[Reason]
 	closes   *EventLog[Reason]
 	panics   *EventLog[Reason]
 }
@@ -96,6 +103,7 @@ func NewEvents(cfg EventsConfig) *Events {
 		hintFor:  cfg.HintFor,
 		levels:   levels,
 		refusals: NewEventLog(cfg.Logger, slices.Collect(maps.Keys(levels))...),
+		makings:  NewEventLog(cfg.Logger, ReasonMakingLimited, ReasonTooManyCounters),
 		closes:   NewEventLog(cfg.Logger, slices.Collect(maps.Keys(closeCodes))...),
 		panics:   NewEventLog(cfg.Logger, ReasonPanic),
 	}
@@ -120,6 +128,22 @@ func (e *Events) Refused(reason Reason, attrs ...any) {
 		attrs = append(attrs, "hint", hint)
 	}
 	e.refusals.Note(reason, e.levels[reason], "connection refused", attrs...)
+}
+
+// notMade counts a refused attempt to make a counter.
+func (e *Events) notMade(reason Reason, attrs ...any) {
+	if e == nil {
+		return
+	}
+	level := slog.LevelInfo
+	if reason == ReasonTooManyCounters {
+		level = slog.LevelWarn // all visitors are refused, and an operator can make room
+	}
+	attrs = append(attrs, "reason", reason)
+	if hint := e.hints[reason]; hint != "" {
+		attrs = append(attrs, "hint", hint)
+	}
+	e.makings.Note(reason, level, "counter not made", attrs...)
 }
 
 // closed counts a client whose connection ends.

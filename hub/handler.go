@@ -123,6 +123,7 @@ func (h *Hub) hold(ctx context.Context, c *client, names []string) error {
 			return err
 		}
 		c.watch(i).counter = of
+		h.countClientsLocked(of, +1)
 	}
 	h.mu.Unlock()
 	for i := range names {
@@ -172,6 +173,7 @@ func (h *Hub) release(c *client) {
 	h.admitted.remove(c.remote, c.places())
 	for i := range c.watches() {
 		if of := c.watch(i).counter; of != nil {
+			h.countClientsLocked(of, -1)
 			h.releaseLocked(of)
 		}
 	}

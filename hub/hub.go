@@ -63,6 +63,7 @@ type Hub struct {
 	log    *slog.Logger
 	events *Events
 	shards []*shard
+	named  []string // the names that Config.Counters lists in full, for CountersStats
 
 	// The same store, as far as it is more than a Store; nil if it is not.
 	shared     Shared
@@ -89,13 +90,15 @@ type Hub struct {
 	clients      sync.WaitGroup // goroutines that run client.serve
 	running      sync.WaitGroup // all other goroutines: loop, commitLoop, shard.run
 	nextShard    atomic.Uint32
-	storeOverdue atomic.Bool  // a commit has taken longer than storeTimeout: actions are refused
-	blocked      atomic.Int64 // how many clients are blocked
+	storeOverdue atomic.Bool   // a commit has taken longer than storeTimeout: actions are refused
+	blocked      atomic.Int64  // how many clients are blocked
+	made         atomic.Uint64 // how many counters were made
 
 	mu sync.Mutex
 	// Guarded by mu.
 	present  int                 // clients that have joined and not left
 	counters map[string]*counter // those in use, without the default counter
+	watched  int                 // how many of counters have clients
 	changed  []*counter          // whose users or holds have changed since loop last looked
 	stopping bool
 	storeErr error         // why the last commit failed; nil after a commit that succeeded
@@ -144,6 +147,7 @@ func New(ctx context.Context, cfg Config) (*Hub, error) {
 		unknown:    err != nil,
 		log:        cfg.Logger,
 		events:     cfg.Events,
+		named:      fullNames(cfg.Counters),
 		actions:    make(chan actionRun, 1024),
 		presence:   make(chan struct{}, 1),
 		commits:    make(chan *commit),

@@ -147,6 +147,7 @@ func (h *Hub) loop() {
 					retry.Reset(storeRetry)
 				case outcome.Err != nil:
 				case h.shared == nil || outcome.Snapshot.newerThan(b.of.snap):
+					h.noteMade(b.of, outcome.Snapshot)
 					b.of.snap = outcome.Snapshot
 					h.publish(b.of, outcome.Snapshot, b.actions)
 				}

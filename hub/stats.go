@@ -1,8 +1,10 @@
 package hub
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -46,6 +48,90 @@ func (h *Hub) Stats() Stats {
 	return s
 }
 
+// CountersStats describes the counters besides the default one, at one moment.
+type CountersStats struct {
+	Stored  int               // how many the store has
+	Watched int               // how many have clients of this hub, those that are not stored included
+	Made    uint64            // how many were made since the start
+	NotMade map[Reason]uint64 // attempts to make one that were refused since the start, by reason
+
+	// Named are the counters that [Config].Counters lists in full, without those whose value is not known.
+	Named []CounterStats
+}
+
+// CounterStats describes one counter.
+type CounterStats struct {
+	Name  string
+	Value Value // the zero Value if the store has no such counter
+	Users int   // clients that watch it
+}
+
+// CountersStats returns nil without [Config].Counters. It asks the store for the counters of Named that are not in use, without a
+// lock of the hub, for at most 1.5 seconds in total. It does not ask a shared store that cannot be used.
+func (h *Hub) CountersStats(ctx context.Context) *CountersStats {
+	if h.many == nil {
+		return nil
+	}
+	s := &CountersStats{Stored: h.many.Len(), Made: h.made.Load(), NotMade: h.events.makings.Counts()}
+	var idle []string
+	h.mu.Lock()
+	s.Watched = h.watched
+	for _, name := range h.named {
+		if c := h.counters[name]; c != nil {
+			s.Named = append(s.Named, CounterStats{name, c.published.value(), c.published.users})
+		} else {
+			idle = append(idle, name)
+		}
+	}
+	usable := h.newsErr == nil
+	h.mu.Unlock()
+	if !usable {
+		return s
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	for _, name := range idle {
+		snap, err := h.many.LoadCounter(ctx, name)
+		if err != nil { // the others would take as long
+			break
+		}
+		s.Named = append(s.Named, CounterStats{Name: name, Value: snap.Value})
+	}
+	return s
+}
+
+// fullNames returns the names among patterns, in order, each once. A name has no character that means anything in a pattern.
+func fullNames(patterns []string) []string {
+	var names []string
+	for _, pattern := range patterns {
+		if ValidName(pattern) == nil {
+			names = append(names, pattern)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// countClientsLocked adds n, which is 1 or -1, to the clients that watch c.
+func (h *Hub) countClientsLocked(c *counter, n int) {
+	if c == h.standard {
+		return
+	}
+	if c.clients == 0 {
+		h.watched++
+	}
+	if c.clients += n; c.clients == 0 {
+		h.watched--
+	}
+}
+
+// noteMade counts c if the store had no such counter before snap. Only loop calls it.
+func (h *Hub) noteMade(c *counter, snap Snapshot) {
+	if c != h.standard && c.snap.Version == 0 && snap.Version != 0 {
+		h.made.Add(1)
+	}
+}
+
 // Ready returns nil if the hub accepts actions. Otherwise the error says why not: the hub is
 // stopping, or its store cannot be used.
 func (h *Hub) Ready() error {
@@ -68,7 +154,9 @@ func (h *Hub) noteApply(c *commit, took time.Duration) {
 		switch err := c.changes[i].Err; {
 		case err == nil:
 			counted += len(c.batches[i].actions)
-		case !errors.Is(err, ErrRange) && !errors.Is(err, ErrFull): // with these two the store works
+		case errors.Is(err, ErrFull): // the store works
+			h.events.notMade(ReasonTooManyCounters, "counter", c.batches[i].of.name, "err", err)
+		case !errors.Is(err, ErrRange): // likewise
 			failed = err
 		}
 	}
