@@ -43,12 +43,12 @@ func TestReplacingTheCounter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const line = "\ttell(metricValue, float64(st.Value))\n"
+	const line = "\ttell(m, float64(value), labels...)\n"
 	if strings.Count(string(text), strings.TrimSpace(line)) != 1 {
 		t.Fatalf("metrics.go does not have the line %q, which docs/extend.md names", line)
 	}
 	replace[metrics] = filepath.Join(t.TempDir(), "metrics.go")
-	changed := strings.Replace(string(text), line, "\tfor _, n := range st.Value {\n\t\ttell(metricValue, float64(n))\n\t}\n", 1)
+	changed := strings.Replace(string(text), line, "\tfor _, n := range value {\n\t\ttell(m, float64(n), labels...)\n\t}\n", 1)
 	if err := os.WriteFile(replace[metrics], []byte(changed), 0o600); err != nil {
 		t.Fatal(err)
 	}

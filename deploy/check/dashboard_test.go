@@ -124,8 +124,8 @@ func TestDashboard(t *testing.T) {
 		}
 		place(p.Panel.Id, p.Panel.Title, p.Panel.GridPos)
 	}
-	if rows != 6 {
-		t.Errorf("%d rows, want 6: at a glance, clients, hub, store, certificates, process", rows)
+	if rows != 7 {
+		t.Errorf("%d rows, want 7: at a glance, clients, hub, store, many counters, certificates, process", rows)
 	}
 	known := regexp.MustCompile(`\$\{?(datasource|job|instance|__rate_interval)\b`)
 	variable := regexp.MustCompile(`\$\{?\w+`)

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"context"
 	"net/http"
 	"strconv"
 	"time"
@@ -53,13 +54,20 @@ var (
 	metricSweeps    = newHistogram("sweep_duration_seconds", "How long sweeps took. A sweep writes the newest state to each client of a shard that is behind.")
 
 	metricValue       = newMetric(prometheus.GaugeValue, "value", "The value of the counter.")
-	metricCounters    = newMetric(prometheus.GaugeValue, "counters", "Counters that are stored, without the default one.")
-	metricCountersMax = newMetric(prometheus.GaugeValue, "counters_max", "How many counters may be stored.")
 	metricStore       = newMetric(prometheus.GaugeValue, "store_up", "1 if the counter can be stored.")
 	metricOutages     = newMetric(prometheus.CounterValue, "store_outages_total", "How often the store has become unusable: it failed, did not answer in time, or could not be reached.")
 	metricApplies     = newHistogram("store_apply_duration_seconds", "How long the store took to apply a batch of actions.")
 	metricApplyErrors = newMetric(prometheus.CounterValue, "store_errors_total", "Batches that the store failed to apply.")
 	metricEpoch       = newMetric(prometheus.GaugeValue, "store_epoch", "1, plus one for each time that a shared store was replaced, flushed or set back.")
+
+	// Only with -counters.
+	metricCounters        = newMetric(prometheus.GaugeValue, "counters", "Counters that are stored, without the default one.")
+	metricCountersMax     = newMetric(prometheus.GaugeValue, "counters_max", "How many counters may be stored.")
+	metricCountersWatched = newMetric(prometheus.GaugeValue, "counters_watched", "Counters that have clients of this replica, without the default one.")
+	metricCountersMade    = newMetric(prometheus.CounterValue, "counters_made_total", "Counters that this replica has made.")
+	metricCountersRefused = newMetric(prometheus.CounterValue, "counters_refused_total", "Attempts to make a counter that were refused, by reason: the code of the error.", "reason")
+	metricCounterValue    = newMetric(prometheus.GaugeValue, "counter_value", "The value of a counter that -counters lists in full.", "counter")
+	metricCounterUsers    = newMetric(prometheus.GaugeValue, "counter_users", "The clients that watch a counter that -counters lists in full.", "counter")
 
 	metricArrivals   = newMetric(prometheus.GaugeValue, "arrivals", "Connections that have not joined the hub: in a TLS handshake, loading the page, or silent.")
 	metricRefusals   = newMetric(prometheus.CounterValue, "refusals_total", "Connections and requests refused before they joined the hub, by reason.", "reason")
@@ -110,9 +118,8 @@ func (m metrics) Collect(out chan<- prometheus.Metric) {
 	tell(metricReady, flag01(m.admin.Ready() == nil))
 
 	tellStats(tell, cfg.Hub.Stats())
-	if cfg.MaxCounters > 0 {
-		tell(metricCounters, float64(cfg.Hub.Len()))
-		tell(metricCountersMax, float64(cfg.MaxCounters))
+	if st := cfg.Hub.CountersStats(context.Background()); st != nil {
+		tellCounters(tell, st, cfg.MaxCounters)
 	}
 	counts := cfg.Hub.Counts()
 	tellCounts(tell, counts)
@@ -142,13 +149,36 @@ func tellStats(tell func(metric, float64, ...string), st hub.Stats) {
 	tell(metricBlocked, float64(st.Blocked))
 	tell(metricUsers, float64(st.Users))
 	if !st.Unknown {
-		tell(metricValue, float64(st.Value))
+		tellValue(tell, metricValue, st.Value)
 	}
 	if st.Epoch > 0 {
 		tell(metricHubs, float64(st.Hubs))
 		tell(metricEpoch, float64(st.Epoch))
 	}
 	tell(metricStore, flag01(st.Store == ""))
+}
+
+// tellCounters tells of the counters besides the default one. The label counter has only names that an operator lists in full:
+// strangers cannot make series.
+func tellCounters(tell func(metric, float64, ...string), st *hub.CountersStats, most int) {
+	tell(metricCounters, float64(st.Stored))
+	if most > 0 {
+		tell(metricCountersMax, float64(most))
+	}
+	tell(metricCountersWatched, float64(st.Watched))
+	tell(metricCountersMade, float64(st.Made))
+	for reason, n := range st.NotMade {
+		tell(metricCountersRefused, float64(n), string(reason))
+	}
+	for _, c := range st.Named {
+		tellValue(tell, metricCounterValue, c.Value, c.Name)
+		tell(metricCounterUsers, float64(c.Users), c.Name)
+	}
+}
+
+// tellValue tells a value of a counter.
+func tellValue(tell func(metric, float64, ...string), m metric, value hub.Value, labels ...string) {
+	tell(m, float64(value), labels...)
 }
 
 func tellCounts(tell func(metric, float64, ...string), c hub.Counts) {

@@ -5,6 +5,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -196,6 +197,50 @@ func TestHubMetrics(t *testing.T) {
 		}
 	}
 	ws.Close(websocket.StatusNormalClosure, "")
+}
+
+// TestCounterMetrics compares the figures of many counters. Only names that -counters lists in full are labels.
+func TestCounterMetrics(t *testing.T) {
+	t.Parallel()
+	s := startCounters(t, "-counters", "likes,door.*,votes", "-counters", "seats[ab]", "-max-counters", "3")
+	likes, doors := s.watch("/c/likes"), s.watch("/c?name=likes&name=door.a&name=door.b")
+	wantRead(t, likes, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`, `{"count":2,"type":"users"}`)
+	send(t, doors, `{"action":"minus","counter":"likes"}`)
+	wantRead(t, likes, `{"type":"state","value":-1}`)
+	for path, status := range map[string]int{"/c/votes": 200, "/c/seatsa": 200} {
+		if resp, body := s.request("POST", path, plus, nil); resp.StatusCode != status {
+			t.Errorf("POST %s = %s %s, want %d", path, resp.Status, body, status)
+		}
+	}
+	for range 9 { // seven of them find no room, and the address may make ten
+		s.request("POST", "/c/door.x", plus, nil)
+	}
+	_, body := s.get("http://"+s.addrs.Admin+"/metrics", "")
+	for _, line := range []string{
+		"plusminus_counters 3",
+		"plusminus_counters_max 3",
+		"plusminus_counters_watched 3",
+		"plusminus_counters_made_total 3",
+		`plusminus_counters_refused_total{reason="making_limited"} 2`,
+		`plusminus_counters_refused_total{reason="too_many_counters"} 7`,
+		`plusminus_counter_value{counter="likes"} -1`,
+		`plusminus_counter_users{counter="likes"} 2`,
+		`plusminus_counter_value{counter="votes"} 1`,
+		`plusminus_counter_users{counter="votes"} 0`,
+	} {
+		if !strings.Contains(body, "\n"+line+"\n") {
+			t.Errorf("/metrics has no line %s", line)
+		}
+	}
+	if n := strings.Count(body, `counter="`); n != 4 {
+		t.Errorf("/metrics has %d lines with the name of a counter, want 4:\n%s", n, body)
+	}
+	if found, err := promlint.New(strings.NewReader(body)).Lint(); err != nil || len(found) != 0 {
+		t.Errorf("promlint: %v, %v", found, err)
+	}
+	if without := startCounters(t).exposedMetrics(); slices.ContainsFunc(slices.Collect(maps.Keys(without)), func(name string) bool { return strings.Contains(name, "_counter") }) {
+		t.Errorf("without -counters, /metrics has %v", without)
+	}
 }
 
 // TestMetrics checks the metrics that alerts and dashboards use, for a server with a certificate and for one without.

@@ -34,14 +34,15 @@ func TestDeployMetrics(t *testing.T) {
 	}
 }
 
-// promServer is a Prometheus that scrapes one server and evaluates the rules of deploy.
+// promServer is a Prometheus that scrapes one server, or another one in the job "many", and evaluates the rules of deploy.
 type promServer struct {
 	t   *testing.T
 	url string
 }
 
-// startPrometheus runs Prometheus with the configuration of deploy until the test ends.
-func startPrometheus(t *testing.T, s *plusminus) *promServer {
+// startPrometheus runs Prometheus with the configuration of deploy until the test ends. many is in a job of its own: rules
+// take all servers of one job for replicas that share a store.
+func startPrometheus(t *testing.T, s, many *plusminus) *promServer {
 	t.Helper()
 	dir := t.TempDir()
 	text, err := os.ReadFile("deploy/prometheus/prometheus.yml")
@@ -52,7 +53,8 @@ func startPrometheus(t *testing.T, s *plusminus) *promServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := strings.NewReplacer("127.0.0.1:9180", s.addrs.Admin, "- rules.yml", "- "+rules, "15s", "1s").Replace(string(text))
+	config := strings.NewReplacer("127.0.0.1:9180", s.addrs.Admin, "- rules.yml", "- "+rules, "15s", "1s").Replace(string(text)) +
+		fmt.Sprintf("  - job_name: many\n    static_configs:\n      - targets: [%s]\n", many.addrs.Admin)
 	if err := os.WriteFile(filepath.Join(dir, "prometheus.yml"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +127,7 @@ func TestDeployPrometheus(t *testing.T) {
 	}
 	redis := redistest.Start(t)
 	s, _ := startCertified(t, "-store", "redis://"+redis.Addr)
-	p := startPrometheus(t, s)
+	p := startPrometheus(t, s, startCounters(t, "-counters", "likes"))
 
 	// A client stays connected and acts all the time, so that all series have values.
 	ws := s.join("wss://counter.test/")
@@ -195,7 +197,8 @@ func TestDeployPrometheus(t *testing.T) {
 // dashboardQuery is a query of a panel.
 type dashboardQuery struct{ panel, expr string }
 
-// dashboardQueries returns the queries of the dashboard, with the variables of Grafana replaced.
+// dashboardQueries returns the queries of the dashboard, with the variables of Grafana replaced. Those about many counters are
+// for the job "many".
 func dashboardQueries(t *testing.T) []dashboardQuery {
 	t.Helper()
 	var dashboard struct {
@@ -210,7 +213,11 @@ func dashboardQueries(t *testing.T) []dashboardQuery {
 	var queries []dashboardQuery
 	for _, p := range dashboard.Panels {
 		for _, target := range p.Targets {
-			expr := strings.NewReplacer("$__rate_interval", "10s", "$job", "plusminus", "$instance", ".*").Replace(target.Expr)
+			job := "plusminus"
+			if strings.Contains(target.Expr, "plusminus_counter") {
+				job = "many"
+			}
+			expr := strings.NewReplacer("$__rate_interval", "10s", "$job", job, "$instance", ".*").Replace(target.Expr)
 			queries = append(queries, dashboardQuery{p.Title, expr})
 		}
 	}

@@ -74,17 +74,18 @@ func Refusals() map[hub.Reason]slog.Level {
 // something to do.
 func Hints() map[hub.Reason]string {
 	return map[hub.Reason]string{
-		ReasonHost:               "-domain names the hosts that are served",
-		hub.ReasonOrigin:         "-origin allows pages of other origins",
-		ReasonAddressRate:        "-connection-rate limits how often an address may ask",
-		ReasonHeaderTooLong:      fmt.Sprintf("a request header may have %d KB; cookies of other services under the same domain are the usual cause", MaxHeader>>10),
-		ReasonUpgradeStripped:    "a proxy in front does not pass Upgrade on; docs/run.md has a setup for nginx",
-		ReasonUpgradePlain:       "a client connects with ws://: give it the wss:// URL",
-		ReasonAddressConnections: "-connection-rate limits how often an address may connect",
-		hub.ReasonAddressFull:    "-max-clients-per-ip limits the clients of an address",
-		hub.ReasonFull:           "-max-clients, or else the file limit and the memory, limits the clients: raise it, or add a replica",
-		ReasonCrowded:            "many connections never join the hub; a higher file limit (ulimit -n) leaves room for more",
-		ReasonAcceptError:        "raise the file limit (ulimit -n, docker --ulimit nofile, systemd LimitNOFILE), or find what else uses up the system's files",
+		ReasonHost:                "-domain names the hosts that are served",
+		hub.ReasonOrigin:          "-origin allows pages of other origins",
+		ReasonAddressRate:         "-connection-rate limits how often an address may ask",
+		ReasonHeaderTooLong:       fmt.Sprintf("a request header may have %d KB; cookies of other services under the same domain are the usual cause", MaxHeader>>10),
+		ReasonUpgradeStripped:     "a proxy in front does not pass Upgrade on; docs/run.md has a setup for nginx",
+		ReasonUpgradePlain:        "a client connects with ws://: give it the wss:// URL",
+		ReasonAddressConnections:  "-connection-rate limits how often an address may connect",
+		hub.ReasonAddressFull:     "-max-clients-per-ip limits the clients of an address",
+		hub.ReasonFull:            "-max-clients, or else the file limit and the memory, limits the clients: raise it, or add a replica",
+		hub.ReasonTooManyCounters: "-max-counters limits the counters, and the patterns of -counters which ones there may be",
+		ReasonCrowded:             "many connections never join the hub; a higher file limit (ulimit -n) leaves room for more",
+		ReasonAcceptError:         "raise the file limit (ulimit -n, docker --ulimit nofile, systemd LimitNOFILE), or find what else uses up the system's files",
 	}
 }
 
