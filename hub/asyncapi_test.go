@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/coder/websocket"
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -93,17 +94,23 @@ func (a *asyncAPI) list(path string) []string {
 }
 
 // schema returns the schema of a message's payload.
+func (a *asyncAPI) schema(message string) *jsonschema.Schema {
+	a.t.Helper()
+	return a.compile("#/components/messages/" + message + "/payload")
+}
+
+// compile returns the schema at a path that leads through no reference.
 //
 // "Schema Object ... is a superset of the
 // JSON Schema Specification Draft 07". https://www.asyncapi.com/docs/reference/specification/v3.0.0#schemaObject
-func (a *asyncAPI) schema(message string) *jsonschema.Schema {
+func (a *asyncAPI) compile(path string) *jsonschema.Schema {
 	a.t.Helper()
 	c := jsonschema.NewCompiler()
 	c.DefaultDraft(jsonschema.Draft7)
 	if err := c.AddResource(asyncAPIFile, a.root); err != nil {
 		a.t.Fatal(err)
 	}
-	s, err := c.Compile(asyncAPIFile + "#/components/messages/" + message + "/payload")
+	s, err := c.Compile(asyncAPIFile + path)
 	if err != nil {
 		a.t.Fatal(err)
 	}
@@ -156,7 +163,18 @@ func TestAsyncAPIStructure(t *testing.T) {
 	carried := make(map[string]bool) // messages of channels, by whether an operation carries them
 	for name := range a.object("#/channels") {
 		path := "#/channels/" + name
-		a.object(path, "address", "messages")
+		address, _ := a.object(path, "address", "messages")["address"].(string)
+		// "This map MUST contain all the parameters used in the parent channel address."
+		// https://www.asyncapi.com/docs/reference/specification/v3.0.0#parametersObject
+		parameters, _ := a.at(path + "/parameters").(map[string]any)
+		for parameter := range parameters {
+			if a.object(path+"/parameters/"+parameter, "description"); !strings.Contains(address, "{"+parameter+"}") {
+				t.Errorf("%s does not use its parameter %s", path, parameter)
+			}
+		}
+		if strings.Count(address, "{") != len(parameters) {
+			t.Errorf("%s has the address %s and %d parameters", path, address, len(parameters))
+		}
 		for _, ref := range a.list(path + "/servers") {
 			if !strings.HasPrefix(ref, "#/servers/") {
 				t.Errorf("%s has a server %q", path, ref)
@@ -174,16 +192,22 @@ func TestAsyncAPIStructure(t *testing.T) {
 		}
 		// "The channel ... MUST point to a channel definition located in the root Channels
 		// Object", and its messages to "a subset of the messages defined in the channel
-		// referenced in this operation, and MUST NOT point to" components.
-		channel := refOf(op["channel"])
-		if !strings.HasPrefix(channel, "#/channels/") {
-			t.Errorf("%s has the channel %q", path, channel)
+		// referenced in this operation, and MUST NOT point to" components. So must those of a reply.
+		carriers := []string{path}
+		if op["reply"] != nil {
+			carriers = append(carriers, path+"/reply")
 		}
-		for _, ref := range a.list(path + "/messages") {
-			if _, ok := carried[ref]; !ok || !strings.HasPrefix(ref, channel+"/messages/") {
-				t.Errorf("%s has the message %q, which its channel does not have", path, ref)
+		for _, path := range carriers {
+			channel := refOf(a.object(path, "channel", "messages")["channel"])
+			if !strings.HasPrefix(channel, "#/channels/") {
+				t.Errorf("%s has the channel %q", path, channel)
 			}
-			carried[ref] = true
+			for _, ref := range a.list(path + "/messages") {
+				if _, ok := carried[ref]; !ok || !strings.HasPrefix(ref, channel+"/messages/") {
+					t.Errorf("%s has the message %q, which its channel does not have", path, ref)
+				}
+				carried[ref] = true
+			}
 		}
 	}
 	for path, ok := range carried {
@@ -222,7 +246,8 @@ func TestAsyncAPIStructure(t *testing.T) {
 	}
 }
 
-// TestAsyncAPIExamples checks that each example is valid for its own message's schema, and for no other.
+// TestAsyncAPIExamples checks that each example is valid for its own message's schema, and for no other. An action that names
+// its counter is also an action with a further field.
 func TestAsyncAPIExamples(t *testing.T) {
 	a := readAsyncAPI(t)
 	names := slices.Sorted(maps.Keys(a.object("#/components/messages")))
@@ -234,7 +259,8 @@ func TestAsyncAPIExamples(t *testing.T) {
 		for _, e := range examples {
 			payload := e.(map[string]any)["payload"]
 			for _, other := range names {
-				if err := a.schema(other).Validate(payload); (err == nil) != (other == name) {
+				want := other == name || name == "namedAction" && other == "action"
+				if err := a.schema(other).Validate(payload); (err == nil) != want {
 					t.Errorf("Validate(%v), an example of %s, as %s = %v", payload, name, other, err)
 				}
 			}
@@ -345,6 +371,113 @@ func TestAsyncAPIMessages(t *testing.T) {
 	}
 }
 
+// TestAsyncAPICounters compares what the document says of names, and of a connection about several counters, with the hub.
+func TestAsyncAPICounters(t *testing.T) {
+	a := readAsyncAPI(t)
+	names := a.compile("#/components/schemas/name")
+	for _, name := range []string{
+		"likes", "Likes", "door.a", "a_b-c.9", "likes.", ".likes", "0", "..a", strings.Repeat("a", maxName),
+		"", strings.Repeat("a", maxName+1), ".", "..", "...", "a/b", "a b", "é", "a%20b", "a\x00", "a\n", "likes?",
+	} {
+		if document, code := names.Validate(name), ValidName(name); (document == nil) != (code == nil) {
+			t.Errorf("%q: the document says %v, ValidName says %v", name, document, code)
+		}
+	}
+	if text, _ := a.object("#/components/parameters/name")["description"].(string); !strings.Contains(text, fmt.Sprintf("1 to %d letters", maxName)) {
+		t.Errorf("the parameter's description %q does not say how long a name may be", text)
+	}
+	query := a.compile("#/channels/several/bindings/ws/query")
+	list := make([]any, MaxNames+1)
+	for i := range list {
+		list[i] = fmt.Sprintf("n%d", i)
+	}
+	for _, tt := range []struct {
+		names []any
+		ok    bool
+	}{{list[:1], true}, {list[:MaxNames], true}, {list, false}, {nil, false}, {[]any{"a", "a"}, false}, {[]any{"a/b"}, false}} {
+		if err := query.Validate(map[string]any{"name": tt.names}); (err == nil) != tt.ok {
+			t.Errorf("a query with the %d names %.40v: %v, want valid %v", len(tt.names), tt.names, err, tt.ok)
+		}
+	}
+
+	named := func(message []byte) []byte { return payloadOf(inNamedFrames.appendOf(nil, message, "door.a")) }
+	sent := map[string][][]byte{"namedUsers": {named(appendUsers(nil, 3))}, "namedState": {named(appendState(nil, -MaxValue))}}
+	for _, r := range refusals {
+		sent["namedError"] = append(sent["namedError"], named(r.message))
+	}
+	for kind, messages := range sent {
+		for _, m := range messages {
+			if err := a.schema(kind).Validate(parse(t, m)); err != nil {
+				t.Errorf("%s as %s: %v", m, kind, err)
+			}
+		}
+	}
+	if err := a.schema("counted").Validate(parse(t, append(AppendValue([]byte(`{"value":`), MaxValue), '}'))); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAsyncAPISeveral has a conversation about several counters. Each message of the hub is one that the channel has, and the hub
+// accepts the actions that the document describes.
+func TestAsyncAPISeveral(t *testing.T) {
+	a := readAsyncAPI(t)
+	var kinds []*jsonschema.Schema
+	for name, message := range a.object("#/channels/several/messages") {
+		if name != "action" {
+			kinds = append(kinds, a.compile(refOf(message)+"/payload"))
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHub(t, Config{Counters: []string{"*"}})
+		defer h.stop()
+		ws, _ := h.dialPath("/c?name=a&name=b")
+		defer ws.CloseNow()
+		next := func() string {
+			_, data, err := ws.Read(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			v, valid := parse(t, data), 0
+			for _, s := range kinds {
+				if s.Validate(v) == nil {
+					valid++
+				}
+			}
+			if valid != 1 {
+				t.Errorf("%s is valid for %d messages of the channel, want 1", data, valid)
+			}
+			return typeOf(v)
+		}
+		for _, want := range []string{"users", "state", "users", "state"} {
+			if got := next(); got != want {
+				t.Errorf("received %s, want %s", got, want)
+			}
+		}
+		for _, text := range []string{
+			`{"action":"plus","counter":"b"}`, `{"counter":"a","action":"minus"}`, `{"counter":"a","action":"plus","by":10}`,
+			plus, `{"action":"plus","counter":7}`, `{"action":"plus","counter":""}`, `{"action":"plus","Counter":"a"}`, `{"action":"leap","counter":"a"}`, `{"counter":"a"}`,
+		} {
+			if err := ws.Write(t.Context(), websocket.MessageText, []byte(text)); err != nil {
+				t.Fatal(err)
+			}
+			accepted := next() == "state"
+			if err := a.schema("namedAction").Validate(parse(t, []byte(text))); (err == nil) != accepted {
+				t.Errorf("%s: the document says %v, the hub accepts it: %v", text, err, accepted)
+			}
+		}
+		if _, err := h.Set(t.Context(), "a", MaxValue); err != nil {
+			t.Fatal(err)
+		}
+		next()
+		if err := ws.Write(t.Context(), websocket.MessageText, []byte(`{"counter":"a","action":"plus"}`)); err != nil {
+			t.Fatal(err)
+		}
+		if got := next(); got != "error" {
+			t.Errorf("received %s at the limit, want an error", got)
+		}
+	})
+}
+
 // payloadOf returns the payload of a frame that the hub sends.
 func payloadOf(frame []byte) []byte { return frame[bytes.IndexByte(frame, '{'):] }
 
@@ -370,6 +503,17 @@ func TestAsyncAPIRefusesOthers(t *testing.T) {
 		{"action", `{"action":1}`},
 		{"action", `{"Action":"plus"}`},
 		{"action", `["plus"]`},
+		{"namedUsers", `{"type":"users","count":1}`},
+		{"namedUsers", `{"counter":"a","type":"users","count":-1}`},
+		{"namedState", `{"type":"state","value":1}`},
+		{"namedState", `{"counter":"a/b","type":"state","value":1}`},
+		{"namedState", `{"counter":"a","type":"state","value":9007199254740992}`},
+		{"namedError", `{"type":"error","code":"bad_message","message":"x"}`},
+		{"namedError", `{"counter":"a","type":"error","code":"teapot","message":"x"}`},
+		{"namedAction", `{"action":"plus"}`},
+		{"namedAction", `{"counter":"a","action":"times"}`},
+		{"counted", `{"value":1,"users":1}`},
+		{"counted", `{"value":"1"}`},
 		{"action", `{}`},
 	} {
 		if err := a.schema(tt.message).Validate(parse(t, []byte(tt.text))); err == nil {

@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/coder/websocket"
+	yaml "go.yaml.in/yaml/v4"
 )
 
 // startCounters runs a server with counters whose values are in memory.
@@ -170,6 +172,79 @@ func TestCountersNameRefusals(t *testing.T) {
 	wantRead(t, ws, `{"code":"rate_limited","counter":"seats","type":"error"}`)
 	send(t, ws, `{"action":"leap","counter":"seats"}`)
 	wantRead(t, ws, `{"code":"unknown_action","type":"error"}`)
+}
+
+// TestAsyncAPIAddresses asks for the address of each channel of hub/asyncapi.yaml, in the way that the channel says, and looks
+// which counter the answer is about.
+func TestAsyncAPIAddresses(t *testing.T) {
+	t.Parallel()
+	data, err := os.ReadFile("hub/asyncapi.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var document struct {
+		Channels map[string]struct {
+			Address  string
+			Bindings struct {
+				WS *struct{ Query any } `yaml:"ws"`
+			}
+		}
+		Operations map[string]struct {
+			Channel struct {
+				Ref string `yaml:"$ref"`
+			}
+			Bindings struct {
+				HTTP struct{ Method string } `yaml:"http"`
+			}
+		}
+	}
+	if err := yaml.Unmarshal(data, &document); err != nil {
+		t.Fatal(err)
+	}
+	s := startCounters(t, "-counters", "*")
+	s.request("POST", "/c/likes", plus, nil)
+	s.request("POST", "/c/likes", plus, nil)
+	for name, c := range document.Channels {
+		path := strings.ReplaceAll(c.Address, "{name}", "likes")
+		if c.Bindings.WS != nil {
+			if c.Bindings.WS.Query != nil {
+				path += "?name=likes&name=seats"
+			}
+			ws := s.watch(path)
+			read(t, ws)
+			want := map[string]string{"counter": `{"type":"state","value":0}`, "several": `{"counter":"likes","type":"state","value":`, "named": `{"type":"state","value":`}[name]
+			if got := read(t, ws); !strings.HasPrefix(got, want) || want == "" || name == "named" && strings.HasSuffix(got, ":0}") {
+				t.Errorf("an upgrade on %s, for the channel %s, is told %s", path, name, got)
+			}
+			ws.CloseNow()
+			continue
+		}
+		method := ""
+		for _, op := range document.Operations {
+			if op.Channel.Ref == "#/channels/"+name {
+				method = op.Bindings.HTTP.Method
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		req, err := http.NewRequestWithContext(ctx, method, "http://"+s.addrs.HTTP+path, strings.NewReader(map[string]string{"POST": plus}[method]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = "localhost"
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := map[string]string{"GET": "text/event-stream", "POST": "application/json"}[method]
+		if got := resp.Header.Get("Content-Type"); resp.StatusCode != 200 || got != want {
+			t.Errorf("%s %s, for the channel %s = %s with %s, want 200 with %s", method, path, name, resp.Status, got, want)
+		}
+		cancel()
+		resp.Body.Close()
+	}
+	if len(document.Channels) != 6 {
+		t.Errorf("asked for %d channels, want 6", len(document.Channels))
+	}
 }
 
 // TestCountersAndOrigins sends actions as pages do: with fetch, from allowed and from foreign origins.
