@@ -275,6 +275,16 @@ func TestAct(t *testing.T) {
 		if _, err := h.Act(ctx, "likes", someone, []byte(minus)); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Act with a context that ends = %v", err)
 		}
+		time.Sleep(time.Second)
+		counts := h.Counts()
+		for code, n := range map[string]uint64{"counted": 3, "rate_limited": 1, "out_of_range": 1} {
+			if got := counts.Actions[code]; got != n {
+				t.Errorf("%d actions are %s, want %d", got, code, n)
+			}
+		}
+		if counts.Received != 7 || counts.Refused["bad_message"] != 1 || counts.Refused["unknown_action"] != 1 || h.Stats().Refused != 4 {
+			t.Errorf("Counts = %+v, want 7 messages and 4 refused ones", counts)
+		}
 	})
 }
 

@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"iter"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -22,7 +23,7 @@ type shardCounts struct {
 	sweeps        Durations
 }
 
-// clientCounts is what the goroutines of a shard's clients count. It is safe from any goroutine.
+// clientCounts is what the goroutines of a shard's clients count, or all calls of Act. It is safe from any goroutine.
 type clientCounts struct {
 	received atomic.Uint64 // messages
 	errors   atomic.Uint64 // error messages sent
@@ -36,7 +37,7 @@ func (t *clientCounts) refuse(r *refusal) { t.refused[r.index].Add(1) }
 type Counts struct {
 	Joined uint64 // clients that joined
 
-	// Messages received and sent. SentUsers and SentStates include messages that are kept for a
+	// Messages received and sent, those of [Hub.Act] included. SentUsers and SentStates include messages that are kept for a
 	// blocked client. SentErrors does not include refusals that are pending.
 	Received                          uint64
 	SentUsers, SentStates, SentErrors uint64
@@ -77,10 +78,12 @@ func (h *Hub) Counts() Counts {
 		c.SentStates += t.states
 		c.Merged += t.merged
 		c.Sweeps.add(&t.sweeps)
-		c.Received += s.counts.received.Load()
-		c.SentErrors += s.counts.errors.Load()
+	}
+	for t := range h.clientCounts() {
+		c.Received += t.received.Load()
+		c.SentErrors += t.errors.Load()
 		for i, r := range refusals {
-			n := s.counts.refused[i].Load()
+			n := t.refused[i].Load()
 			if r == undecided {
 				c.Undecided += n
 				continue
@@ -96,14 +99,26 @@ func (h *Hub) Counts() Counts {
 
 // refused returns the number of refused messages.
 func (h *Hub) refused() (n uint64) {
-	for _, s := range h.shards {
+	for t := range h.clientCounts() {
 		for i, r := range refusals {
 			if r != undecided {
-				n += s.counts.refused[i].Load()
+				n += t.refused[i].Load()
 			}
 		}
 	}
 	return n
+}
+
+// clientCounts returns the counts of all shards' clients, and those of Act.
+func (h *Hub) clientCounts() iter.Seq[*clientCounts] {
+	return func(yield func(*clientCounts) bool) {
+		for _, s := range h.shards {
+			if !yield(&s.counts) {
+				return
+			}
+		}
+		yield(&h.acts)
+	}
 }
 
 // behind returns how many clients have not been sent the value with the given stateSeq. Until a shard

@@ -93,6 +93,7 @@ type Hub struct {
 	storeOverdue atomic.Bool   // a commit has taken longer than storeTimeout: actions are refused
 	blocked      atomic.Int64  // how many clients are blocked
 	made         atomic.Uint64 // how many counters were made
+	acts         clientCounts  // of calls of Act
 
 	mu sync.Mutex
 	// Guarded by mu.

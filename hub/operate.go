@@ -18,6 +18,7 @@ func (e *RefusedError) Error() string { return "hub: refused: " + e.Code }
 
 // A call is one call of Act.
 type call struct {
+	hub     *Hub
 	outcome chan callOutcome // tell and tellAll -> Act; 1, since only the first one counts; never closed
 }
 
@@ -27,7 +28,11 @@ type callOutcome struct {
 }
 
 // refuse and counted implement [sender].
-func (c *call) refuse(why *refusal) { c.end(callOutcome{why: why}) }
+func (c *call) refuse(why *refusal) {
+	c.hub.acts.refuse(why)
+	c.hub.acts.errors.Add(1)
+	c.end(callOutcome{why: why})
+}
 func (c *call) counted(value Value) { c.end(callOutcome{value: value}) }
 
 func (c *call) end(o callOutcome) {
@@ -44,35 +49,44 @@ func (c *call) end(o callOutcome) {
 // The error is a *[RefusedError], or that of ctx; then the action may count. Safe from any goroutine.
 func (h *Hub) Act(ctx context.Context, name string, remote netip.Prefix, message []byte) (Value, error) {
 	var zero Value
-	a, why := decode(websocket.MessageText, message)
-	if why == nil && h.cfg.MayAct != nil && !h.cfg.MayAct(remote) {
-		why = refusedRate
-	}
-	if why != nil {
-		return zero, refusedError(why)
-	}
-	of, release, err := h.use(ctx, name)
-	if err != nil {
-		return zero, refusedError(refusedStore)
-	}
+	h.acts.received.Add(1)
+	c := &call{hub: h, outcome: make(chan callOutcome, 1)}
+	of, release, a, why := h.beginAct(ctx, name, remote, message)
 	defer release()
-	if h.storeOverdue.Load() {
-		return zero, refusedError(refusedStore)
+	if why != nil {
+		c.refuse(why)
+	} else {
+		sendTo(h, h.actions, actionRun{from: c, of: of, kind: a, count: 1}) // the hub does not end before release
 	}
-	if why := h.mayMake(of, remote); why != nil {
-		return zero, refusedError(why)
-	}
-	c := &call{outcome: make(chan callOutcome, 1)}
-	sendTo(h, h.actions, actionRun{from: c, of: of, kind: a, count: 1}) // the hub does not end before release
 	select {
 	case o := <-c.outcome:
 		if o.why != nil {
-			return zero, refusedError(o.why)
+			return zero, &RefusedError{Code: o.why.code, JSON: o.why.message}
 		}
 		return o.value, nil
 	case <-ctx.Done():
 		return zero, context.Cause(ctx)
 	}
+}
+
+// beginAct returns the action in message and its counter, or why it is refused. The caller must call release in either case.
+func (h *Hub) beginAct(ctx context.Context, name string, remote netip.Prefix, message []byte) (of *counter, release func(), a action, why *refusal) {
+	release = func() {}
+	a, why = decode(websocket.MessageText, message)
+	if why == nil && h.cfg.MayAct != nil && !h.cfg.MayAct(remote) {
+		why = refusedRate
+	}
+	if why != nil {
+		return nil, release, a, why
+	}
+	of, done, err := h.use(ctx, name)
+	if err != nil {
+		return nil, release, a, refusedStore
+	}
+	if h.storeOverdue.Load() {
+		return of, done, a, refusedStore
+	}
+	return of, done, a, h.mayMake(of, remote)
 }
 
 var errStopping = errors.New("stopping")
@@ -113,8 +127,6 @@ func (h *Hub) holdForCall(name string) (*counter, error) {
 }
 
 var errUnknown = errors.New("the counter's store has not been reached yet")
-
-func refusedError(why *refusal) error { return &RefusedError{Code: why.code, JSON: why.message} }
 
 // errSuperseded is the answer to an order that another one has overwritten.
 var errSuperseded = errors.New("another change of the counter came at the same time")
