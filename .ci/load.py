@@ -1,9 +1,10 @@
 """Clients of several replicas that count the outcome of each of their actions, for .ci/replicas.
 
-usage: load.py act NAME SECONDS CLIENTS RESTING REPLICA...   run CLIENTS acting clients of each replica
-       load.py state NAME REPLICA...                         print the value that all replicas report
+usage: load.py act NAME SECONDS CLIENTS RESTING COUNTERS REPLICA...   run CLIENTS acting clients of each counter and replica
+       load.py state NAME COUNTERS REPLICA...                         print the values that all replicas report
 
-NAME is the site's name, REPLICA the address to connect to. After a third of the time the clients of RESTING
+NAME is the site's name, REPLICA the address to connect to. COUNTERS are names with commas between them; "default" is the
+default counter. After a third of the time the clients of RESTING
 (a replica, or "nobody") stop acting and only watch. When none of their actions is open, the program prints
 "resting".
 
@@ -64,10 +65,31 @@ class Client:
         return self.sent - self.refused
 
 
+class Progress:
+    """Prints a word when all loads have reached it."""
+
+    def __init__(self, loads):
+        self.loads = loads
+        self.reached = collections.Counter()
+
+    def reach(self, word):
+        self.reached[word] += 1
+        if self.reached[word] == self.loads:
+            print(word, flush=True)
+
+
+def path_of(counter):
+    return "/" if counter == "default" else f"/c/{counter}"
+
+
 class Load:
-    def __init__(self, name, replicas):
+    """The clients of one counter."""
+
+    def __init__(self, name, counter, replicas, progress):
         self.name = name
+        self.counter = counter
         self.replicas = replicas
+        self.progress = progress
         self.clients = []  # connected when the turn began
         self.acting = asyncio.Event()
         self.resting = None  # the replica whose clients only watch
@@ -117,7 +139,7 @@ class Load:
             self.highest = value if self.highest is None else max(self.highest, value)
             if self.start is not None and value > self.possible():
                 raise Wrong(
-                    f"{client.replica} sent the value {value}: more than {self.start} before the turn plus {self.possible() - self.start}"
+                    f"{client.replica} sent the value {value} of {self.counter}: more than {self.start} before the turn plus {self.possible() - self.start}"
                     " actions that were sent and not refused. An action counted twice, or counted although it was refused"
                 )
         elif message["code"] == "store_undecided":
@@ -179,7 +201,7 @@ class Load:
         if not await self.settle(PATIENCE):
             seen = ", ".join(f"{r} {sorted({c.value for c in self.live() if c.replica == r})}" for r in self.replicas)
             raise Wrong(
-                f"actions are unanswered {PATIENCE} s after the last one was sent: the value was {self.start}, since then"
+                f"{self.counter}: actions are unanswered {PATIENCE} s after the last one was sent: the value was {self.start}, since then"
                 f" {sum(c.sent for c in self.clients)} actions were sent and {sum(c.refused for c in self.clients)} refused,"
                 f" want {self.certain()} to {self.possible()}; clients see: {seen}"
             )
@@ -198,7 +220,7 @@ class Load:
         for replica in self.replicas:
             for _ in range(count):
                 # The Host header needs the site's name. Pings soon find a replica that ended without closing.
-                ws = await websockets.connect(f"ws://{self.name}/", host=replica, port=80, ping_interval=2, ping_timeout=10)
+                ws = await websockets.connect(f"ws://{self.name}{path_of(self.counter)}", host=replica, port=80, ping_interval=2, ping_timeout=10)
                 client = Client(replica, ws)
                 self.clients.append(client)
                 tasks.create_task(self.read(client))
@@ -214,7 +236,7 @@ class Load:
             await self.connect(tasks, count)
             for client in self.clients:
                 tasks.create_task(self.act(client))
-            print("acting", flush=True)
+            self.progress.reach("acting")
             began = time.monotonic()
             while True:
                 self.acting.set()
@@ -224,7 +246,7 @@ class Load:
                 if resting in self.replicas and not self.resting and time.monotonic() > began + seconds / 3:
                     self.resting = resting
                     await self.must_settle()
-                    print("resting", flush=True)
+                    self.progress.reach("resting")
                 if self.lost_at and not self.fell_after:
                     took = time.monotonic() - self.lost_at
                     if self.users_right():
@@ -246,22 +268,25 @@ class Load:
             every.update(total)
             refused = ", ".join(f"{code} {total[code]}" for code in REFUSED)
             print(
-                f"{replica}: sent {total['sent']}, acknowledged {total['acknowledged']}, refused {total['refused']} ({refused}),"
+                f"{self.counter} {replica}: sent {total['sent']}, acknowledged {total['acknowledged']}, refused {total['refused']} ({refused}),"
                 f" undecided for a while {total['undecided']}, lost {total['lost']}"
             )
-            print(f"{replica} store errors:", total["store_unavailable"] + total["undecided"])
+            print(f"{self.counter} {replica} store errors:", total["store_unavailable"] + total["undecided"])
         for key in ("sent", "acknowledged", "refused", "undecided", "lost"):
-            print(f"{key}:", every[key])
-        print("connections lost:", self.connections_lost)
-        print("turns:", self.turns)
-        print("value:", self.start)
+            print(f"{self.counter} {key}:", every[key])
+        print(f"{self.counter} connections lost:", self.connections_lost)
+        print(f"{self.counter} turns:", self.turns)
+        print(f"{self.counter} value:", self.start)
         if self.fell_after:
-            print(f"users fell after: {self.fell_after:.1f} s")
+            print(f"{self.counter} users fell after: {self.fell_after:.1f} s")
 
 
-def act(name, seconds, clients, resting, *replicas):
+def act(name, seconds, clients, resting, counters, *replicas):
     async def run():
-        await Load(name, replicas).run(float(seconds), int(clients), resting)
+        progress = Progress(len(counters.split(",")))
+        async with asyncio.TaskGroup() as tasks:
+            for counter in counters.split(","):
+                tasks.create_task(Load(name, counter, replicas, progress).run(float(seconds), int(clients), resting))
 
     try:
         asyncio.run(run())
@@ -269,25 +294,33 @@ def act(name, seconds, clients, resting, *replicas):
         wrong = group.subgroup(Wrong)
         if not wrong:
             raise
-        print("wrong:", wrong.exceptions[0])
+        while isinstance(wrong, ExceptionGroup):
+            wrong = wrong.exceptions[0]
+        print("wrong:", wrong)
         sys.exit(1)
 
 
-def state(name, *replicas):
+def state(name, counters, *replicas):
+    for counter in counters.split(","):
+        state_of(name, counter, replicas)
+
+
+def state_of(name, counter, replicas):
     """Waits until all replicas report the same value, because they learn of a change at different times."""
+    path = "/state" if counter == "default" else f"/c/{counter}/state"
     deadline = time.monotonic() + PATIENCE
     while True:
         told = {}
         for replica in replicas:
             connection = http.client.HTTPConnection(replica, timeout=PATIENCE)
-            connection.request("GET", "/state", headers={"Host": name})
+            connection.request("GET", path, headers={"Host": name})
             answer = connection.getresponse()
             told[replica] = answer.read().decode().strip() if answer.status == 200 else f"{answer.status}"
         if len(set(told.values())) == 1 and answer.status == 200:
-            print("value:", json.loads(told[replicas[0]])["value"])
+            print(f"{counter} value:", json.loads(told[replicas[0]])["value"])
             return
         if time.monotonic() > deadline:
-            print("wrong: the replicas report", told)
+            print(f"wrong: the replicas report {told} for {counter}")
             sys.exit(1)
         time.sleep(0.1)
 
@@ -296,7 +329,7 @@ COMMANDS = {f.__name__: f for f in (act, state)}
 
 
 def main():
-    if len(sys.argv) < 4 or sys.argv[1] not in COMMANDS:
+    if len(sys.argv) < 5 or sys.argv[1] not in COMMANDS:
         raise SystemExit(__doc__)
     COMMANDS[sys.argv[1]](*sys.argv[2:])
 
