@@ -98,7 +98,7 @@ func value(args []string, env Environment) error {
 	if err != nil {
 		return err
 	}
-	running, err := runs(cfg)
+	running, err := runs(cfg, slices.ContainsFunc(args, isData))
 	if err != nil {
 		return err
 	}
@@ -240,14 +240,24 @@ func valueArguments(args []string) (name string, n hub.Value, rest []string, err
 	return name, n, args[1:], err
 }
 
-// runs reports whether the server that answers on -admin has the counters of the data folder. Another server's are not touched.
-func runs(cfg *config.Config) (bool, error) {
+// isData reports whether arg is the flag -data.
+func isData(arg string) bool {
+	name, _, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+	return strings.HasPrefix(arg, "-") && name == "data"
+}
+
+// runs reports whether the command is about the server that answers on -admin: it has the counters of the data folder, or its
+// counters are in no folder and no -data asks for one. In a container the flags of the server are not those of the command.
+func runs(cfg *config.Config, folderAsked bool) (bool, error) {
 	if _, ok := cfg.Store.(store.File); !ok {
 		return true, nil
 	}
 	theirs, err := admin.Folder(context.Background(), cfg.Admin)
-	if err != nil || theirs == "" {
+	if err != nil {
 		return false, nil // openBook says so if a server has the folder all the same
+	}
+	if theirs == "" {
+		return !folderAsked, nil
 	}
 	ours, err := filepath.Abs(cfg.Data)
 	if err != nil {

@@ -204,9 +204,14 @@ func TestValueOfManyCounters(t *testing.T) {
 
 	// A server without -counters, and one without a folder.
 	one := start(t, "-plain", "-domain", "localhost", "-store", "memory")
-	zero, err := command(t, "value", "get", "-store", "memory", "-admin", one.addrs.Admin).CombinedOutput()
-	if err != nil || string(zero) != "0\n" {
-		t.Errorf("value get of a server without -counters = %q, %v, want 0", zero, err)
+	for _, args := range []string{"-store memory", ""} {
+		args := strings.Fields("value get " + args + " -admin " + one.addrs.Admin)
+		if zero, err := command(t, args...).CombinedOutput(); err != nil || string(zero) != "0\n" {
+			t.Errorf("plusminus %s of a server without -counters = %q, %v, want 0", args, zero, err)
+		}
+	}
+	if out, err := command(t, "value", "get", "-data", data, "-admin", one.addrs.Admin).CombinedOutput(); err != nil || string(out) != "12\n" {
+		t.Errorf("value get of a folder beside a server without one = %q, %v, want the folder's 12", out, err)
 	}
 	if out, err := command(t, "value", "set", "3", "-store", "memory", "-admin", one.addrs.Admin).CombinedOutput(); exitStatus(err) != 1 || !strings.Contains(string(out), "without -counters") {
 		t.Errorf("value set of a server without -counters = %q, %v", out, err)
