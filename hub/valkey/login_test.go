@@ -23,7 +23,7 @@ import (
 func TestLogin(t *testing.T) {
 	t.Parallel()
 	cert, key := selfSigned(t)
-	port := freePort(t)
+	port := redistest.FreePort(t)
 	srv := redistest.Start(t, "--tls-port", port, "--tls-cert-file", cert, "--tls-key-file", key, "--tls-auth-clients", "no")
 	rule, _, _ := strings.Cut(aclRule(t), "\n")
 	srv.Do(append([]string{"ACL", "SETUSER"}, strings.Fields(strings.Replace(rule, "PASSWORD", "s3cret:/?", 1))...)...)
@@ -88,17 +88,6 @@ func aclRule(t *testing.T) string {
 		t.Fatal("the docs show no ACL rule")
 	}
 	return strings.ReplaceAll(rule, "\\\n", " ")
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	_, port, _ := net.SplitHostPort(ln.Addr().String())
-	return port
 }
 
 // selfSigned makes a self-signed certificate for 127.0.0.1 and returns its files.

@@ -22,10 +22,13 @@ const slots = 16384
 func StartCluster(t testing.TB, n int) *Cluster {
 	t.Helper()
 	c := &Cluster{}
+	buses := make(map[*Server]string) // the ports on which the nodes talk to each other
 	node := func() *Server {
-		bus := freePort(t)
-		return Start(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", bus,
+		bus := FreePort(t)
+		s := Start(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", bus,
 			"--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0")
+		buses[s] = bus
+		return s
 	}
 	for i := range n {
 		s := node()
@@ -39,7 +42,7 @@ func StartCluster(t testing.TB, n int) *Cluster {
 	}
 	for _, s := range all[1:] {
 		host, port := s.Host()
-		all[0].Do("CLUSTER", "MEET", host, port, s.args[5])
+		all[0].Do("CLUSTER", "MEET", host, port, buses[s])
 	}
 	c.await(t, "the nodes know each other", func() bool {
 		for _, s := range all {
@@ -77,7 +80,8 @@ func (c *Cluster) await(t testing.TB, what string, is func() bool) {
 	}
 }
 
-func freePort(t testing.TB) string {
+// FreePort returns a port of loopback that nothing listens on.
+func FreePort(t testing.TB) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
