@@ -225,7 +225,7 @@ func (b *storeBench) measure(ctx context.Context, n int, load storeLoad) (storeR
 		if _, err := s.Load(ctx); err != nil {
 			return storeRow{}, fmt.Errorf("replica %d: %w", i, err)
 		}
-		s.Announce(1000)
+		s.Announce("", 1000)
 	}
 	time.Sleep(5 * time.Second) // all stores learn the number of replicas, which sets their pace
 
@@ -268,7 +268,7 @@ func (b *storeBench) measure(ctx context.Context, n int, load storeLoad) (storeR
 					mine = append(mine, time.Since(began))
 				}
 				if load.pacing {
-					time.Sleep(time.Until(began.Add(s.Pace())))
+					time.Sleep(time.Until(began.Add(s.Pace(1))))
 				}
 			}
 			mu.Lock()
