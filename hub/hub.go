@@ -72,6 +72,8 @@ type Hub struct {
 
 	standard *counter // the default counter
 
+	histories *histories // safe from any goroutine
+
 	actions   chan actionRun // readLoops -> loop; 1024, so that a burst costs no goroutine switch; never closed
 	orders    chan *order    // Set and Remove -> loop; never closed
 	presence  chan struct{}  // serve and loop -> loop: changed is not empty; 1, since one token is enough; never closed
@@ -158,6 +160,7 @@ func New(ctx context.Context, cfg Config) (*Hub, error) {
 		done:       make(chan struct{}),
 		orders:     make(chan *order),
 		counters:   make(map[string]*counter),
+		histories:  newHistories(),
 	}
 	h.standard = newCounter(h, "")
 	h.standard.snap = snap

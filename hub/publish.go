@@ -68,6 +68,7 @@ func (h *Hub) publish(c *counter, snap Snapshot, actions []action) {
 		h.unknown = false
 	}
 	p := &c.published
+	before, first := p.value(), p.stateSeq == 0
 	if len(actions) > 0 || snap.Value != p.value() || p.stateSeq == 0 {
 		p.push(snap, actions)
 	}
@@ -76,6 +77,9 @@ func (h *Hub) publish(c *counter, snap Snapshot, actions []action) {
 	p.announced, p.announcedSeq = p.users, p.usersSeq
 	c.announceAt = p.nextAnnouncement()
 	h.mu.Unlock()
+	if !first && snap.Value != before {
+		h.histories.add(c.name, before, snap.Value)
+	}
 	h.wakeShards(c)
 }
 

@@ -148,6 +148,9 @@ func (s *shard) run() {
 			s.noteBlocked(c)
 		case <-second.C:
 			s.turnWheel()
+			if s.index == 0 {
+				s.hub.histories.trim()
+			}
 		case <-flush.C:
 			s.flushBlocked()
 		case <-drain:
