@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 )
 
 // page returns the text of a file in docs.
@@ -41,6 +42,8 @@ func TestReadme(t *testing.T) {
 		fmt.Sprintf("ends the stream if it is more than %d bytes", MaxMessage),
 		fmt.Sprintf("with more than %d clients less often: %.1f ms for each", usersEvery/usersPace, usersPace.Seconds()*1000),
 		fmt.Sprintf("clients are closed with %d", codeStopping),
+		fmt.Sprintf("how V has changed in the last %d seconds", historyLength),
+		fmt.Sprintf("have at most %d,%03d points, %d MB", maxPoints/1000, maxPoints%1000, maxPoints*int(unsafe.Sizeof(point{}))>>20),
 		fmt.Sprintf("%d at once, more of them one each %d ms", drainSlice/drainPace, drainPace.Milliseconds()),
 	} {
 		if !strings.Contains(docs, want) {

@@ -11,7 +11,7 @@ import (
 func TestSharedWithOrigins(t *testing.T) {
 	t.Parallel()
 	s := start(t, "-origin", "https://other.example", "-origin", "capacitor://localhost")
-	for _, path := range []string{"/", "/client.js", "/app.js", "/plot.js", "/state", "/nothing"} {
+	for _, path := range []string{"/", "/client.js", "/app.js", "/plot.js", "/state", "/history", "/nothing"} {
 		for _, tt := range []struct{ origin, want string }{
 			{"https://other.example", "https://other.example"},
 			{"capacitor://localhost", "capacitor://localhost"},

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -78,8 +79,8 @@ func TestCountersByPath(t *testing.T) {
 		{"GET", "/c/%2e%2e", "", 400, "more than periods"},
 		{"GET", "/c/" + long, "", 400, "1 to 64"},
 		{"GET", "/c/", "", 400, "1 to 64"},
-		{"GET", "/c/likes/", "", 404, "/state and /events"},
-		{"GET", "/c/likes/nothing", "", 404, "/state and /events"},
+		{"GET", "/c/likes/", "", 404, "/state, /events"},
+		{"GET", "/c/likes/nothing", "", 404, "/state, /events"},
 		{"DELETE", "/c/likes", "", 405, ""},
 		{"GET", "/c", "", 404, ""},
 		{"GET", "/c/likes", "", 200, `<script type="module" src="../app.js">`},
@@ -105,6 +106,54 @@ func TestCountersByPath(t *testing.T) {
 	for _, reason := range []string{"no_counter", "bad_name"} {
 		if !strings.Contains(metrics, `plusminus_refusals_total{reason="`+reason+`"}`) || strings.Contains(metrics, `plusminus_refusals_total{reason="`+reason+`"} 0`) {
 			t.Errorf("metrics count no refusal for %s", reason)
+		}
+	}
+}
+
+// TestHistory reads how counters have changed.
+func TestHistory(t *testing.T) {
+	t.Parallel()
+	s := startCounters(t, "-counters", "likes,door.*", "-origin", "https://blog.example")
+	age := regexp.MustCompile(`\[-\d+,`) // the actions may be in two seconds
+	want := func(path, before, last string) {
+		t.Helper()
+		resp, body := s.request("GET", path, "", nil)
+		if h := resp.Header; resp.StatusCode != 200 || h.Get("Content-Type") != "application/json" || h.Get("Cache-Control") != "no-cache" {
+			t.Errorf("GET %s = %s %v", path, resp.Status, h)
+		}
+		body = age.ReplaceAllString(body, "[0,")
+		if !strings.HasPrefix(body, `{"before":`+before+`,"points":[`) || !strings.HasSuffix(body, last+`]}`) || (last == "") != strings.HasSuffix(body, `:[]}`) {
+			t.Errorf("GET %s = %s, want the value %s before, and then %s at the end", path, body, before, last)
+		}
+	}
+	want("/history", "0", "")
+	want("/c/likes/history", "0", "")
+	for _, path := range []string{"/", "/c/likes", "/c/likes"} {
+		s.request("POST", path, plus, nil)
+	}
+	for path, value := range map[string]string{"/": "1", "/c/likes/": "2"} {
+		// The answer to a POST may come before the value is published.
+		waitUntil(t, "the history to have "+value, func() bool {
+			_, body := s.request("GET", path+"history", "", nil)
+			return strings.HasSuffix(body, ","+value+"]]}")
+		})
+		want(path+"history", "0", "[0,"+value+"]")
+	}
+	want("/c/door.a/history", "0", "")
+	for _, tt := range []struct {
+		method, path string
+		status       int
+	}{{"HEAD", "/history", 200}, {"POST", "/history", 405}, {"PUT", "/c/likes/history", 405}, {"GET", "/c/nothing/history", 404}, {"GET", "/c/a%2Fb/history", 400}} {
+		if resp, body := s.request(tt.method, tt.path, "", nil); resp.StatusCode != tt.status || tt.method == "HEAD" && body != "" {
+			t.Errorf("%s %s = %s %s, want %d", tt.method, tt.path, resp.Status, body, tt.status)
+		}
+	}
+	for _, path := range []string{"/history", "/c/likes/history"} {
+		for origin, allowed := range map[string]string{"https://blog.example": "https://blog.example", "https://evil.example": ""} {
+			resp, _ := s.request("GET", path, "", http.Header{"Origin": {origin}})
+			if got := resp.Header.Get("Access-Control-Allow-Origin"); got != allowed || resp.Header.Get("Vary") != "Origin" {
+				t.Errorf("GET %s from %s may be read by %q, want %q", path, origin, got, allowed)
+			}
 		}
 	}
 }

@@ -69,10 +69,13 @@ func (s *routes) counters(w http.ResponseWriter, r *http.Request) bool {
 	case rest == "state":
 		s.hub.ShareWithOrigin(w.Header(), r)
 		s.state(w, r, name)
+	case rest == "history":
+		s.hub.ShareWithOrigin(w.Header(), r)
+		s.history(w, r, name)
 	case rest == "events":
 		s.hub.ServeStreamOf(w, r, name)
 	default:
-		http.Error(w, "a counter has /state and /events", http.StatusNotFound)
+		http.Error(w, "a counter has /state, /events and /history", http.StatusNotFound)
 	}
 	return true
 }

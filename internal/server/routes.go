@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -48,9 +49,12 @@ func (s *routes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		// Pages of other origins import the page's modules, which read the state. Both are public.
 		s.hub.ShareWithOrigin(w.Header(), r)
-		if r.URL.Path == "/state" {
+		switch r.URL.Path {
+		case "/state":
 			s.state(w, r, "")
-		} else {
+		case "/history":
+			s.history(w, r, "")
+		default:
 			s.page.ServeHTTP(w, r)
 		}
 	}
@@ -75,15 +79,12 @@ func onPort443(header string) bool {
 // state answers GET /state, for the counter called name. A client that polls sends the ETag that it has, and gets 304 while nothing
 // has changed.
 func (s *routes) state(w http.ResponseWriter, r *http.Request, name string) {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		w.Header().Set("Allow", "GET, HEAD")
-		http.Error(w, "only GET", http.StatusMethodNotAllowed)
+	if !onlyGet(w, r) {
 		return
 	}
 	value, users, ok := s.hub.State(r.Context(), name)
 	if !ok {
-		w.Header().Set("Retry-After", "10")
-		http.Error(w, "the counter's store has not been reached yet", http.StatusServiceUnavailable)
+		notKnown(w)
 		return
 	}
 	body, err := json.Marshal(struct {
@@ -99,6 +100,52 @@ func (s *routes) state(w http.ResponseWriter, r *http.Request, name string) {
 	w.Header().Set("ETag", `"`+hex.EncodeToString(sum[:16])+`"`)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(append(body, '\n')))
+}
+
+// onlyGet reports whether r is a GET or HEAD. Otherwise it answers 405.
+func onlyGet(w http.ResponseWriter, r *http.Request) bool {
+	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		return true
+	}
+	w.Header().Set("Allow", "GET, HEAD")
+	http.Error(w, "only GET", http.StatusMethodNotAllowed)
+	return false
+}
+
+// notKnown answers a request for a value that is not known.
+func notKnown(w http.ResponseWriter) {
+	w.Header().Set("Retry-After", "10")
+	http.Error(w, "the counter's store has not been reached yet", http.StatusServiceUnavailable)
+}
+
+// history answers GET /history, for the counter called name: {"before":2,"points":[[-240,3],[0,5]]}. A point is an age in
+// seconds and the value at the end of that second.
+func (s *routes) history(w http.ResponseWriter, r *http.Request, name string) {
+	if !onlyGet(w, r) {
+		return
+	}
+	before, points, ok := s.hub.History(r.Context(), name)
+	if !ok {
+		notKnown(w)
+		return
+	}
+	body := hub.AppendValue([]byte(`{"before":`), before)
+	body = append(body, `,"points":[`...)
+	for i, p := range points {
+		if i > 0 {
+			body = append(body, ',')
+		}
+		body = strconv.AppendInt(append(body, '['), int64(p.Age), 10)
+		body = append(hub.AppendValue(append(body, ','), p.Value), ']')
+	}
+	body = append(body, "]}\n"...)
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.Header().Set("Cache-Control", "no-cache")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if r.Method == http.MethodGet {
+		_, _ = w.Write(body) // an error means that the client has gone
+	}
 }
 
 // redirect sends plain requests for one of our domains to https, and refuses WebSocket clients.
