@@ -158,6 +158,53 @@ func TestHistory(t *testing.T) {
 	}
 }
 
+// TestBadge asks for pictures of counters, as an <img> on another site does.
+func TestBadge(t *testing.T) {
+	t.Parallel()
+	s := startCounters(t, "-counters", "likes")
+	s.request("POST", "/c/likes", plus, nil)
+	for _, tt := range []struct {
+		path   string
+		status int
+		want   string
+	}{
+		{"/badge.svg", 200, "<title>counter: 0</title>"},
+		{"/c/likes/badge.svg", 200, "<title>likes: 1</title>"},
+		{"/c/likes/badge.svg?label=I+%3C3+it&color=red", 200, "<title>I &lt;3 it: 1</title>"},
+		{"/c/likes/badge.svg?color=mud", 400, "color: use 3 or 6"},
+		{"/badge.svg?label=", 400, "label: a label has 1 to 64 characters"},
+		{"/c/other/badge.svg", 404, "no counter of that name"},
+		{"/badge.svg/", 404, ""},
+	} {
+		resp, body := s.request("GET", tt.path, "", http.Header{"Origin": {"https://anywhere.example"}, "Sec-Fetch-Site": {"cross-site"}})
+		if resp.StatusCode != tt.status || !strings.Contains(body, tt.want) {
+			t.Errorf("GET %s = %s %s, want %d and %q", tt.path, resp.Status, body, tt.status, tt.want)
+		}
+		if tt.status != 200 {
+			continue
+		}
+		h := resp.Header
+		for name, want := range map[string]string{"Content-Type": "image/svg+xml; charset=utf-8", "Cache-Control": "max-age=5", "Cross-Origin-Resource-Policy": "cross-origin",
+			"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox", "X-Content-Type-Options": "nosniff"} {
+			if h.Get(name) != want {
+				t.Errorf("GET %s: %s is %q, want %q", tt.path, name, h.Get(name), want)
+			}
+		}
+		if again, body := s.request("GET", tt.path, "", http.Header{"If-None-Match": {h.Get("ETag")}}); again.StatusCode != 304 || body != "" {
+			t.Errorf("GET %s with its ETag = %s, want 304", tt.path, again.Status)
+		}
+	}
+	resp, _ := s.request("GET", "/c/likes/badge.svg", "", nil)
+	s.request("POST", "/c/likes", plus, nil)
+	waitUntil(t, "another badge", func() bool {
+		again, body := s.request("GET", "/c/likes/badge.svg", "", http.Header{"If-None-Match": {resp.Header.Get("ETag")}})
+		return again.StatusCode == 200 && strings.Contains(body, "likes: 2")
+	})
+	if resp, _ := s.request("POST", "/badge.svg", "", nil); resp.StatusCode != 405 || resp.Header.Get("Allow") != "GET, HEAD" {
+		t.Errorf("POST /badge.svg = %s, want 405", resp.Status)
+	}
+}
+
 // TestCountersOverWebSocket lets one client watch one counter and another one several, beside the default one.
 func TestCountersOverWebSocket(t *testing.T) {
 	t.Parallel()

@@ -72,10 +72,12 @@ func (s *routes) counters(w http.ResponseWriter, r *http.Request) bool {
 	case rest == "history":
 		s.hub.ShareWithOrigin(w.Header(), r)
 		s.history(w, r, name)
+	case rest == "badge.svg":
+		s.badge(w, r, name)
 	case rest == "events":
 		s.hub.ServeStreamOf(w, r, name)
 	default:
-		http.Error(w, "a counter has /state, /events and /history", http.StatusNotFound)
+		http.Error(w, "a counter has /state, /events, /history and /badge.svg", http.StatusNotFound)
 	}
 	return true
 }

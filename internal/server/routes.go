@@ -46,6 +46,8 @@ func (s *routes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.hub.ServeHTTP(w, r)
 	case r.URL.Path == streamPath:
 		s.hub.ServeStream(w, r)
+	case r.URL.Path == "/badge.svg":
+		s.badge(w, r, "")
 	default:
 		// Pages of other origins import the page's modules, which read the state. Both are public.
 		s.hub.ShareWithOrigin(w.Header(), r)
