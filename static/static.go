@@ -1,5 +1,5 @@
 // Package static embeds the page that plusminus serves to browsers: one counter, two buttons, and the
-// module client.js, which holds the WebSocket connection. It starts no goroutines.
+// module client.js, which holds the WebSocket connection. Pages of other sites use embed.js. It starts no goroutines.
 package static
 
 import (
@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-//go:embed index.html app.js client.js plot.js style.css favicon.svg
+//go:embed index.html app.js client.js embed.js plot.js style.css favicon.svg
 var files embed.FS
 
 // contentTypes maps the URL path of each file to its Content-Type. The types are constants because
@@ -23,6 +23,7 @@ var contentTypes = map[string]string{
 	"/":            "text/html; charset=utf-8",
 	"/app.js":      "text/javascript; charset=utf-8",
 	"/client.js":   "text/javascript; charset=utf-8",
+	"/embed.js":    "text/javascript; charset=utf-8",
 	"/plot.js":     "text/javascript; charset=utf-8",
 	"/style.css":   "text/css; charset=utf-8",
 	"/favicon.svg": "image/svg+xml; charset=utf-8",
@@ -106,6 +107,11 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		header.Set("Allow", "GET, HEAD")
 		http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
 		return
+	}
+	if r.URL.Path == "/embed.js" {
+		// Any page may import it, so that the element can say why it does not work: it imports client.js, which only
+		// pages of allowed origins may.
+		header.Set("Access-Control-Allow-Origin", "*")
 	}
 	header.Set("Content-Type", f.contentType)
 	header.Set("ETag", f.etag)

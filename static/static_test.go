@@ -53,6 +53,7 @@ func TestHandler(t *testing.T) {
 		{"GET", "/?from=elsewhere", 200, "text/html; charset=utf-8", "index.html"},
 		{"GET", "/app.js", 200, "text/javascript; charset=utf-8", "app.js"},
 		{"GET", "/client.js", 200, "text/javascript; charset=utf-8", "client.js"},
+		{"GET", "/embed.js", 200, "text/javascript; charset=utf-8", "embed.js"},
 		{"GET", "/plot.js", 200, "text/javascript; charset=utf-8", "plot.js"},
 		{"GET", "/style.css", 200, "text/css; charset=utf-8", "style.css"},
 		{"GET", "/favicon.svg", 200, "image/svg+xml; charset=utf-8", "favicon.svg"},
@@ -200,7 +201,7 @@ func TestReferences(t *testing.T) {
 	if len(refs) < 5 {
 		t.Errorf("references = %q, want at least 5", refs)
 	}
-	used := map[string]bool{"/": true}
+	used := map[string]bool{"/": true, "/embed.js": true} // other sites refer to embed.js
 	for _, ref := range refs {
 		used[ref] = true
 		if resp, _ := get(t, "GET", ref, nil); resp.StatusCode != 200 {
@@ -238,12 +239,19 @@ func TestIDs(t *testing.T) {
 	}
 }
 
-// TestSize limits the page to 20 KB, so that it needs no compression and arrives within the first round trips.
+// embedLimit bounds embed.js, in bytes. Compressed it is about 5 KB.
+const embedLimit = 14_000
+
+// TestSize limits the page to 20 KB, so that it needs no compression and arrives within the first round trips. The page does
+// not load embed.js, which has a limit of its own.
 func TestSize(t *testing.T) {
 	const limit = 20_500
+	if size := len(read(t, "embed.js")); size > embedLimit {
+		t.Errorf("size of embed.js = %d bytes, want at most %d", size, embedLimit)
+	}
 	var total int64
 	err := fs.WalkDir(files, ".", func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
+		if err != nil || d.IsDir() || path == "embed.js" {
 			return err
 		}
 		info, err := d.Info()

@@ -177,14 +177,19 @@ func (p *firefoxTab) eval(expression string) string {
 // waitText waits until the element with this id has this text.
 func (p *firefoxTab) waitText(id, text string) {
 	p.t.Helper()
-	expression := fmt.Sprintf("document.getElementById(%q).textContent", id)
+	p.waitFor(fmt.Sprintf("document.getElementById(%q).textContent", id), text)
+}
+
+// waitFor waits until the JavaScript expression has this value, as text.
+func (p *firefoxTab) waitFor(expression, value string) {
+	p.t.Helper()
 	for deadline := time.Now().Add(maxDelay); ; time.Sleep(20 * time.Millisecond) {
 		got := p.eval(expression)
-		if got == text {
+		if got == value {
 			return
 		}
 		if time.Now().After(deadline) {
-			p.t.Fatalf("%s is %q, want %q; the page shows %q", id, got, text, p.eval("document.body.innerText"))
+			p.t.Fatalf("%s is %q, want %q; the page shows %q", expression, got, value, p.eval("document.body.innerText"))
 		}
 	}
 }

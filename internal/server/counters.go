@@ -95,9 +95,10 @@ func (s *routes) allowed(w http.ResponseWriter, r *http.Request, name string) bo
 	return true
 }
 
-// refuse answers a request that is refused, and counts the refusal.
+// refuse answers a request that is refused, and counts the refusal. Pages of allowed origins may read the answer.
 func (s *routes) refuse(w http.ResponseWriter, r *http.Request, reason hub.Reason, status int, text string) {
 	s.events.Refused(reason, "remote", hub.AddressOf(r.RemoteAddr), "code", status, "err", text)
+	s.hub.ShareWithOrigin(w.Header(), r)
 	http.Error(w, text, status)
 }
 
