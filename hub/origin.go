@@ -51,6 +51,31 @@ func ParseOrigin(s string) (Origin, error) {
 	return o, nil
 }
 
+// String returns o in the form that [ParseOrigin] takes, with the host in its ASCII form. For an origin with a host that is also a
+// source expression of a Content-Security-Policy, unless the host is an IPv6 address, which those do not have.
+// https://www.w3.org/TR/CSP3/#framework-directive-source-list
+func (o Origin) String() string {
+	switch {
+	case o.any:
+		return "*"
+	case o.opaque:
+		return opaqueOrigin
+	}
+	s := o.scheme + "://"
+	if o.below {
+		s += "*."
+	}
+	if strings.Contains(o.host, ":") {
+		s += "[" + o.host + "]"
+	} else {
+		s += o.host
+	}
+	if o.port != "" {
+		s += ":" + o.port
+	}
+	return s
+}
+
 // opaqueOrigin is the Origin header of pages without an origin of their own: files, sandboxed frames, data:
 // URLs and some apps. https://html.spec.whatwg.org/multipage/browsers.html#ascii-serialisation-of-an-origin
 const opaqueOrigin = "null"

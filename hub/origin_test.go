@@ -74,3 +74,20 @@ func TestOrigins(t *testing.T) {
 		}
 	}
 }
+
+// The text of an origin is that of its shortest form, and parses to the same origin.
+func TestOriginString(t *testing.T) {
+	for s, want := range map[string]string{
+		"*": "*", "null": "null", "https://A.example/": "https://a.example", "https://a.example:443": "https://a.example", "http://a.example:443": "http://a.example:443",
+		"https://*.a.example:8443": "https://*.a.example:8443", "https://a.example:*": "https://a.example:*", "https://[2001:DB8::1]:8443": "https://[2001:db8::1]:8443",
+		"capacitor://localhost": "capacitor://localhost", "https://bücher.example": "https://xn--bcher-kva.example",
+	} {
+		o, err := ParseOrigin(s)
+		if err != nil || o.String() != want {
+			t.Errorf("ParseOrigin(%q) = %v, %v, want %s", s, o, err, want)
+		}
+		if again, err := ParseOrigin(o.String()); err != nil || again != o {
+			t.Errorf("ParseOrigin(%q) = %v, %v, want the same origin again", o, again, err)
+		}
+	}
+}

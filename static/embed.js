@@ -16,7 +16,8 @@ const messages = {
 
 const sheet = new CSSStyleSheet(); // a page's policy may forbid <style>
 sheet.replaceSync(`
-:host { display: inline-block; position: relative; line-height: 1.25; font-variant-numeric: tabular-nums }
+:host { display: inline-block; position: relative; vertical-align: middle; line-height: 1.25; font-variant-numeric: tabular-nums }
+:host([readonly]) { vertical-align: baseline }
 :host([hidden]), [hidden] { display: none !important }
 #all { display: inline-flex; align-items: baseline; gap: .6em }
 [part=box] { display: inline-flex; align-items: stretch; border: 1px solid var(--plus-minus-border, color-mix(in srgb, currentColor 62%, transparent)); border-radius: var(--plus-minus-radius, 999px); background: var(--plus-minus-background, none) }
@@ -30,7 +31,7 @@ button:active { transform: scale(.95) }
 .none [part=box] { border: 0 }
 .none [part=value], .one [part=value] { min-width: 1ch }
 .off [part=box] { border-style: dashed }
-.off [part=value] { font-weight: 400; font-style: italic }
+.off [part=value] { font-style: italic }
 .off [part=value], .off slot[name] { color: color-mix(in srgb, currentColor 75%, transparent) }
 .off.none [part=value] { text-decoration: underline dashed 1px; text-underline-offset: .2em }
 .off button { cursor: not-allowed }

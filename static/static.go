@@ -38,7 +38,7 @@ var headers = map[string]string{
 	// (https://github.com/w3c/webappsec-csp/issues/7). An older Safari needs an explicit "wss://host".
 	// That is not worth a policy built from the Host header of each request.
 	"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; " +
-		"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+		"connect-src 'self'; base-uri 'none'; form-action 'none'; " + framesOf("'none'"),
 	"Cross-Origin-Opener-Policy": "same-origin",
 	// A counter never needs these features, which browsers ask permission for.
 	"Permissions-Policy":     "camera=(), geolocation=(), microphone=()",
@@ -48,6 +48,9 @@ var headers = map[string]string{
 	// app.js of another version than its index.html is worse than a 304.
 	"Cache-Control": "no-cache",
 }
+
+// framesOf returns the directive that lets the sources in a list show the page in a frame.
+func framesOf(sources string) string { return "frame-ancestors " + sources }
 
 // file is one embedded file and its headers.
 type file struct {
@@ -61,15 +64,22 @@ type file struct {
 const CounterPage = "counter"
 
 // handler maps URL paths to files. It is immutable after Handler.
-type handler map[string]file
+type handler struct {
+	files  map[string]file
+	policy string // the Content-Security-Policy
+}
 
-// Handler returns a handler for the page at "/" and the files that it needs.
+// Handler returns a handler for the page at "/" and the files that it needs. Pages of frameOrigins, which are source
+// expressions such as https://www.example.com, may show the page in a frame. Without any, nobody may.
 //
 // It answers GET and HEAD, with ETag and If-None-Match; other methods get 405, and unknown paths get
 // 404. It sets no Strict-Transport-Security, because it cannot know whether browsers trust the
 // certificate. The caller handles WebSocket upgrades. It is safe for concurrent use.
-func Handler() http.Handler {
-	h := make(handler, len(contentTypes))
+func Handler(frameOrigins ...string) http.Handler {
+	h := handler{files: make(map[string]file, len(contentTypes)), policy: headers["Content-Security-Policy"]}
+	if len(frameOrigins) > 0 {
+		h.policy = strings.Replace(h.policy, framesOf("'none'"), framesOf(strings.Join(frameOrigins, " ")), 1)
+	}
 	for path, contentType := range contentTypes {
 		name := strings.TrimPrefix(path, "/")
 		if name == "" {
@@ -79,10 +89,10 @@ func Handler() http.Handler {
 		if err != nil {
 			panic(err) // a bug: contentTypes and go:embed disagree
 		}
-		h[path] = newFile(string(body), contentType)
+		h.files[path] = newFile(string(body), contentType)
 	}
-	below := strings.NewReplacer(`href="`, `href="../`, `src="`, `src="../`).Replace(h["/"].body)
-	h[CounterPage] = newFile(below, contentTypes["/"])
+	below := strings.NewReplacer(`href="`, `href="../`, `src="`, `src="../`).Replace(h.files["/"].body)
+	h.files[CounterPage] = newFile(below, contentTypes["/"])
 	return h
 }
 
@@ -96,7 +106,8 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for k, v := range headers {
 		header.Set(k, v)
 	}
-	f, ok := h[r.URL.Path]
+	header.Set("Content-Security-Policy", h.policy)
+	f, ok := h.files[r.URL.Path]
 	if !ok {
 		http.Error(w, "not found", http.StatusNotFound)
 		return

@@ -152,6 +152,22 @@ func TestIfNoneMatch(t *testing.T) {
 	}
 }
 
+// TestFrames checks that only the pages of the given origins may show the page in a frame, and that the rest of the policy stays.
+func TestFrames(t *testing.T) {
+	policy := func(origins ...string) string {
+		w := httptest.NewRecorder()
+		Handler(origins...).ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+		return w.Header().Get("Content-Security-Policy")
+	}
+	rest, found := strings.CutSuffix(policy(), "frame-ancestors 'none'")
+	if !found {
+		t.Fatalf("policy = %q, want frame-ancestors 'none' at its end", policy())
+	}
+	if got, want := policy("https://a.example", "https://b.example:*"), rest+"frame-ancestors https://a.example https://b.example:*"; got != want {
+		t.Errorf("policy = %q, want %q", got, want)
+	}
+}
+
 // TestPolicy checks that the page contains nothing that its Content-Security-Policy blocks.
 func TestPolicy(t *testing.T) {
 	policy := headers["Content-Security-Policy"]

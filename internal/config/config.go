@@ -62,6 +62,9 @@ type Config struct {
 	// Origins are those of -origin, and before them those of our own pages.
 	Origins []hub.Origin // -origin
 
+	// FrameOrigins are source expressions of a Content-Security-Policy. If there is none, no page may frame ours.
+	FrameOrigins []string // -frame-origin
+
 	Counters    []string // -counters; empty if there is only the default counter
 	MaxCounters int      // -max-counters
 
@@ -136,6 +139,8 @@ func (c *Config) declare(f *flagGroups) {
 	f.value((*origins)(&c.Origins), "origin", "let pages of this `origin` connect, too: https://host, https://host:port, https://host:*\n"+
 		"(any port), https://*.host (every name below it), app://host or another scheme of an app,\n"+
 		"null (files, sandboxed frames) or * (any page); repeatable (default the domains)")
+	f.value((*frameOrigins)(&c.FrameOrigins), "frame-origin", "let pages of this `origin` show the page in a frame: https://host, https://host:port, https://host:*,\n"+
+		"https://*.host or the scheme of an app; repeatable (default none)")
 	f.int(&c.MaxCounters, "max-counters", 10_000, "`number` of counters that -counters may make; 0 is no limit")
 	f.int(&c.MaxClients, "max-clients", 0, "`number` of clients in all; 0 is what the file limit and the memory allow")
 	f.int(&c.MaxClientsPerIP, "max-clients-per-ip", 64, "`number` of clients of one IPv4 address or IPv6 /64; 0 is no limit, and the default with -plain\n"+

@@ -109,6 +109,12 @@ func TestUsageErrors(t *testing.T) {
 		{"-cert a -key b -staging -domain a.example", "-staging and -cert"},
 		{"-acme-eab-kid x", "-acme-eab-key-file"},
 		{"-origin a.example", "-origin: \"a.example\" is no origin"},
+		{"-frame-origin a.example", "-frame-origin: \"a.example\" is no origin of a page"},
+		{"-frame-origin https://a.example/page", "-frame-origin: \"https://a.example/page\" is no origin of a page"},
+		{"-frame-origin *", "-frame-origin: name the origins"},
+		{"-frame-origin null", "-frame-origin: a page without an origin of its own"},
+		{"-frame-origin https://[2001:db8::1]", "-frame-origin: \"https://[2001:db8::1]\" cannot be named in a Content-Security-Policy"},
+		{"-frame-origin app://a;script-src", "-frame-origin"},
 		{"-max-clients -1", "-max-clients"},
 		{"-max-clients-per-ip -1", "-max-clients-per-ip"},
 		{"-proxy-protocol lb.example", "-proxy-protocol: not a network: write 10.0.0.0/8, 2001:db8::/32, or one address"},
@@ -215,5 +221,20 @@ func TestDefaultCap(t *testing.T) {
 		if err != nil || cfg.MaxClientsPerIP != tt.want {
 			t.Errorf("%s: cap %v, %v, want %d", tt.args, cfg, err, tt.want)
 		}
+	}
+}
+
+// TestFrameOrigins checks that -frame-origin gives source expressions of a Content-Security-Policy.
+func TestFrameOrigins(t *testing.T) {
+	cfg, err := parse("-frame-origin https://Blog.example,https://blog.example:443 -frame-origin http://a.example:8080,https://b.example:*,https://*.c.example,https://bücher.example,app://host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"https://blog.example", "http://a.example:8080", "https://b.example:*", "https://*.c.example", "https://xn--bcher-kva.example", "app://host"}
+	if !slices.Equal(cfg.FrameOrigins, want) {
+		t.Errorf("FrameOrigins = %q, want %q", cfg.FrameOrigins, want)
+	}
+	if cfg, err := parse(""); err != nil || len(cfg.FrameOrigins) != 0 {
+		t.Errorf("without -frame-origin: %q, %v, want none", cfg.FrameOrigins, err)
 	}
 }

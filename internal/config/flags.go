@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -208,6 +209,44 @@ func (o *origins) Set(s string) error {
 		*o = append(*o, origin)
 		return err
 	})
+}
+
+// frameOrigins is a list of origins that a Content-Security-Policy can name.
+type frameOrigins []string
+
+func (o *frameOrigins) String() string { return "" }
+
+func (o *frameOrigins) Set(s string) error {
+	return each(s, func(v string) error {
+		source, err := parseFrameOrigin(v)
+		if err == nil && !slices.Contains(*o, source) {
+			*o = append(*o, source)
+		}
+		return err
+	})
+}
+
+// source is the form of a host that a Content-Security-Policy can name.
+// https://www.w3.org/TR/CSP3/#grammardef-host-source
+var source = regexp.MustCompile(`^[a-z][a-z0-9+.-]*://(\*\.)?[a-z0-9_.-]+(:\*|:[0-9]+)?$`)
+
+// parseFrameOrigin parses one value of -frame-origin, and returns it as it stands in a Content-Security-Policy.
+func parseFrameOrigin(s string) (string, error) {
+	switch s {
+	case "*":
+		return "", errors.New("name the origins: a page that anyone may frame can be hidden under other buttons, so that visitors click what they do not see")
+	case "null":
+		return "", errors.New("a page without an origin of its own cannot be named here: give it an address, https://host")
+	}
+	origin, err := hub.ParseOrigin(s)
+	if err != nil {
+		return "", fmt.Errorf("%q is no origin of a page: write https://host, https://host:port, https://host:* or https://*.host", s)
+	}
+	text := origin.String()
+	if !source.MatchString(text) {
+		return "", fmt.Errorf("%q cannot be named in a Content-Security-Policy, which has no IPv6 addresses: use a host name", s)
+	}
+	return text, nil
 }
 
 // networks is a list of networks.

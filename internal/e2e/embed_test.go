@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -440,4 +441,76 @@ func TestFirefoxEmbed(t *testing.T) {
 	p := f.open(stranger.site)
 	p.waitFor(`["like", "seats", "both", "all"].every((id) => events.includes("error " + id + " foreign"))`, "true")
 	p.waitFor(`document.querySelector("img").naturalHeight`, "20")
+}
+
+// frames is a server that lets pages of friend.test frame its page, and a site with two frames under this name and
+// that of stranger.test.
+func frames(t *testing.T, args ...string) (s *plusminus, port string) {
+	t.Helper()
+	var host string
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", contentTypes[".html"])
+		_, _ = fmt.Fprintf(w, `<!doctype html><link rel="icon" href="data:,"><iframe src="https://%[1]s/" width="400" height="400"></iframe><iframe src="https://%[1]s/c/a" width="400" height="400"></iframe>`, host)
+	}))
+	t.Cleanup(srv.Close)
+	port = portOf(t, srv.Listener.Addr().String())
+	s = start(t, append([]string{"-domain", "counter.test", "-counters", "a"}, args...)...)
+	host = "counter.test" + portOf(t, s.addrs.HTTPS[0])
+	return s, port
+}
+
+// watchers returns how many clients watch the default counter and the counter a.
+func (s *plusminus) watchers() string {
+	s.t.Helper()
+	_, one := s.get("https://counter.test/state", "")
+	_, other := s.get("https://counter.test/c/a/state", "")
+	return strings.Join(regexp.MustCompile(`"users":\d+`).FindAllString(one+other, -1), " ")
+}
+
+// TestFrames opens pages with frames: of the named origin, of another one, and for a server without -frame-origin.
+func TestFrames(t *testing.T) {
+	t.Parallel()
+	browser := chromium(t)
+	allowed, port := frames(t, "-frame-origin", "https://friend.test:*")
+	without, otherPort := frames(t)
+	friend := openPage(t, browser, "https://friend.test"+port+"/")
+	waitUntil(t, "both frames to connect", func() bool { return allowed.watchers() == `"users":1 "users":1` })
+	friend.wantNoProblems("in an allowed frame")
+	for _, url := range []string{"https://stranger.test" + port + "/", "https://friend.test" + otherPort + "/"} {
+		p := openPage(t, browser, url)
+		var problems string
+		waitUntil(t, "two violations of the policy", func() bool {
+			problems += strings.Join(p.takeProblems(), "\n")
+			return strings.Count(problems, "frame-ancestors") >= 2
+		})
+	}
+	if got := allowed.watchers() + " " + without.watchers(); got != `"users":1 "users":1 "users":0 "users":0` {
+		t.Errorf("clients = %s, want only those of the allowed frames", got)
+	}
+}
+
+// TestFirefoxFrames is TestFrames in Firefox.
+func TestFirefoxFrames(t *testing.T) {
+	t.Parallel()
+	f := newFirefox(t)
+	allowed, port := frames(t, "-frame-origin", "https://friend.test:*")
+	_, otherPort := frames(t)
+	inFrames := func(url, want string) {
+		t.Helper()
+		page := f.open(url)
+		var tree struct {
+			Contexts []struct{ Children []struct{ Context string } }
+		}
+		f.do("browsingContext.getTree", fmt.Sprintf(`{"root":%q}`, page.context), &tree)
+		if len(tree.Contexts) != 1 || len(tree.Contexts[0].Children) != 2 {
+			t.Fatalf("%s has the frames %+v, want 2", url, tree)
+		}
+		for _, child := range tree.Contexts[0].Children {
+			(&firefoxTab{f, child.Context}).waitFor(`document.documentURI.replace(/[?&].*/, "").replace(/^https:.*/, "page")`, want)
+		}
+	}
+	inFrames("https://friend.test"+port+"/", "page")
+	waitUntil(t, "both frames to connect", func() bool { return allowed.watchers() == `"users":1 "users":1` })
+	inFrames("https://stranger.test"+port+"/", "about:neterror")
+	inFrames("https://friend.test"+otherPort+"/", "about:neterror")
 }

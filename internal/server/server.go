@@ -140,7 +140,7 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (s *Server, err 
 	})
 	in.Balanced(s.listeners)
 
-	page := &routes{hosts: in.Hosts, upgrades: in.Upgrades, certs: s.certs, hub: s.hub, events: events, page: static.Handler(), many: len(cfg.Counters) > 0}
+	page := &routes{hosts: in.Hosts, upgrades: in.Upgrades, certs: s.certs, hub: s.hub, events: events, page: static.Handler(cfg.FrameOrigins...), many: len(cfg.Counters) > 0}
 	visitors := func(h http.Handler) *http.Server {
 		h = withHealth(func() error { return s.admin.Ready() }, h) // s.admin is made below
 		srv := newHTTPServer(in.Forwarded(in.Requests.Limit(h, joins)), log)
