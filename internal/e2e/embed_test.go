@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -513,4 +515,107 @@ func TestFirefoxFrames(t *testing.T) {
 	waitUntil(t, "both frames to connect", func() bool { return allowed.watchers() == `"users":1 "users":1` })
 	inFrames("https://stranger.test"+port+"/", "about:neterror")
 	inFrames("https://friend.test"+otherPort+"/", "about:neterror")
+}
+
+// TestEmbedPage runs all that docs/embed.md has to copy, on one page with the policy that it says is enough, and compares its
+// tables with static/embed.js.
+func TestEmbedPage(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("docs/embed.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(text)
+	blocks := map[string][]string{}
+	for _, m := range regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$").FindAllStringSubmatch(page, -1) {
+		blocks[m[1]] = append(blocks[m[1]], m[2])
+	}
+	count := func(language string) int { return len(blocks[language]) }
+	if got := []int{len(blocks), count("html"), count("js"), count("css"), count("csp")}; !slices.Equal(got, []int{4, 4, 1, 1, 1}) {
+		t.Fatalf("docs/embed.md has %v languages and blocks of html, js, css and csp, want 4, and 4, 1, 1, 1 that this test runs", got)
+	}
+	if n := strings.Count(blocks["html"][0], "\n"); n != 3 {
+		t.Errorf("the like button has %d lines, want three", n)
+	}
+	script, err := os.ReadFile("static/embed.js")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, expression := range []string{`--plus-minus-[a-z]+`, `part: "([a-z ]+)"`, `observedAttributes = \[(.*?)\]`, `(?m)^\t([a-z_]+): ".*",$`} {
+		for _, m := range regexp.MustCompile(expression).FindAllStringSubmatch(string(script), -1) {
+			for _, name := range strings.FieldsFunc(m[len(m)-1], func(r rune) bool { return strings.ContainsRune(`", `, r) }) {
+				if !strings.Contains(page, "`"+name+"`") {
+					t.Errorf("docs/embed.md does not name %s of embed.js", name)
+				}
+			}
+		}
+	}
+
+	var host string
+	replace := func(s string) string { return strings.ReplaceAll(s, counterHost, host) }
+	files := map[string]string{
+		"/":         "<!doctype html><html lang=en><title>site</title><link rel=stylesheet href=site.css><script src=log.js></script>\n" + strings.Join(blocks["html"], "\n") + "<script type=module src=page.js></script>",
+		"/site.css": blocks["css"][0],
+		"/page.js":  blocks["js"][0],
+		"/log.js":   countSockets + `window.logged = []; console.log = console.warn = (...all) => logged.push(all.join(" ").trim());`,
+	}
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, ok := files[r.URL.Path]
+		if !ok {
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+		w.Header().Set("Content-Type", contentTypes[cmp.Or(filepath.Ext(r.URL.Path), ".html")])
+		w.Header().Set("Content-Security-Policy", replace(strings.Join(strings.Fields(blocks["csp"][0]), " ")))
+		_, _ = io.WriteString(w, replace(body))
+	}))
+	t.Cleanup(srv.Close)
+	site := "https://www.test" + portOf(t, srv.Listener.Addr().String())
+	docker := regexp.MustCompile(`(?m)^    docker run (?:.*\\\n)+ +(-domain .*)$`).FindStringSubmatch(page)
+	frame := regexp.MustCompile("start the server with `(-frame-origin [^`]*)`").FindStringSubmatch(strings.Join(strings.Fields(page), " "))
+	if docker == nil || frame == nil {
+		t.Fatal("docs/embed.md has no command that starts a server, or no -frame-origin")
+	}
+	args := strings.Fields(strings.NewReplacer(counterHost, "counter.test", siteOrigin, site, "'", "").Replace(docker[1] + " " + frame[1]))
+	s := start(t, append(args, "-counters", "seats,likes")...) // the other examples
+	host = "counter.test" + portOf(t, s.addrs.HTTPS[0])
+
+	p := openPage(t, chromium(t), site+"/")
+	tag := func(i int, expression string) string {
+		return fmt.Sprintf("document.querySelectorAll(%q)[%d].shadowRoot", "plus-minus", i) + expression
+	}
+	value := func(i int, want string) {
+		t.Helper()
+		p.wait(tag(i, fmt.Sprintf(`.querySelector("[part=value]").textContent === %q`, want)))
+	}
+	for i := range 4 {
+		value(i, "0")
+	}
+	p.eval(tag(0, `.querySelector("button").click()`))
+	value(0, "1")
+	p.eval(tag(2, `.querySelector("button").click()`))
+	value(2, "1")
+	value(3, "1")
+	if got := p.eval(`[...document.querySelectorAll("plus-minus")].map((e) => e.shadowRoot.querySelectorAll("button").length)`); got != "1,2,1,0" {
+		t.Errorf("the tags have %s buttons, want 1,2,1,0", got)
+	}
+	if got := p.eval(fmt.Sprintf(`[getComputedStyle(%s).borderTopLeftRadius, getComputedStyle(%s).fontWeight]`, tag(0, `.querySelector("[part=box]")`), tag(0, `.querySelector("[part=value]")`))); got != "8px,700" {
+		t.Errorf("radius and weight = %s, want 8px,700 by the page's style", got)
+	}
+	if got := p.eval(`sockets`); got != "/c?name=like.first-post&name=seats&name=likes" {
+		t.Errorf("the page opened WebSockets on %s, want one for all tags", got)
+	}
+	p.wait(`document.querySelector("img").naturalHeight === 20`)
+	waitUntil(t, "the frame to connect", func() bool {
+		_, body := s.get("https://counter.test/state", "")
+		return strings.Contains(body, `"users":1`)
+	})
+	p.wait(`logged.includes("0") && logged.includes("1")`)
+	p.wantNoProblems("with the examples")
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+	p.wait(tag(0, `.querySelector(".off") !== null`))
+	p.eval(tag(0, `.querySelector("button").click()`))
+	p.wait(`logged.includes("not_connected Not connected: that did not count.")`)
 }
