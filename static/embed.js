@@ -96,6 +96,11 @@ function dial(line, connect) {
 	const each = (...args) => line.names.forEach((name) => tell(name, ...args));
 	link.client = connect(line.named ? "c?" + [...line.names].map((name) => "name=" + name).join("&") : "./", {
 		state(value, name = "") {
+			if (line.named && !name) { // the server runs without -counters
+				for (const name of line.names) wrong.set(name, "no_counter");
+				each("fail", "no_counter");
+				return link.client.close();
+			}
 			values.set(name, value);
 			if (link === line.link) tell(name, "take", value);
 		},
@@ -176,7 +181,7 @@ class PlusMinus extends HTMLElement {
 	connectedCallback() {
 		this.#name = this.getAttribute("counter") ?? "";
 		this.#layout();
-		if (this.#name && !/^(?!\.+$)[\w.-]{1,64}$/.test(this.#name)) return this.fail("bad_name");
+		if (this.#name && !/^(?!\.+$)[\w.-]{1,64}$/.test(this.#name)) return setTimeout(() => this.fail("bad_name")); // when the page may listen
 		if (!tags.has(this.#name)) tags.set(this.#name, new Set());
 		tags.get(this.#name).add(this);
 		const line = lines.find((line) => line.names.has(this.#name));
@@ -307,6 +312,9 @@ class PlusMinus extends HTMLElement {
 	#say(text) {
 		clearTimeout(this.#clearing);
 		this.#note.textContent = text;
+		this.#note.style.translate = "";
+		const over = this.#note.getBoundingClientRect().right - document.documentElement.clientWidth;
+		if (text && over > 0) this.#note.style.translate = -over - 4 + "px"; // a policy allows what a script sets
 		if (text) this.#clearing = setTimeout(() => this.#say(""), 5_000);
 	}
 }

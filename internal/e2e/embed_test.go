@@ -255,6 +255,27 @@ func TestEmbedBadNames(t *testing.T) {
 	p.waitValue("good", "1")
 }
 
+// TestEmbedWithoutCounters opens the page while the server has the default counter only.
+func TestEmbedWithoutCounters(t *testing.T) {
+	t.Parallel()
+	browser := chromium(t)
+	e := embedIn(t, true, threeTags, "", "-store", "memory")
+	if err := e.stop(); err != nil {
+		t.Fatal(err)
+	}
+	i := slices.Index(e.data, "-counters")
+	e.data = slices.Delete(e.data, i, i+2)
+	e.restart()
+	p := openPage(t, browser, e.site)
+	p.waitValue("all", "0")
+	p.wait(`["like", "seats", "both"].every((id) => events.includes("error " + id + " no_counter"))`)
+	p.clickPart("all", "[part~=plus]")
+	p.waitValue("all", "1")
+	if got := p.eval(`document.querySelector("a").checkVisibility()`); got != "true" {
+		t.Error("the content of a tag without a counter is hidden")
+	}
+}
+
 // TestEmbedRefusal clicks more often than the server allows.
 func TestEmbedRefusal(t *testing.T) {
 	t.Parallel()
@@ -333,11 +354,12 @@ func TestEmbedLooks(t *testing.T) {
 	p.waitValue("seats", "1")
 	p.clickPart("like", "[part~=plus]")
 	p.waitValue("like", "1")
-	look := func(state string) {
+	look := func(state string, prepare func()) {
 		t.Helper()
 		p.wait(`[...document.querySelectorAll("plus-minus")].every((e) => e.shadowRoot.querySelector("[role=status]").textContent === "" || e.id === "like")`)
 		for _, size := range []int64{320, 800} {
 			p.do(chromedp.EmulateViewport(size, 640))
+			prepare()
 			for _, scheme := range []string{"light", "dark"} {
 				p.emulate("prefers-color-scheme", scheme, "prefers-reduced-motion", "reduce")
 				if bad := p.eval(fitsEmbed); bad != "" {
@@ -386,13 +408,16 @@ func TestEmbedLooks(t *testing.T) {
 			t.Errorf("the accessibility tree has no %q; it has %q", want, slices.Sorted(maps.Keys(got)))
 		}
 	}
-	look("live")
+	look("live", func() {})
 	if err := e.stop(); err != nil {
 		t.Fatal(err)
 	}
 	p.wait(part("like", "#all") + `.classList.contains("off")`)
-	p.clickPart("like", "[part~=plus]")
-	look("off")
+	p.eval(`(document.querySelector("p:has(#like)").setAttribute("align", "right"), null)`) // the message must not leave the window
+	look("off", func() {
+		p.clickPart("like", "[part~=plus]")
+		p.wait(part("like", "[part=note]") + `.textContent === "Not connected: that did not count."`)
+	})
 }
 
 const blog = `<script type="module" src="%s/embed.js"></script><link rel="stylesheet" href="site.css">
