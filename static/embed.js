@@ -35,7 +35,7 @@ button:active { transform: scale(.95) }
 .off [part=value], .off slot[name] { color: color-mix(in srgb, currentColor 75%, transparent) }
 .off.none [part=value] { text-decoration: underline dashed 1px; text-underline-offset: .2em }
 .off button { cursor: not-allowed }
-[part=note]:not(:empty) { position: absolute; z-index: 1; inset: calc(100% + 6px) auto auto 0; width: max-content; max-width: min(20em, 80vw); padding: .4em .7em; border: 1px solid; border-radius: .5em; background: Canvas; color: CanvasText; font-size: .875em }
+[part=note]:not(:empty) { position: absolute; z-index: 1; inset: calc(100% + 6px) auto auto 0; width: max-content; max-width: min(20em, 80vw); padding: .4em .7em; border: 1px solid; border-radius: .5em; background: Canvas; color: CanvasText; font-size: .875em; text-align: start }
 .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap }
 @media (prefers-reduced-motion: reduce) { button:active { transform: none } }
 @media (forced-colors: active) { [part=box] { border-color: ButtonBorder } button:focus-visible { outline-color: Highlight } .off [part=value], .off slot[name] { color: GrayText } }

@@ -360,9 +360,13 @@ func TestEmbedLooks(t *testing.T) {
 		for _, size := range []int64{320, 800} {
 			p.do(chromedp.EmulateViewport(size, 640))
 			prepare()
-			for _, scheme := range []string{"light", "dark"} {
-				p.emulate("prefers-color-scheme", scheme, "prefers-reduced-motion", "reduce")
-				if bad := p.eval(fitsEmbed); bad != "" {
+			for _, scheme := range []string{"light", "dark", "forced"} {
+				if scheme == "forced" { // the system's colours; the contrast is the system's, too
+					p.emulate("forced-colors", "active", "prefers-reduced-motion", "reduce")
+				} else {
+					p.emulate("prefers-color-scheme", scheme, "forced-colors", "none", "prefers-reduced-motion", "reduce")
+				}
+				if bad := p.eval(fitsEmbed); bad != "" && scheme != "forced" {
 					t.Errorf("%s, %s: %s", state, scheme, bad)
 				}
 				if p.eval(`document.documentElement.scrollWidth > innerWidth`) != "false" {
