@@ -1,5 +1,6 @@
 // Package static embeds the page that plusminus serves to browsers: one counter, two buttons, and the
-// module client.js, which holds the WebSocket connection. Pages of other sites use embed.js. It starts no goroutines.
+// module client.js, which holds the WebSocket connection. Pages of other sites use embed.js, or show a [Badge]. It starts no
+// goroutines.
 package static
 
 import (
