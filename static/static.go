@@ -1,18 +1,21 @@
 // Package static embeds the page that plusminus serves to browsers: one counter, two buttons, and the
-// module client.js, which holds the WebSocket connection. Pages of other sites use embed.js, or show a [Badge]. It starts no
-// goroutines.
+// module client.js, which holds the WebSocket connection. It draws QR codes of the page's address. Pages of other sites use
+// embed.js, or show a [Badge]. It starts no goroutines.
 package static
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
+	"html/template"
 	"net/http"
 	"strings"
 	"time"
 )
 
-//go:embed index.html app.js client.js embed.js plot.js style.css favicon.svg
+//go:embed index.html app.js client.js changes.js embed.js plot.js style.css
+//go:embed favicon.svg apple-touch-icon.png share.png manrope.woff2
 var files embed.FS
 
 // contentTypes maps the URL path of each file to its Content-Type. The types are constants because
@@ -21,13 +24,20 @@ var files embed.FS
 //
 // "/" is index.html. The page has only this URL, so "/index.html" is not found.
 var contentTypes = map[string]string{
-	"/":            "text/html; charset=utf-8",
-	"/app.js":      "text/javascript; charset=utf-8",
-	"/client.js":   "text/javascript; charset=utf-8",
-	"/embed.js":    "text/javascript; charset=utf-8",
-	"/plot.js":     "text/javascript; charset=utf-8",
-	"/style.css":   "text/css; charset=utf-8",
-	"/favicon.svg": "image/svg+xml; charset=utf-8",
+	"/":                     "text/html; charset=utf-8",
+	"/app.js":               "text/javascript; charset=utf-8",
+	"/client.js":            "text/javascript; charset=utf-8",
+	"/changes.js":           "text/javascript; charset=utf-8",
+	"/embed.js":             "text/javascript; charset=utf-8",
+	"/plot.js":              "text/javascript; charset=utf-8",
+	"/style.css":            "text/css; charset=utf-8",
+	"/favicon.svg":          "image/svg+xml; charset=utf-8",
+	"/apple-touch-icon.png": "image/png",
+	"/share.png":            "image/png", // what messengers show beside a link
+	// The digits of Manrope ExtraBold, under the Open Font License in manrope-OFL.txt. The number is what people remember
+	// of the page, and without a font it looks different on each system. These digits are wide, round and heavy, can be
+	// told apart from across a room, and have one width (tnum), so that a number that runs does not tremble.
+	"/manrope.woff2": "font/woff2",
 }
 
 // headers are set on every response, errors included.
@@ -39,7 +49,7 @@ var headers = map[string]string{
 	// (https://github.com/w3c/webappsec-csp/issues/7). An older Safari needs an explicit "wss://host".
 	// That is not worth a policy built from the Host header of each request.
 	"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; " +
-		"connect-src 'self'; base-uri 'none'; form-action 'none'; " + framesOf("'none'"),
+		"font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; " + framesOf("'none'"),
 	"Cross-Origin-Opener-Policy": "same-origin",
 	// A counter never needs these features, which browsers ask permission for.
 	"Permissions-Policy":     "camera=(), geolocation=(), microphone=()",
@@ -60,41 +70,57 @@ type file struct {
 	etag        string // strong, from the hash of body
 }
 
-// CounterPage is the path in a request to the handler for the page of a counter, which lies one folder below "/". No URL has
-// this path.
-const CounterPage = "counter"
+// CounterPage and the name of a counter are the path in a request to the handler for the page of that counter, which lies
+// one folder below "/". No URL has this path.
+const CounterPage = "counter:"
 
-// handler maps URL paths to files. It is immutable after Handler.
+// handler serves the files. It is immutable after Handler.
 type handler struct {
-	files  map[string]file
-	policy string // the Content-Security-Policy
+	files       map[string]file // by URL path, without the pages
+	page, below *template.Template
+	policy      string // the Content-Security-Policy
+}
+
+// about is what the templates of the page need.
+type about struct {
+	Name       string // of the counter, or ""
+	URL, Image string // absolute: what shows a preview of a link resolves no relative URL
 }
 
 // Handler returns a handler for the page at "/" and the files that it needs. Pages of frameOrigins, which are source
 // expressions such as https://www.example.com, may show the page in a frame. Without any, nobody may.
 //
+// GET /qr.svg?url=URL is a QR code of URL, which has to be one of the host that the request is for.
+//
+// The page names itself and its picture by the Host header of the request, which the caller has checked.
+//
 // It answers GET and HEAD, with ETag and If-None-Match; other methods get 405, and unknown paths get
 // 404. It sets no Strict-Transport-Security, because it cannot know whether browsers trust the
 // certificate. The caller handles WebSocket upgrades. It is safe for concurrent use.
 func Handler(frameOrigins ...string) http.Handler {
-	h := handler{files: make(map[string]file, len(contentTypes)), policy: headers["Content-Security-Policy"]}
+	h := &handler{files: make(map[string]file, len(contentTypes)), policy: headers["Content-Security-Policy"]}
 	if len(frameOrigins) > 0 {
 		h.policy = strings.Replace(h.policy, framesOf("'none'"), framesOf(strings.Join(frameOrigins, " ")), 1)
 	}
 	for path, contentType := range contentTypes {
-		name := strings.TrimPrefix(path, "/")
-		if name == "" {
-			name = "index.html"
+		if path != "/" {
+			h.files[path] = newFile(embedded(strings.TrimPrefix(path, "/")), contentType)
 		}
-		body, err := files.ReadFile(name)
-		if err != nil {
-			panic(err) // a bug: contentTypes and go:embed disagree
-		}
-		h.files[path] = newFile(string(body), contentType)
 	}
-	below := strings.NewReplacer(`href="`, `href="../`, `src="`, `src="../`).Replace(h.files["/"].body)
-	h.files[CounterPage] = newFile(below, contentTypes["/"])
+	page := embedded("index.html")
+	h.page = template.Must(template.New("page").Parse(page))
+	below := strings.NewReplacer(`href="`, `href="../`, `src="`, `src="../`).Replace(page)
+	h.below = template.Must(template.New("below").Parse(below))
 	return h
+}
+
+// embedded returns the text of an embedded file.
+func embedded(name string) string {
+	body, err := files.ReadFile(name)
+	if err != nil {
+		panic(err) // a bug: contentTypes and go:embed disagree
+	}
+	return string(body)
 }
 
 func newFile(body, contentType string) file {
@@ -102,14 +128,15 @@ func newFile(body, contentType string) file {
 	return file{body: body, contentType: contentType, etag: `"` + hex.EncodeToString(sum[:16]) + `"`}
 }
 
-func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
 	for k, v := range headers {
 		header.Set(k, v)
 	}
 	header.Set("Content-Security-Policy", h.policy)
+	name, counter := strings.CutPrefix(r.URL.Path, CounterPage)
 	f, ok := h.files[r.URL.Path]
-	if !ok {
+	if !ok && !counter && r.URL.Path != "/" && r.URL.Path != "/qr.svg" {
 		http.Error(w, "not found", http.StatusNotFound)
 		return
 	}
@@ -120,7 +147,17 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
 		return
 	}
-	if r.URL.Path == "/embed.js" {
+	switch {
+	case counter:
+		f = newPage(h.below, r, name, "c/"+name)
+	case r.URL.Path == "/":
+		f = newPage(h.page, r, "", "")
+	case r.URL.Path == "/qr.svg":
+		if f, ok = newQR(r); !ok {
+			http.Error(w, "/qr.svg?url= needs a URL of this host", http.StatusBadRequest)
+			return
+		}
+	case r.URL.Path == "/embed.js":
 		// Any page may import it, so that the element can say why it does not work: it imports client.js, which only
 		// pages of allowed origins may.
 		header.Set("Access-Control-Allow-Origin", "*")
@@ -129,4 +166,17 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header.Set("ETag", f.etag)
 	// No name, because the type is set. No time, because the ETag is more exact than a build date.
 	http.ServeContent(w, r, "", time.Time{}, strings.NewReader(f.body))
+}
+
+// newPage fills in the page of the counter called name for the request r. path is that of the page, without the slash.
+func newPage(page *template.Template, r *http.Request, name, path string) file {
+	root := "http://" + r.Host + "/"
+	if r.TLS != nil || r.Header.Get("X-Forwarded-Proto") == "https" {
+		root = "https://" + r.Host + "/"
+	}
+	var body bytes.Buffer
+	if err := page.Execute(&body, about{Name: name, URL: root + path, Image: root + "share.png"}); err != nil {
+		panic(err) // strings always fit
+	}
+	return newFile(body.String(), contentTypes["/"])
 }

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -56,7 +57,14 @@ func TestHandler(t *testing.T) {
 		{"GET", "/embed.js", 200, "text/javascript; charset=utf-8", "embed.js"},
 		{"GET", "/plot.js", 200, "text/javascript; charset=utf-8", "plot.js"},
 		{"GET", "/style.css", 200, "text/css; charset=utf-8", "style.css"},
+		{"GET", "/changes.js", 200, "text/javascript; charset=utf-8", "changes.js"},
 		{"GET", "/favicon.svg", 200, "image/svg+xml; charset=utf-8", "favicon.svg"},
+		{"GET", "/apple-touch-icon.png", 200, "image/png", "apple-touch-icon.png"},
+		{"GET", "/share.png", 200, "image/png", "share.png"},
+		{"GET", "/manrope.woff2", 200, "font/woff2", "manrope.woff2"},
+		{"GET", "/qr.svg", 400, "text/plain; charset=utf-8", ""},
+		{"POST", "/qr.svg", 405, "text/plain; charset=utf-8", ""},
+		{"GET", "/manrope-OFL.txt", 404, "text/plain; charset=utf-8", ""},
 		{"POST", "/", 405, "text/plain; charset=utf-8", ""},
 		{"PUT", "/app.js", 405, "text/plain; charset=utf-8", ""},
 		{"OPTIONS", "/", 405, "text/plain; charset=utf-8", ""},
@@ -77,7 +85,12 @@ func TestHandler(t *testing.T) {
 			if got := resp.Header.Get("Content-Type"); got != tt.contentType {
 				t.Errorf("Content-Type = %q, want %q", got, tt.contentType)
 			}
-			if tt.file != "" && body != read(t, tt.file) {
+			if tt.file == "index.html" { // a template: its last lines are the page's
+				_, end, _ := strings.Cut(read(t, tt.file), "<figure>")
+				if !strings.HasSuffix(body, end) {
+					t.Errorf("body does not end like %s", tt.file)
+				}
+			} else if tt.file != "" && body != read(t, tt.file) {
 				t.Errorf("body is not %s", tt.file)
 			}
 			if tt.file == "" && (body == "" || len(body) > 100) {
@@ -177,7 +190,7 @@ func TestPolicy(t *testing.T) {
 	if bad := regexp.MustCompile(`unsafe|\*|https?:|data:|blob:`).FindString(policy); bad != "" {
 		t.Errorf("policy allows %q", bad)
 	}
-	page := read(t, "index.html")
+	_, page := get(t, "GET", "/", nil)
 	for what, re := range map[string]string{
 		"inline script":      `(?i)<script(?:[^>]*\ssrc=)?[^>]*>\s*[^<\s]`,
 		"script without src": `(?i)<script\b(?:\s+(?:type|async|defer)(?:="[^"]*")?)*\s*>`,
@@ -195,7 +208,13 @@ func TestPolicy(t *testing.T) {
 		if name == "" || name == "favicon.svg" { // its xmlns is a name, not a URL that is fetched
 			continue
 		}
+		if strings.HasSuffix(name, ".png") || strings.HasSuffix(name, ".woff2") { // no text
+			continue
+		}
 		for _, bad := range regexp.MustCompile(`(?i)((?-i:url\()|@import|innerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function).*`).FindAllString(read(t, name), -1) {
+			if name == "style.css" && bad == `url("manrope.woff2"); }` {
+				continue // of this origin
+			}
 			t.Errorf("%s contains %q", name, bad)
 		}
 	}
@@ -209,7 +228,8 @@ func TestReferences(t *testing.T) {
 		}
 		refs = append(refs, "/"+m[1])
 	}
-	for _, name := range []string{"app.js", "client.js", "plot.js"} {
+	refs = append(refs, "/share.png") // TestPreview compares
+	for _, name := range []string{"app.js", "changes.js", "client.js", "plot.js"} {
 		for _, m := range regexp.MustCompile(`(?m)^import .* from "\.([^"]*)"`).FindAllStringSubmatch(read(t, name), -1) {
 			refs = append(refs, m[1])
 		}
@@ -244,7 +264,7 @@ func TestIDs(t *testing.T) {
 	if taken == nil {
 		t.Fatal("the statement of app.js that looks up its elements was not found")
 	}
-	ids := strings.Split(taken[1], ", ")
+	ids := regexp.MustCompile(`,\s+`).Split(taken[1], -1)
 	for _, m := range regexp.MustCompile(`#([a-z]+)\b[^;]*\{`).FindAllStringSubmatch(read(t, "style.css"), -1) {
 		ids = append(ids, m[1])
 	}
@@ -258,21 +278,26 @@ func TestIDs(t *testing.T) {
 // embedLimit bounds embed.js, in bytes. Compressed it is about 5 KB.
 const embedLimit = 14_500
 
-// TestSize limits the page to 20 KB, so that it needs no compression and arrives within the first round trips. The page does
-// not load embed.js, which has a limit of its own.
+// TestSize limits what the page loads to 40 KB, with the QR code that a visitor may ask for, so that it needs no
+// compression. TestChromiumBudget measures it in a browser. The page does not load embed.js, which has a limit of its own.
 func TestSize(t *testing.T) {
-	const limit = 20_500
+	const limit = 40 << 10
 	if size := len(read(t, "embed.js")); size > embedLimit {
 		t.Errorf("size of embed.js = %d bytes, want at most %d", size, embedLimit)
 	}
-	var total int64
+	_, qr := get(t, "GET", "/qr.svg?url=https://example.com/c/likes", nil)
+	total := int64(len(qr))
 	err := fs.WalkDir(files, ".", func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || path == "embed.js" {
+		if err != nil || d.IsDir() {
 			return err
 		}
 		info, err := d.Info()
-		if err == nil {
-			total += info.Size()
+		switch path {
+		case "apple-touch-icon.png", "share.png", "embed.js": // for phones, messengers and other people's pages
+		default:
+			if err == nil {
+				total += info.Size()
+			}
 		}
 		return err
 	})
@@ -280,7 +305,106 @@ func TestSize(t *testing.T) {
 		t.Fatal(err)
 	}
 	if total > limit {
-		t.Errorf("size of all files = %d bytes, want at most %d", total, limit)
+		t.Errorf("size of what the page loads = %d bytes, want at most %d", total, limit)
+	}
+	if font := len(read(t, "manrope.woff2")); font > 12_000 {
+		t.Errorf("size of the font = %d bytes, want at most 12,000", font)
+	}
+}
+
+// TestPreview checks what messengers and search engines read of the page: the name of the counter, and absolute URLs.
+func TestPreview(t *testing.T) {
+	for _, tt := range []struct {
+		url, path, proto string
+		want             []string
+	}{
+		{"https://counter.example/", "/", "", []string{
+			`<title>plusminus</title>`,
+			`<meta name="description" content="One number. Everyone moves it.">`,
+			`<meta property="og:title" content="plusminus">`,
+			`<meta property="og:description" content="One number. Everyone moves it.">`,
+			`<meta property="og:url" content="https://counter.example/">`,
+			`<meta property="og:image" content="https://counter.example/share.png">`,
+			`<p id="tagline">One number. Everyone moves it.</p>`,
+			`href="apple-touch-icon.png"`,
+		}},
+		{"http://localhost:8080/", "/", "", []string{`<meta property="og:url" content="http://localhost:8080/">`}},
+		{"http://counter.example/", "/", "https", []string{`<meta property="og:url" content="https://counter.example/">`}},
+		{"https://counter.example:8443/c/door.1", CounterPage + "door.1", "", []string{
+			`<title>door.1 · plusminus</title>`,
+			`<meta name="description" content="door.1 is one number. Everyone moves it.">`,
+			`<meta property="og:title" content="door.1 · plusminus">`,
+			`<meta property="og:description" content="door.1 is one number. Everyone moves it.">`,
+			`<meta property="og:url" content="https://counter.example:8443/c/door.1">`,
+			`<meta property="og:image" content="https://counter.example:8443/share.png">`,
+			`<p id="tagline"><b>door.1</b> is one number. Everyone moves it.</p>`,
+			`href="../apple-touch-icon.png"`,
+		}},
+		// The server has refused such a name. If it had not:
+		{"https://counter.example/c/x", CounterPage + `"><script>`, "", []string{
+			`<meta property="og:title" content="&#34;&gt;&lt;script&gt; · plusminus">`,
+			`<p id="tagline"><b>&#34;&gt;&lt;script&gt;</b> is`,
+		}},
+	} {
+		r := httptest.NewRequest("GET", tt.url, nil)
+		r.URL.Path = tt.path
+		if tt.proto != "" {
+			r.Header.Set("X-Forwarded-Proto", tt.proto)
+		}
+		w := httptest.NewRecorder()
+		Handler().ServeHTTP(w, r)
+		for _, want := range tt.want {
+			if !strings.Contains(w.Body.String(), want) {
+				t.Errorf("%s, path %s: the page does not contain %s", tt.url, tt.path, want)
+			}
+		}
+		if got := strings.Count(w.Body.String(), "<script"); got != 1 {
+			t.Errorf("%s, path %s: the page has %d scripts, want 1", tt.url, tt.path, got)
+		}
+	}
+}
+
+// TestQR checks that the server makes QR codes of its own URLs only. TestChromiumShare decodes one.
+func TestQR(t *testing.T) {
+	codes := map[string]string{} // to URL
+	for host, urls := range map[string]map[string]int{
+		"counter.example": {
+			"https://counter.example/":                            200,
+			"http://counter.example:8080/c/likes":                 200, // a proxy may leave the port out of Host
+			"https://COUNTER.example/folder/":                     200,
+			"https://elsewhere.example/":                          400,
+			"https://counter.example.evil.example/":               400,
+			"https://counter.example@evil.example/":               400,
+			"https://me:secret@counter.example/":                  400,
+			"javascript://counter.example/%0aalert(":              400,
+			"//counter.example/":                                  400,
+			"/c/likes":                                            400,
+			"":                                                    400,
+			"https://counter.example/" + strings.Repeat("a", 400): 400,
+		},
+		"[::1]:8443":     {"https://[::1]:8443/": 200, "https://[::2]:8443/": 400},
+		"[::1]":          {"https://[::1]/": 200},
+		"127.0.0.1:8443": {"https://127.0.0.1:8443/": 200, "https://127.0.0.2:8443/": 400},
+	} {
+		for u, code := range urls {
+			r := httptest.NewRequest("GET", "/qr.svg?url="+url.QueryEscape(u), nil)
+			r.Host = host
+			w := httptest.NewRecorder()
+			Handler().ServeHTTP(w, r)
+			if w.Code != code {
+				t.Errorf("the QR code of %q on %s: status %d, want %d", u, host, w.Code, code)
+			}
+			if w.Code != 200 {
+				continue
+			}
+			if got := w.Header().Get("Content-Type"); got != "image/svg+xml; charset=utf-8" {
+				t.Errorf("the QR code of %q has the type %q", u, got)
+			}
+			if other, ok := codes[w.Body.String()]; ok {
+				t.Errorf("%q and %q have the same QR code", u, other)
+			}
+			codes[w.Body.String()] = u
+		}
 	}
 }
 
@@ -325,7 +449,7 @@ func TestReadme(t *testing.T) {
 	}
 }
 
-// TestClient runs testdata/client_test.js in Chromium, which other tests need as well: no further
+// TestClient runs the tests in testdata in Chromium, which other tests need as well: no further
 // JavaScript engine has to be installed.
 func TestClient(t *testing.T) {
 	if testing.Short() {
@@ -341,15 +465,22 @@ func TestClient(t *testing.T) {
 	if chromium == "" {
 		t.Skip("Chromium is not installed (Debian: chromium)")
 	}
+	for _, name := range []string{"client_test.js", "changes_test.js"} {
+		t.Run(name, func(t *testing.T) { runInChromium(t, chromium, name) })
+	}
+}
+
+// runInChromium runs a file of testdata, which writes how many tests passed.
+func runInChromium(t *testing.T, chromium, name string) {
 	page := Handler()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/":
 			w.Header().Set("Content-Type", "text/html; charset=utf-8")
-			io.WriteString(w, `<!doctype html><body>did not run<script type="module" src="/client_test.js"></script>`)
-		case "/client_test.js":
+			io.WriteString(w, `<!doctype html><body>did not run<script type="module" src="/`+name+`"></script>`)
+		case "/" + name:
 			w.Header().Set("Content-Type", "text/javascript; charset=utf-8")
-			http.ServeFile(w, r, filepath.Join("testdata", "client_test.js"))
+			http.ServeFile(w, r, filepath.Join("testdata", name))
 		default:
 			page.ServeHTTP(w, r)
 		}
@@ -364,6 +495,6 @@ func TestClient(t *testing.T) {
 		t.Fatalf("running %s: %v", chromium, err)
 	}
 	if !regexp.MustCompile(`<body>\d+ passed`).Match(out) {
-		t.Errorf("client_test.js: %s", out)
+		t.Errorf("%s: %s", name, out)
 	}
 }

@@ -98,7 +98,7 @@ func TestChromiumAccessibility(t *testing.T) {
 			t.Errorf("a %s has no name", role)
 		}
 	}
-	for _, want := range []string{"RootWebArea 0 · plusminus", "heading plusminus", "button Plus one", "button Minus one",
+	for _, want := range []string{"RootWebArea 0 · plusminus", "heading plusminus", "button Plus one", "button Minus one", "button Share",
 		"group Move the number", "image Last 5 minutes: 0", "StaticText 0", "StaticText Live", "banner ", "main "} {
 		if !got[want] {
 			t.Errorf("the accessibility tree has no %q; it has %q", want, slices.Sorted(maps.Keys(got)))
@@ -126,8 +126,8 @@ func TestChromiumAccessibility(t *testing.T) {
 	if n, err := strconv.Atoi(p.eval(`spoken.length`)); err != nil || n < 2 || n > most {
 		t.Errorf("the page announced %d of 101 values, want 2 to %d: %s", n, most, p.eval(`spoken`))
 	}
-	if live := p.eval(`[...document.querySelectorAll("[aria-live], [role=status]")].map((e) => e.id).sort()`); live != "announcer,live,message,sentence" {
-		t.Errorf("live regions = %s, want announcer,live,message,sentence", live)
+	if live := p.eval(`[...document.querySelectorAll("[aria-live], [role=status]")].map((e) => e.id).sort()`); live != "announcer,copied,live,message,sentence" {
+		t.Errorf("live regions = %s, want announcer,copied,live,message,sentence", live)
 	}
 }
 
@@ -217,7 +217,7 @@ func TestChromiumReducedMotion(t *testing.T) {
 		p.inject(`{
 			window.moved = [];
 			const { animate } = Element.prototype;
-			Element.prototype.animate = function(...args) { moved.push(this.id); return animate.apply(this, args); };
+			Element.prototype.animate = function(...args) { moved.push(this.id || this.className); return animate.apply(this, args); };
 			for (const type of ["animationstart", "transitionstart"]) addEventListener(type, (e) => moved.push(type), true);
 		}`)
 		p.emulate("prefers-reduced-motion", motion)
@@ -231,7 +231,7 @@ func TestChromiumReducedMotion(t *testing.T) {
 		p.click("plus")
 		p.waitText("message", "Not connected: that did not count.")
 		moved := p.eval(`[...new Set(moved)].sort()`)
-		if want := map[string]string{"no-preference": "plus,value", "reduce": ""}[motion]; moved != want {
+		if want := map[string]string{"no-preference": "plus,up,value", "reduce": ""}[motion]; moved != want {
 			t.Errorf("prefers-reduced-motion %s: moved %q, want %q", motion, moved, want)
 		}
 	}

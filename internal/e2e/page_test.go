@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -357,9 +358,19 @@ func TestChromiumRefusals(t *testing.T) {
 // serveTo serves the page until the test ends, and calls f for each WebSocket.
 func serveTo(t *testing.T, f func(*websocket.Conn)) (url string) {
 	t.Helper()
+	return serveWith(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, `{"before":0,"points":[]}`) }, f)
+}
+
+// serveWith is serveTo with an answer to GET /history.
+func serveWith(t *testing.T, history http.HandlerFunc, f func(*websocket.Conn)) (url string) {
+	t.Helper()
 	files := static.Handler()
 	ctx, cancel := context.WithCancel(t.Context())
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/history" {
+			history(w, r)
+			return
+		}
 		if r.Header.Get("Upgrade") == "" {
 			files.ServeHTTP(w, r)
 			return

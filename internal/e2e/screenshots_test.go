@@ -26,13 +26,17 @@ const fits = `(() => {
 	const bad = [];
 	const { scrollWidth, scrollHeight } = document.documentElement;
 	if (scrollWidth > innerWidth || scrollHeight > innerHeight) bad.push("scrolls: " + [scrollWidth, scrollHeight]);
-	const boxes = [...document.querySelectorAll("header, #tagline, #value, figure, #notice, #buttons, #keys")]
+	const boxes = [...document.querySelectorAll("header, #tagline, #value, #minute, figure, #notice, #buttons, #keys")]
 		.filter((e) => e.checkVisibility()).map((e) => [e.id || e.localName, e.getBoundingClientRect()]);
 	for (const [name, r] of boxes) {
 		if (r.left < 0 || r.top < 0 || r.right > innerWidth + .5 || r.bottom > innerHeight + .5) bad.push(name + " is cut off");
 	}
 	boxes.forEach(([name, r], i) => {
-		if (i && r.top < boxes[i - 1][1].bottom - .5) bad.push(name + " is over " + boxes[i - 1][0]);
+		for (const [other, o] of boxes.slice(0, i)) {
+			if (Math.min(r.right, o.right) - Math.max(r.left, o.left) > .5 && Math.min(r.bottom, o.bottom) - Math.max(r.top, o.top) > .5) {
+				bad.push(name + " is over " + other);
+			}
+		}
 	});
 	for (const e of document.querySelectorAll("p, figcaption, button")) {
 		if (e.id !== "announcer" && e.scrollWidth > e.clientWidth + 1) bad.push("the text of " + (e.id || e.localName) + " is wider than it");

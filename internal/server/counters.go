@@ -64,7 +64,7 @@ func (s *routes) counters(w http.ResponseWriter, r *http.Request) bool {
 	case !more:
 		s.hub.ShareWithOrigin(w.Header(), r)
 		page := r.Clone(r.Context())
-		page.URL.Path = static.CounterPage
+		page.URL.Path = static.CounterPage + name
 		s.page.ServeHTTP(w, page)
 	case rest == "state":
 		s.hub.ShareWithOrigin(w.Header(), r)
