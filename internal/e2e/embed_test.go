@@ -474,9 +474,9 @@ func TestFirefoxEmbed(t *testing.T) {
 	p.waitFor(`document.querySelector("img").naturalHeight`, "20")
 }
 
-// frames is a server that lets pages of friend.test frame its page, and a site with two frames under this name and
+// frameServer is a server that lets pages of friend.test frame its page, and a site with two frames under this name and
 // that of stranger.test.
-func frames(t *testing.T, args ...string) (s *plusminus, port string) {
+func frameServer(t *testing.T, args ...string) (s *plusminus, port string) {
 	t.Helper()
 	var host string
 	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -502,8 +502,8 @@ func (s *plusminus) watchers() string {
 func TestFrames(t *testing.T) {
 	t.Parallel()
 	browser := chromium(t)
-	allowed, port := frames(t, "-frame-origin", "https://friend.test:*")
-	without, otherPort := frames(t)
+	allowed, port := frameServer(t, "-frame-origin", "https://friend.test:*")
+	without, otherPort := frameServer(t)
 	friend := openPage(t, browser, "https://friend.test"+port+"/")
 	waitUntil(t, "both frames to connect", func() bool { return allowed.watchers() == `"users":1 "users":1` })
 	friend.wantNoProblems("in an allowed frame")
@@ -524,8 +524,8 @@ func TestFrames(t *testing.T) {
 func TestFirefoxFrames(t *testing.T) {
 	t.Parallel()
 	f := newFirefox(t)
-	allowed, port := frames(t, "-frame-origin", "https://friend.test:*")
-	_, otherPort := frames(t)
+	allowed, port := frameServer(t, "-frame-origin", "https://friend.test:*")
+	_, otherPort := frameServer(t)
 	inFrames := func(url, want string) {
 		t.Helper()
 		page := f.open(url)
