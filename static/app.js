@@ -226,7 +226,8 @@ buttons.onkeydown = (event) => {
 	event.preventDefault(); // arrows scroll
 	if (!event.repeat) act(button); // a key that is held down is one action
 };
-if (matchMedia("(hover: hover)").matches) plus.focus(); // the keys work at once
+// The keys work at once, unless the page in whose frame this is has the focus.
+if (matchMedia("(hover: hover)").matches && window === top) plus.focus();
 
 const here = location.origin + location.pathname;
 address.href = address.textContent = here;
