@@ -28,7 +28,7 @@ func (c *Config) bucketKey(bucket int, key string) string {
 	return "{" + c.prefix() + "/" + strconv.Itoa(bucket) + "}:" + key
 }
 
-// namesKey returns the key of the list of the counters in a bucket. No name ends in a colon.
+// namesKey returns the key of the list of the counters in a bucket: that of no counter, since none there has an empty name.
 func (c *Config) namesKey(bucket int) string { return c.bucketKey(bucket, ":"+keyNames) }
 
 // counterKey returns a key of the counter called name.
