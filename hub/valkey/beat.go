@@ -3,7 +3,6 @@ package valkey
 import (
 	"container/heap"
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -45,33 +44,18 @@ func (s *Store) beat(client valkey.Client) error {
 	if len(calls) == 0 {
 		return nil
 	}
-	err := s.call(s.conns, client, beatScript, calls)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var refused []*counter
-	for _, c := range calls {
-		if err != nil {
+	if err := s.call(s.conns, client, beatScript, calls); err != nil {
+		for _, c := range calls {
 			c.err = err
 		}
-		c.of.beating = false
-		if c.err == nil {
-			s.beatenLocked(c)
-		} else if _, ok := valkey.IsValkeyErr(c.err); ok && c.of.name != "" && strings.HasPrefix(c.err.Error(), damaged) {
-			s.noteDamageLocked(c)
-		} else {
-			if ok {
-				refused = append(refused, c.of)
-			}
-			err = errors.Join(c.err) // one is enough
-		}
-		s.scheduleLocked(c.of)
 	}
+	refused, err := s.recordBeats(calls)
 	if err != nil {
-		s.mu.Unlock()
 		s.readOnly(client, refused)
-		s.mu.Lock()
 		return err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.err = nil
 	if s.client == nil {
 		s.client = client
@@ -81,6 +65,30 @@ func (s *Store) beat(client valkey.Client) error {
 	s.triedLocked()
 	s.sendNewsLocked()
 	return nil
+}
+
+// recordBeats records the replies to calls. If a call has failed, it returns the error of one, and the counters for which the server
+// itself has refused it. A counter that is damaged is no failure: the others work.
+func (s *Store) recordBeats(calls []*counterCall) (refused []*counter, failed error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range calls {
+		c.of.beating = false
+		_, byServer := valkey.IsValkeyErr(c.err)
+		switch {
+		case c.err == nil:
+			s.beatenLocked(c)
+		case byServer && c.of.name != "" && strings.HasPrefix(c.err.Error(), damaged):
+			s.noteDamageLocked(c)
+		default:
+			failed = c.err
+			if byServer {
+				refused = append(refused, c.of)
+			}
+		}
+		s.scheduleLocked(c.of)
+	}
+	return refused, failed
 }
 
 // signOff takes this hub's clients out of all sums.
