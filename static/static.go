@@ -4,11 +4,10 @@
 package static
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
-	"html/template"
+	"html"
 	"net/http"
 	"strings"
 	"time"
@@ -77,14 +76,8 @@ const CounterPage = "counter:"
 // handler serves the files. It is immutable after Handler.
 type handler struct {
 	files       map[string]file // by URL path, without the pages
-	page, below *template.Template
-	policy      string // the Content-Security-Policy
-}
-
-// about is what the templates of the page need.
-type about struct {
-	Name       string // of the counter, or ""
-	URL, Image string // absolute: what shows a preview of a link resolves no relative URL
+	page, below string          // the page, and that of a counter, for newPage to fill in
+	policy      string          // the Content-Security-Policy
 }
 
 // Handler returns a handler for the page at "/" and the files that it needs. Pages of frameOrigins, which are source
@@ -107,10 +100,8 @@ func Handler(frameOrigins ...string) http.Handler {
 			h.files[path] = newFile(embedded(strings.TrimPrefix(path, "/")), contentType)
 		}
 	}
-	page := embedded("index.html")
-	h.page = template.Must(template.New("page").Parse(page))
-	below := strings.NewReplacer(`href="`, `href="../`, `src="`, `src="../`).Replace(page)
-	h.below = template.Must(template.New("below").Parse(below))
+	h.page = embedded("index.html")
+	h.below = strings.NewReplacer(`href="`, `href="../`, `src="`, `src="../`).Replace(h.page)
 	return h
 }
 
@@ -169,14 +160,24 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // newPage fills in the page of the counter called name for the request r. path is that of the page, without the slash.
-func newPage(page *template.Template, r *http.Request, name, path string) file {
+//
+// It does without html/template: that calls methods by name, so the linker would keep those of the whole program, 6 MB.
+func newPage(page string, r *http.Request, name, path string) file {
 	root := "http://" + r.Host + "/"
 	if r.TLS != nil || r.Header.Get("X-Forwarded-Proto") == "https" {
 		root = "https://" + r.Host + "/"
 	}
-	var body bytes.Buffer
-	if err := page.Execute(&body, about{Name: name, URL: root + path, Image: root + "share.png"}); err != nil {
-		panic(err) // strings always fit
+	title, subject, subjectHTML := "plusminus", "One", "One"
+	if name != "" {
+		title, subject, subjectHTML = name+" · plusminus", name+" is one", "<b>"+html.EscapeString(name)+"</b> is one"
 	}
-	return newFile(body.String(), contentTypes["/"])
+	body := strings.NewReplacer(
+		"{{title}}", html.EscapeString(title),
+		"{{subject}}", html.EscapeString(subject),
+		"{{subject-html}}", subjectHTML,
+		// Absolute: what shows a preview of a link resolves no relative URL.
+		"{{url}}", html.EscapeString(root+path),
+		"{{image}}", html.EscapeString(root+"share.png"),
+	).Replace(page)
+	return newFile(body, contentTypes["/"])
 }
