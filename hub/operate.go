@@ -11,7 +11,7 @@ import (
 // A RefusedError says why an action by [Hub.Act] was refused.
 type RefusedError struct {
 	Code string // for programs, as in error messages
-	JSON []byte // the error message
+	JSON []byte // the error message; must not be changed
 }
 
 func (e *RefusedError) Error() string { return "hub: refused: " + e.Code }

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +11,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -168,7 +168,7 @@ func (s *routes) act(w http.ResponseWriter, r *http.Request, name string) {
 			header.Set("Retry-After", "10")
 		}
 		w.WriteHeader(status)
-		_, _ = io.Copy(w, bytes.NewReader(append(refused.JSON, '\n')))
+		_, _ = w.Write(slices.Concat(refused.JSON, []byte("\n"))) // JSON is shared with other calls
 	default:
 		header.Set("Retry-After", "10")
 		w.WriteHeader(http.StatusServiceUnavailable)
