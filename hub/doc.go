@@ -71,8 +71,8 @@
 // is always in use. A store that is shared tells the value of a counter some time after the hub has
 // begun to use it ([SharedCounters]). Clients and calls wait for that in their own goroutines.
 //
-// histories (history.go) keeps how each counter has changed in the last five minutes, also of
-// those that are not in use any more. loop adds to it when it publishes a state.
+// history.go keeps the changes of the last five minutes of each counter, whether it is in use or
+// not. loop adds a change when it publishes a state.
 //
 // [Hub.Act] does what a client's message does. [Hub.Set] and [Hub.Remove] are for operators. Their
 // changes go the way of actions.

@@ -36,8 +36,8 @@ func (h *Hub) History(ctx context.Context, name string) (before Value, points []
 	return before, points, ok
 }
 
-// histories keeps the histories of all counters that have changed lately, also of those that are not in use any more. A
-// counter without a point in the last 300 seconds costs nothing. All methods are safe from any goroutine, and take constant
+// histories has the history of each counter that has changed in the last 300 seconds, whether it is in use or not. Other
+// counters cost nothing. All methods are safe from any goroutine, and take constant
 // time on average, except read.
 type histories struct {
 	began time.Time // when seconds are counted from; immutable

@@ -51,7 +51,7 @@ func (h *Hub) Stats() Stats {
 // CountersStats describes the counters besides the default one, at one moment.
 type CountersStats struct {
 	Stored  int               // how many the store has
-	Watched int               // how many have clients of this hub, those that are not stored included
+	Watched int               // how many have clients of this hub; a counter that is not stored counts, too
 	Made    uint64            // how many were made since the start
 	NotMade map[Reason]uint64 // attempts to make one that were refused since the start, by reason
 

@@ -116,6 +116,7 @@ func (s *Store) Watch(name string) {
 	c := s.counters[name]
 	if c == nil {
 		c = newCounter(&s.cfg, name)
+		c.now.Epoch = s.forgotten
 		s.counters[name] = c
 	}
 	c.watched = true
@@ -165,6 +166,7 @@ func (s *Store) scheduleLocked(c *counter) {
 			heap.Remove(&s.due, c.due)
 		}
 		delete(s.counters, c.name)
+		s.forgotten = max(s.forgotten, c.now.Epoch)
 		return
 	}
 	at := c.beatAt.Add(s.intervalLocked(c))

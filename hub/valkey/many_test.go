@@ -223,6 +223,32 @@ func TestManyIdle(t *testing.T) {
 	}
 }
 
+// A counter that is watched again has a later epoch than any news of it from before.
+func TestManyWatchedAgain(t *testing.T) {
+	t.Parallel()
+	srv := redistest.Start(t)
+	a := newManyMember(t, on(srv.Addr), 100)
+	a.awaitUp()
+	a.watch("likes")
+	a.mustApplyTo("likes", 1)
+	remove := []hub.Change{{Counter: "likes", Remove: true}}
+	a.ApplyAll(t.Context(), remove)
+	if got := remove[0].Snapshot; remove[0].Err != nil || got != (hub.Snapshot{Epoch: 2}) {
+		t.Fatalf("removing = %+v, %v, want epoch 2", got, remove[0].Err)
+	}
+	a.Unwatch("likes")
+	await(t, "the member has forgotten the counter", 5*time.Second, func() bool {
+		a.Store.mu.Lock()
+		defer a.Store.mu.Unlock()
+		return a.counters["likes"] == nil
+	})
+	a.Watch("likes")
+	await(t, "there is news with a later epoch", 5*time.Second, func() bool { return a.newsOf("likes").Snapshot.Epoch > 2 })
+	if got := a.mustApplyTo("likes", 1); got.Epoch <= 2 || got.Value != 1 {
+		t.Errorf("ApplyAll = %+v, want 1 in a later epoch than 2", got)
+	}
+}
+
 // A counter that something else has overwritten is refused, with a line in the log. The others work.
 func TestManyDamage(t *testing.T) {
 	t.Parallel()

@@ -170,6 +170,10 @@ type Store struct {
 	counters map[string]*counter // those that the hub watches, and the default one
 	due      schedule            // the same, but for those whose beat is on its way
 	newsOf   uint64              // the number of the news in the channel
+
+	// The highest epoch of a counter that was forgotten. If the hub watches the counter again, its epoch is higher: news from
+	// before may still be on their way, and must not look newer than all that follow.
+	forgotten uint64
 }
 
 // New returns a store of one counter and starts to connect. It does not wait for the server; Load does.
