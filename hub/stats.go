@@ -77,10 +77,11 @@ func (h *Hub) CountersStats(ctx context.Context) *CountersStats {
 	h.mu.Lock()
 	s.Watched = h.watched
 	for _, name := range h.named {
-		if c := h.counters[name]; c != nil {
-			s.Named = append(s.Named, CounterStats{name, c.published.value(), c.published.users})
-		} else {
+		switch c := h.counters[name]; {
+		case c == nil:
 			idle = append(idle, name)
+		case c.published.stateSeq > 0: // otherwise a shared store has not told its value yet
+			s.Named = append(s.Named, CounterStats{name, c.published.value(), c.published.users})
 		}
 	}
 	usable := h.newsErr == nil
