@@ -528,14 +528,14 @@ func TestFirefoxFrames(t *testing.T) {
 	_, otherPort := frameServer(t)
 	inFrames := func(url, want string) {
 		t.Helper()
-		page := f.open(url)
+		page := f.navigate(url, "none")
 		var tree struct {
 			Contexts []struct{ Children []struct{ Context string } }
 		}
-		f.do("browsingContext.getTree", fmt.Sprintf(`{"root":%q}`, page.context), &tree)
-		if len(tree.Contexts) != 1 || len(tree.Contexts[0].Children) != 2 {
-			t.Fatalf("%s has the frames %+v, want 2", url, tree)
-		}
+		waitUntil(t, "two frames in "+url, func() bool {
+			f.do("browsingContext.getTree", fmt.Sprintf(`{"root":%q}`, page.context), &tree)
+			return len(tree.Contexts) == 1 && len(tree.Contexts[0].Children) == 2
+		})
 		for _, child := range tree.Contexts[0].Children {
 			(&firefoxTab{f, child.Context}).waitFor(`document.documentURI.replace(/[?&].*/, "").replace(/^https:.*/, "page")`, want)
 		}

@@ -144,12 +144,19 @@ type firefoxTab struct {
 	context string
 }
 
-// open opens url in a new tab.
+// open opens url in a new tab, and waits until the page is complete.
 func (f *firefox) open(url string) *firefoxTab {
+	f.t.Helper()
+	return f.navigate(url, "complete")
+}
+
+// navigate opens url in a new tab. wait is "complete", or "none" to return at once: Firefox takes the error page of a frame for
+// that of the tab, and then says that the navigation failed.
+func (f *firefox) navigate(url, wait string) *firefoxTab {
 	f.t.Helper()
 	var tab struct{ Context string }
 	f.do("browsingContext.create", `{"type":"tab"}`, &tab)
-	f.do("browsingContext.navigate", fmt.Sprintf(`{"context":%q,"url":%q,"wait":"complete"}`, tab.Context, url), nil)
+	f.do("browsingContext.navigate", fmt.Sprintf(`{"context":%q,"url":%q,"wait":%q}`, tab.Context, url, wait), nil)
 	return &firefoxTab{f, tab.Context}
 }
 
