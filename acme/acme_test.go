@@ -356,7 +356,8 @@ func TestRenewal(t *testing.T) {
 func TestHellos(t *testing.T) {
 	t.Parallel()
 	tlsLn, plainLn := acmetest.Listen(t), acmetest.Listen(t)
-	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain, "second.example.com", "127.0.0.2")
+	ca, cfg := startCA(t, pebbletest.Config{TLSPort: acmetest.Port(tlsLn)}, domain, "second.example.com")
+	cfg.Domains = append(cfg.Domains, Domain{Name: "127.0.0.2", Local: true})
 	s := serve(t, cfg, tlsLn, plainLn)
 	s.waitReady(t)
 	orders := ca.Orders()
@@ -371,7 +372,7 @@ func TestHellos(t *testing.T) {
 		{"TLS 1.3 only", &tls.Config{ServerName: domain, MinVersion: tls.VersionTLS13}, domain, 0},
 		{"TLS 1.2 only", &tls.Config{ServerName: domain, MaxVersion: tls.VersionTLS12}, domain, 0},
 		{"X25519 only", &tls.Config{ServerName: domain, CurvePreferences: []tls.CurveID{tls.X25519}}, domain, 0},
-		{"no SNI", &tls.Config{}, domain, 0},
+		{"no SNI", &tls.Config{}, "127.0.0.2", 0},
 		{"second domain", &tls.Config{ServerName: "second.example.com"}, "second.example.com", 0},
 		{"upper case", &tls.Config{ServerName: "Second.Example.COM"}, "second.example.com", 0},
 		{"HTTP/1.1", &tls.Config{ServerName: domain, NextProtos: []string{"http/1.1"}}, domain, 0},
@@ -410,7 +411,7 @@ func TestHellos(t *testing.T) {
 	}
 
 	t.Run("no SNI to an address that is a domain", func(t *testing.T) {
-		for addr, want := range map[string]string{"127.0.0.2:443": "127.0.0.2", "[::ffff:127.0.0.2]:443": "127.0.0.2", "127.0.0.3:443": domain} {
+		for addr, want := range map[string]string{"127.0.0.2:443": "127.0.0.2", "[::ffff:127.0.0.2]:443": "127.0.0.2", "127.0.0.3:443": "127.0.0.2"} {
 			cert, err := s.getCertificate(&tls.ClientHelloInfo{Conn: connTo{addr: addr}})
 			if err != nil {
 				t.Fatal(err)
@@ -453,7 +454,7 @@ func TestHTTPHandler(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.responder.Cache.Put(t.Context(), "token+http-01", []byte("token.thumbprint")); err != nil {
+	if err := p.tokens.Put(t.Context(), "token+http-01", []byte("token.thumbprint")); err != nil {
 		t.Fatal(err)
 	}
 	h := p.HTTPHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusTeapot) }))

@@ -15,7 +15,6 @@ import (
 	xacme "golang.org/x/crypto/acme"
 
 	"plusminus/acme/internal/cahttp"
-	"plusminus/acme/internal/localca"
 )
 
 // Directory URLs of Let's Encrypt. No browser trusts the certificates of the staging directory. Its limits
@@ -25,47 +24,12 @@ const (
 	LetsEncryptStaging = "https://acme-staging-v02.api.letsencrypt.org/directory"
 )
 
-// A Domain is one name to serve.
-type Domain struct {
-	// Name is a host name in ASCII (A-labels), in lower case, without trailing dot and port, or an IP
-	// address in canonical text form. Wildcards are refused: no challenge that this server can answer
-	// proves them.
-	Name string
-
-	// Local asks for a certificate of the local CA in place of one of the ACME CA. It is allowed for names
-	// for which [IsLocal] is true, and implied for IP addresses.
-	Local bool
-}
-
-// local reports whether d gets its certificate from the local CA.
-func (d Domain) local() bool { return d.Local || isIP(d.Name) }
-
-// IsLocal reports whether no public CA certifies name: localhost, names under localhost, test and internal,
-// and IP addresses. name is normalised as in [Domain].
-//
-// "test" and "localhost" are reserved by RFC 6761, "internal" by ICANN in 2024.
-func IsLocal(name string) bool {
-	if isIP(name) || name == "localhost" {
-		return true
-	}
-	for _, zone := range localca.Zones() {
-		if strings.HasSuffix(name, "."+zone) {
-			return true
-		}
-	}
-	return false
-}
-
-func isIP(name string) bool {
-	_, err := netip.ParseAddr(name)
-	return err == nil
-}
-
 // Config says what to serve and where certificates come from. Domains and Dir are needed. Every other zero
 // value works.
 type Config struct {
-	// Domains are the names to serve, each once. A client that names no server gets the certificate of the
-	// first domain that has one, unless the address that it connected to is one of the domains.
+	// Domains are the names and addresses to serve, each once. A client that names no server, as every client does that
+	// connects to an address, gets the certificate of the address that it connected to, if that is one of the domains.
+	// Otherwise it gets that of the first address among the domains, and without one that of the first domain.
 	Domains []Domain
 
 	// Dir is the data folder. New makes it, with mode 0700, if it is missing. To lose it costs a new account,
@@ -95,7 +59,8 @@ type Config struct {
 	EABKey   []byte
 
 	// Profile is the certificate profile to order (draft-ietf-acme-profiles), such as "shortlived". Empty lets
-	// the CA choose. If the CA does not offer the profile, its default is ordered, with a warning.
+	// the CA choose. If the CA does not offer the profile, its default is ordered, with a warning. Profile is for names:
+	// an IP address is always ordered with the profile "shortlived".
 	Profile string
 
 	// FallbackURL is the directory of a second CA. It is asked when the first CA has failed for at least three

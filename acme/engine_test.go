@@ -29,7 +29,8 @@ import (
 	"plusminus/acme/pebbletest"
 )
 
-// autocert has the conversation with the CA: nothing else in this folder orders a certificate.
+// autocert has the conversation with the CA: nothing else in this folder orders a certificate, but for address.go, which does
+// that for what autocert refuses.
 func TestOnlyAutocertOrders(t *testing.T) {
 	t.Parallel()
 	orders := regexp.MustCompile(`\b(AuthorizeOrder|Accept|WaitAuthorization|WaitOrder|CreateCertFromOrder|CreateOrderCert|FetchCert)\(`)
@@ -39,7 +40,7 @@ func TestOnlyAutocertOrders(t *testing.T) {
 			return err
 		}
 		data, err := os.ReadFile(path)
-		if found := orders.Find(data); found != nil {
+		if found := orders.Find(data); found != nil && path != "address.go" {
 			t.Errorf("%s calls %s), which is autocert's part", path, found)
 		}
 		asked += strings.Count(string(data), "m.GetCertificate(")

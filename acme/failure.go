@@ -41,7 +41,7 @@ func newFailure(problems []*cahttp.Problem, step string, err error, now time.Tim
 	if step != "authorization" || len(problems) == 0 {
 		problems = append(problems, cahttp.NewProblem(step, err))
 	}
-	if errors.As(err, new(*cahttp.StoreError)) || errors.As(err, new(*cahttp.ClockError)) {
+	if errors.As(err, new(*cahttp.StoreError)) || errors.As(err, new(*cahttp.ClockError)) || errors.As(err, new(*cahttp.ProfileError)) {
 		problems = []*cahttp.Problem{{Detail: cahttp.OneLine(err.Error())}} // the error names the step itself
 	}
 	last := problems[len(problems)-1]

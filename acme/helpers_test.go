@@ -134,7 +134,7 @@ func configFor(t testing.TB, ca *pebbletest.CA, dir string, domains ...string) C
 		orderInterval: time.Nanosecond,
 	}
 	for _, d := range domains {
-		cfg.Domains = append(cfg.Domains, Domain{Name: d, Local: IsLocal(d)})
+		cfg.Domains = append(cfg.Domains, Domain{Name: d, Local: IsLocal(d) && !isAddress(d)})
 	}
 	return cfg
 }

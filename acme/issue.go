@@ -95,6 +95,9 @@ func (t *transport) fetch() (*tls.Certificate, error) {
 	if t.is.email != "" && !t.is.contacted.Load() {
 		t.updateContact(client)
 	}
+	if t.address.IsValid() {
+		return t.fetchAddress(client)
+	}
 	m := &autocert.Manager{
 		Prompt:                 autocert.AcceptTOS,
 		Client:                 client,

@@ -11,8 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/crypto/acme/autocert"
-
 	"plusminus/acme/internal/challenge"
 	"plusminus/acme/internal/localca"
 	"plusminus/acme/internal/store"
@@ -35,7 +33,7 @@ type Provider struct {
 	log       *slog.Logger
 	sites     []*site          // in the order of Config.Domains
 	byName    map[string]*site // the same sites
-	responder *autocert.Manager
+	responder *challenge.Responder
 	tokens    *challenge.Tokens // the responder's answers
 	locks     store.Store       // one lock for each domain; nil without ACME domains
 	issuers   []*issuer         // the CA and, if there is one, the fallback; none without ACME domains
@@ -105,7 +103,7 @@ func New(cfg Config) (*Provider, error) {
 		switch {
 		case cfg.CertFile != "":
 			s.source = sourceFiles
-		case d.local():
+		case d.Local:
 			s.source = sourceLocal
 		}
 		p.sites = append(p.sites, s)
@@ -114,7 +112,7 @@ func New(cfg Config) (*Provider, error) {
 	if err := p.open(dir); err != nil {
 		return nil, err
 	}
-	p.responder = challenge.Responder(p.tokens, func(host string) bool { return p.byName[host] != nil })
+	p.responder = challenge.NewResponder(p.tokens, func(host string) bool { return p.byName[host] != nil })
 	return p, nil
 }
 
@@ -230,6 +228,11 @@ func (p *Provider) now() time.Time { return p.cfg.now().Round(0) }
 func (p *Provider) Run(ctx context.Context) error {
 	if p.local != nil {
 		p.local.Announce()
+	}
+	for _, s := range p.sites {
+		if s.source == sourceLocal && isAddress(s.name) {
+			p.log.Info("local certificate: no public CA certifies this address", "domain", s.name, "reason", WhyLocal(s.name))
+		}
 	}
 	var wg sync.WaitGroup
 	for _, s := range p.sites {

@@ -1,6 +1,7 @@
 package acme
 
 import (
+	"cmp"
 	"crypto/tls"
 	"fmt"
 	"net/http"
@@ -70,21 +71,35 @@ func (p *Provider) siteFor(hello *tls.ClientHelloInfo) *site {
 	if hello.ServerName != "" {
 		return p.byName[strings.ToLower(hello.ServerName)]
 	}
-	// RFC 6066 section 3 does not permit addresses as server names. A client that connects to an address sends
-	// no name, so the address of the connection decides.
-	if hello.Conn != nil {
-		if addr, err := netip.ParseAddrPort(hello.Conn.LocalAddr().String()); err == nil {
-			if s := p.byName[addr.Addr().Unmap().WithZone("").String()]; s != nil {
-				return s
+	// RFC 6066 section 3 does not permit addresses as server names. A client that connects to an address sends no name, so
+	// the address of the connection decides. Behind a published port that is the container's. Then the client most likely
+	// meant the first address of the same family.
+	local, _ := netip.ParseAddrPort(localAddress(hello))
+	addr := local.Addr().Unmap().WithZone("")
+	if s := p.byName[addr.String()]; s != nil {
+		return s
+	}
+	rank := func(s *site) (n int) {
+		if s.current.Load() != nil {
+			n = 4
+		}
+		if of, ok := parseAddress(s.name); ok {
+			n += 2
+			if of.Is4() == addr.Is4() {
+				n++
 			}
 		}
+		return n
 	}
-	for _, s := range p.sites {
-		if s.current.Load() != nil {
-			return s
-		}
+	return slices.MaxFunc(p.sites, func(a, b *site) int { return cmp.Compare(rank(a), rank(b)) }) // the first of several
+}
+
+// localAddress returns the address that the client connected to, or "".
+func localAddress(hello *tls.ClientHelloInfo) string {
+	if hello.Conn == nil {
+		return ""
 	}
-	return p.sites[0]
+	return hello.Conn.LocalAddr().String()
 }
 
 // HTTPHandler returns a handler for the plain listener, where http-01 challenges arrive. The CA asks only on

@@ -16,6 +16,7 @@ import (
 	"io"
 	"math/big"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -76,10 +77,11 @@ var (
 //   - it refuses all requests when the attempt is over.
 type transport struct {
 	// Immutable after newTransport.
-	is     *issuer
-	key    *ecdsa.PrivateKey  // the account's
-	ctx    context.Context    // the attempt's; autocert's own contexts last longer
-	cancel context.CancelFunc // ends ctx
+	is      *issuer
+	address netip.Addr         // to order a certificate for; invalid if the attempt is for a name
+	key     *ecdsa.PrivateKey  // the account's
+	ctx     context.Context    // the attempt's; autocert's own contexts last longer
+	cancel  context.CancelFunc // ends ctx
 
 	// Safe from any goroutine.
 	finalizing atomic.Bool // finalize was sent
@@ -125,7 +127,11 @@ type transport struct {
 
 func newTransport(ctx context.Context, is *issuer, a *attempt, key *ecdsa.PrivateKey) *transport {
 	ctx, cancel := context.WithCancel(ctx)
-	return &transport{is: is, key: key, ctx: ctx, cancel: cancel, attempt: a, profile: is.profile, replaces: a.replaces, types: a.challenges}
+	t := &transport{is: is, key: key, ctx: ctx, cancel: cancel, attempt: a, profile: is.profile, replaces: a.replaces, types: a.challenges}
+	if addr, ok := parseAddress(a.name); ok {
+		t.address, t.profile = addr, AddressProfile
+	}
+	return t
 }
 
 // close refuses all further requests, and waits for the one in progress.
@@ -422,7 +428,7 @@ func (t *transport) begin(o *object) {
 // profile that it does not permit to every account. A certificate with another lifetime is better than none.
 // named asks whether the refusal names the profile; otherwise the field `replaces` is tried first.
 func (t *transport) dropProfile(refused *xacme.Error, named bool) bool {
-	if t.profile == "" || refused.ProblemType == "" || refused.StatusCode == http.StatusTooManyRequests || kindOf(refused) == "rateLimited" ||
+	if t.profile == "" || t.address.IsValid() || refused.ProblemType == "" || refused.StatusCode == http.StatusTooManyRequests || kindOf(refused) == "rateLimited" ||
 		named && kindOf(refused) != "invalidProfile" && !strings.Contains(strings.ToLower(refused.Detail), "profile") {
 		return false
 	}

@@ -5,54 +5,12 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+
+	"plusminus/acme"
 )
 
 // maxAddresses bounds the addresses of one domain that are probed. More are unlikely to all lead to one server.
 const maxAddresses = 16
-
-// reserved has the prefixes that have the form of global unicast addresses but are not reachable from the Internet.
-// https://www.iana.org/assignments/iana-ipv4-special-registry
-// https://www.iana.org/assignments/iana-ipv6-special-registry
-var reserved = []struct {
-	prefix netip.Prefix
-	what   string
-}{
-	{netip.MustParsePrefix("100.64.0.0/10"), "an address behind a provider's NAT (CGNAT)"},
-	{netip.MustParsePrefix("0.0.0.0/8"), "no address of a host"},
-	{netip.MustParsePrefix("192.0.0.0/24"), "a reserved address"},
-	{netip.MustParsePrefix("192.0.2.0/24"), "an address for documentation"},
-	{netip.MustParsePrefix("198.51.100.0/24"), "an address for documentation"},
-	{netip.MustParsePrefix("203.0.113.0/24"), "an address for documentation"},
-	{netip.MustParsePrefix("198.18.0.0/15"), "an address for benchmarks"},
-	{netip.MustParsePrefix("240.0.0.0/4"), "a reserved address"},
-	{netip.MustParsePrefix("2001:db8::/32"), "an address for documentation"},
-	{netip.MustParsePrefix("3fff::/20"), "an address for documentation"},
-}
-
-// notPublic says why addr is not reachable from the Internet. It returns "" if it is.
-func notPublic(addr netip.Addr) string {
-	addr = addr.Unmap().WithZone("")
-	switch {
-	case addr.IsPrivate():
-		return "a private address"
-	case addr.IsLoopback():
-		return "a loopback address"
-	case addr.IsLinkLocalUnicast():
-		return "a link-local address"
-	case addr.IsUnspecified(), addr.IsMulticast():
-		return "no address of a host"
-	}
-	for _, r := range reserved {
-		if r.prefix.Contains(addr) {
-			return r.what
-		}
-	}
-	// "…global unicast": https://www.iana.org/assignments/ipv6-address-space
-	if addr.Is6() && !netip.MustParsePrefix("2000::/3").Contains(addr) {
-		return "a reserved address"
-	}
-	return ""
-}
 
 // ownAddresses returns the addresses of this machine's interfaces. In a container these are the container's.
 func ownAddresses() []netip.Addr {
@@ -92,7 +50,7 @@ func (s *domainCheck) checkAddresses() (addrs []netip.Addr, looked bool) {
 		return nil, true
 	}
 	for _, addr := range l.addrs {
-		switch what := notPublic(addr); {
+		switch what := acme.WhyNotPublic(addr); {
 		case what == "":
 			s.say(OK, subject, "%v", addr)
 		case s.inside:

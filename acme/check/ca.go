@@ -19,6 +19,7 @@ import (
 
 	xacme "golang.org/x/crypto/acme"
 
+	"plusminus/acme"
 	"plusminus/acme/internal/cahttp"
 	"plusminus/acme/internal/certs"
 	"plusminus/acme/internal/store"
@@ -127,7 +128,7 @@ func (ca *caCheck) insideNetwork() bool {
 		return false
 	}
 	addr, err := netip.ParseAddrPort(*remote)
-	return err == nil && notPublic(addr.Addr()) != ""
+	return err == nil && acme.WhyNotPublic(addr.Addr()) != ""
 }
 
 // tell reports the findings about ca. A problem with the fallback is only a warning: it is not needed while the CA
@@ -173,11 +174,14 @@ func (c *checker) tell(ca *caCheck) {
 	default:
 		c.say(OK, "account", "one will be made")
 	}
+	offered := slices.Sorted(maps.Keys(ca.directory.Profiles))
+	if _, ok := ca.directory.Profiles[acme.AddressProfile]; len(offered) > 0 && !ok && slices.ContainsFunc(c.cfg.Domains, acme.Domain.OrderedAddress) {
+		c.say(bad, "profile", "the CA has no %q, which an IP address needs; it has: %s", acme.AddressProfile, list(offered))
+	}
 	if c.cfg.Profile != "" {
 		if _, ok := ca.directory.Profiles[xacme.ProfileName(c.cfg.Profile)]; ok {
 			c.say(OK, "profile", "the CA has %q", c.cfg.Profile)
 		} else {
-			offered := slices.Sorted(maps.Keys(ca.directory.Profiles))
 			c.say(Warning, "profile", "the CA has no %q, and its default would be ordered; it has: %s", c.cfg.Profile, list(offered))
 		}
 	}

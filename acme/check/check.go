@@ -2,7 +2,7 @@
 // on finding out.
 //
 // It looks at the data folder and the shared store, the CA and this machine's clock, and then at each domain:
-// what earlier runs stored, its addresses and CAA records in the DNS, and whether a challenge's answer arrives
+// what earlier runs stored, its addresses and CAA records in the DNS unless it is an address itself, and whether a challenge's answer arrives
 // on ports 80 and 443 of each address. [Run] answers its own probes, or has a server that runs on the same
 // data folder answer them, through the tokens that both share. While it probes port 443, it holds the domain's
 // lock: an order's answer there has the same name as the probe's.
@@ -182,7 +182,7 @@ func (c *checker) checkDomains(ctx context.Context) {
 		c.checkFiles()
 		return
 	}
-	if slices.ContainsFunc(c.cfg.Domains, func(d acme.Domain) bool { return !isLocal(d) }) {
+	if slices.ContainsFunc(c.cfg.Domains, func(d acme.Domain) bool { return !d.Local }) {
 		if c.cfg.Shared != nil {
 			c.checkShared(ctx)
 		}
@@ -211,7 +211,8 @@ func (c *checker) checkDomains(ctx context.Context) {
 				defer func() { <-slots }()
 				defer close(found[i])
 				s := &domainCheck{checker: c, name: d.Name, ctx: ctx, out: found[i]}
-				if isLocal(d) {
+				s.address, _ = netip.ParseAddr(d.Name)
+				if d.Local {
 					s.checkLocal()
 				} else {
 					s.check()
@@ -226,12 +227,6 @@ func (c *checker) checkDomains(ctx context.Context) {
 			}
 		}
 	}
-}
-
-// isLocal reports whether d gets its certificate from the local CA.
-func isLocal(d acme.Domain) bool {
-	_, err := netip.ParseAddr(d.Name)
-	return d.Local || err == nil
 }
 
 // store returns the server's store called name. It makes nothing.
@@ -285,7 +280,7 @@ func (c *checker) openTokens() {
 
 // answer answers challenges on our listeners until stop is called.
 func (c *checker) answer() (stop func()) {
-	responder := challenge.Responder(c.tokens, func(host string) bool {
+	responder := challenge.NewResponder(c.tokens, func(host string) bool {
 		return slices.ContainsFunc(c.cfg.Domains, func(d acme.Domain) bool { return d.Name == host })
 	})
 	tlsConfig := &tls.Config{

@@ -863,7 +863,7 @@ func TestRefuses(t *testing.T) {
 func TestLocal(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, pebbletest.Config{})
-	w.cfg.Domains = []acme.Domain{{Name: "counter.test", Local: true}, {Name: "192.0.2.7"}}
+	w.cfg.Domains = []acme.Domain{{Name: "counter.test", Local: true}, {Name: "192.0.2.7", Local: true}}
 	w.cfg.HTTP, w.cfg.TLS = Port{}, Port{}
 	w.want(w.check(), "ok certificate: which is made at the first start")
 	if len(w.dialed) > 0 {
@@ -887,6 +887,56 @@ func TestLocal(t *testing.T) {
 	w.cfg.now = nil
 	w.write(root, "rubbish")
 	w.want(w.check(), "warning certificate: is damaged")
+}
+
+// An address is probed like a name, without the DNS.
+func TestAddress(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name    string
+		address string
+		change  func(*world)
+		want    []string
+	}{
+		{"leads here", publicV4, func(*world) {}, []string{
+			"ok address: leads to this machine", "ok port 80: at " + publicV4 + ", this server answers", "ok port 443: at " + publicV4,
+			"ok challenges: by http-01 and by tls-alpn-01"}},
+		{"IPv6", publicV6, func(w *world) {
+			for _, port := range []string{":80", ":443"} {
+				w.routes["["+publicV6+"]"+port] = w.routes[publicV4+port]
+			}
+		}, []string{"ok address: leads to this machine", "ok challenges: by http-01 and by tls-alpn-01"}},
+		{"of another machine", publicV4, func(w *world) {
+			w.routes[publicV4+":80"], w.routes[publicV4+":443"] = routeSilent, routeRefused
+		}, []string{"warning address: this machine does not seem to have it", "warning port 80: no answer", "warning port 443: connection refused", "warning challenges: try http://" + publicV4 + "/"}},
+		{"IPv6 of another machine", publicV6, func(w *world) {
+			w.routes["["+publicV6+"]:80"], w.routes["["+publicV6+"]:443"] = routeSilent, routeSilent
+		}, []string{"warning address: this machine does not seem to have it", "warning port 80: no answer", "warning port 443: no answer", "warning challenges: try http://[" + publicV6 + "]/"}},
+		{"private", "10.1.2.3", func(*world) {}, []string{"problem address: it is a private address, which the CA does not reach"}},
+		{"private, and the CA's, too", "10.1.2.3", func(w *world) {
+			w.remote = "10.0.0.1:443"
+			w.routes["10.1.2.3:80"], w.routes["10.1.2.3:443"] = w.routes[publicV4+":80"], w.routes[publicV4+":443"]
+		}, []string{"ok address: it is a private address; so is the CA's own", "ok address: leads to this machine", "ok challenges: by http-01"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, pebbletest.Config{Profiles: map[string]time.Duration{acme.AddressProfile: 160 * time.Hour}})
+			w.cfg.Domains = []acme.Domain{{Name: test.address}}
+			test.change(w)
+			w.want(w.check(), test.want...)
+			for _, to := range w.dialed {
+				if strings.HasSuffix(to, ":53") {
+					t.Errorf("a question to the DNS at %s", to)
+				}
+			}
+		})
+	}
+	t.Run("profile", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, pebbletest.Config{})
+		w.cfg.Domains = []acme.Domain{{Name: publicV4}}
+		w.want(w.check(), `problem profile: the CA has no "shortlived", which an IP address needs; it has: default`)
+	})
 }
 
 func TestFiles(t *testing.T) {
@@ -975,22 +1025,6 @@ func TestJudgeCAA(t *testing.T) {
 		v := judgeCAA(set, []string{"ca.example"}, "https://ca.example/acct/7", nil)
 		if v.level != test.level || !strings.Contains(v.text, test.text) || strings.Join(v.methods, ",") != test.methods {
 			t.Errorf("judgeCAA(%v) = %v %q %v, want %v, %q, %s", test.records, v.level, v.text, v.methods, test.level, test.text, test.methods)
-		}
-	}
-}
-
-func TestNotPublic(t *testing.T) {
-	t.Parallel()
-	for _, addr := range []string{"10.0.0.1", "172.16.0.1", "192.168.0.1", "127.0.0.1", "169.254.1.1", "100.64.0.1", "100.127.255.255",
-		"0.0.0.0", "224.0.0.1", "192.0.2.1", "198.51.100.1", "203.0.113.1", "198.18.0.1", "240.0.0.1", "255.255.255.255", "192.0.0.1",
-		"::1", "::", "fe80::1", "fc00::1", "fd00::1", "ff02::1", "2001:db8::1", "64:ff9b::1", "::ffff:10.0.0.1", "3fff::1"} {
-		if notPublic(netip.MustParseAddr(addr)) == "" {
-			t.Errorf("notPublic(%s) is empty", addr)
-		}
-	}
-	for _, addr := range []string{"1.1.1.1", "100.63.255.255", "100.128.0.0", "172.32.0.1", "2606:4700::1", "2a00::1", "::ffff:1.1.1.1"} {
-		if what := notPublic(netip.MustParseAddr(addr)); what != "" {
-			t.Errorf("notPublic(%s) = %q", addr, what)
 		}
 	}
 }

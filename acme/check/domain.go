@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -20,9 +23,10 @@ import (
 // A domainCheck is the check of one domain. Its methods are safe for concurrent use.
 type domainCheck struct {
 	*checker
-	name string
-	ctx  context.Context
-	out  chan<- Finding // to the goroutine that called Run; checkDomains closes it
+	name    string
+	address netip.Addr // invalid if the domain is a name
+	ctx     context.Context
+	out     chan<- Finding // to the goroutine that called Run; checkDomains closes it
 }
 
 func (s *domainCheck) say(level Level, subject, format string, args ...any) {
@@ -56,6 +60,10 @@ func (s *domainCheck) checkLocal() {
 // check checks a domain that an ACME CA certifies.
 func (s *domainCheck) check() {
 	s.checkStored()
+	if s.address.IsValid() {
+		s.checkAddress()
+		return
+	}
 
 	var caa []caaVerdict
 	var wg sync.WaitGroup
@@ -77,6 +85,46 @@ func (s *domainCheck) check() {
 		allowed = caa[0].methods
 	}
 	s.conclude(states, allowed)
+}
+
+// checkAddress checks a domain that is an IP address. It has no records in the DNS, so there is
+// none to look up.
+func (s *domainCheck) checkAddress() {
+	const subject = "address"
+	switch what := acme.WhyNotPublic(s.address); {
+	case what == "":
+	case s.inside:
+		s.say(OK, subject, "it is %s; so is the CA's own", what)
+	default:
+		s.say(Problem, subject, "it is %s, which the CA does not reach", what)
+		return
+	}
+	states := s.probeAll([]netip.Addr{s.address})
+	if leadsHere := slices.Contains(slices.Collect(maps.Values(states)), works); leadsHere || slices.Contains(s.own, s.address) {
+		s.say(OK, subject, "leads to this machine")
+	} else {
+		s.say(Warning, subject, "this machine does not seem to have it: it has %s. That is right behind a router or a published port that leads here, and wrong otherwise", list(s.ownPublic()))
+	}
+	s.conclude(states, challengeTypes())
+}
+
+// ownPublic returns this machine's addresses, without those that lead nowhere else.
+func (s *domainCheck) ownPublic() []string {
+	var all []string
+	for _, a := range s.own {
+		if a.IsGlobalUnicast() {
+			all = append(all, a.String())
+		}
+	}
+	return all
+}
+
+// host returns the domain as it stands in a URL: an IPv6 address in brackets.
+func (s *domainCheck) host() string {
+	if s.address.Is6() {
+		return "[" + s.name + "]"
+	}
+	return s.name
 }
 
 // checkStored reports what earlier runs of the server stored for the domain.
@@ -123,7 +171,7 @@ func (s *domainCheck) conclude(states map[string]portState, allowed []string) {
 	case len(good) > 0:
 		s.say(OK, subject, "the CA would get its answer by %s; one is enough", strings.Join(good, " and by "))
 	case len(doubtful) > 0:
-		s.say(Warning, subject, "whether the CA would get its answer by %s cannot be told from inside: while this check runs, or the server, try http://%s/ from another network", strings.Join(doubtful, " or "), s.name)
+		s.say(Warning, subject, "whether the CA would get its answer by %s cannot be told from inside: while this check runs, or the server, try http://%s/ from another network", strings.Join(doubtful, " or "), s.host())
 	case len(allowed) == 1:
 		s.say(Problem, subject, "the CA would not get its answer by %s, and the CAA record allows nothing else", allowed[0])
 	default:

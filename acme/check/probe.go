@@ -26,6 +26,7 @@ import (
 
 	xacme "golang.org/x/crypto/acme"
 
+	"plusminus/acme"
 	"plusminus/acme/internal/cahttp"
 	"plusminus/acme/internal/certs"
 	"plusminus/acme/internal/challenge"
@@ -128,7 +129,7 @@ func (s *domainCheck) probeHTTP(at map[string]string, token, want string) probe 
 			return nil
 		},
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.name+"/.well-known/acme-challenge/"+token, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.host()+"/.well-known/acme-challenge/"+token, nil)
 	if err != nil {
 		return probe{foreign, err.Error()}
 	}
@@ -189,7 +190,7 @@ func (s *domainCheck) probeTLS(addr string, want *tls.Certificate) probe {
 		return failedProbe(ctx, err)
 	}
 	defer conn.Close()
-	c := tls.Client(conn, &tls.Config{ServerName: s.name, NextProtos: []string{xacme.ALPNProto}, InsecureSkipVerify: true})
+	c := tls.Client(conn, &tls.Config{ServerName: challenge.ServerName(s.name), NextProtos: []string{xacme.ALPNProto}, InsecureSkipVerify: true})
 	if err := c.HandshakeContext(ctx); err != nil {
 		switch {
 		case errors.As(err, new(tls.RecordHeaderError)):
@@ -381,23 +382,29 @@ func (s *domainCheck) certain(addr netip.Addr, o outcome) bool {
 }
 
 // inNetwork reports whether addr belongs to the private network in which the CA is, too.
-func (s *domainCheck) inNetwork(addr netip.Addr) bool { return s.inside && notPublic(addr) != "" }
+func (s *domainCheck) inNetwork(addr netip.Addr) bool {
+	return s.inside && acme.WhyNotPublic(addr) != ""
+}
 
 // tellProbe reports the result of a probe. It reports no problem: conclude decides whether the result matters, since
 // one challenge is enough.
 func (s *domainCheck) tellProbe(subject string, addr netip.Addr, p probe) {
+	leads := "does the record name this machine"
+	if s.address.IsValid() {
+		leads = "does this machine have the address"
+	}
 	switch {
 	case p.outcome == answered:
 		s.say(OK, subject, "at %v, this server %s", addr, p.text)
 	case p.outcome == stranger:
 		s.say(Warning, subject, "at %v, %s", addr, p.text)
 	case p.outcome == foreign:
-		s.say(Warning, subject, "at %v, %s; does the record name this machine, and is there a proxy in front?", addr, p.text)
+		s.say(Warning, subject, "at %v, %s; %s, and is there a proxy in front?", addr, p.text, leads)
 	case s.certain(addr, p.outcome) && !slices.Contains(s.own, addr):
-		s.say(Warning, subject, "at %v, %s: does the record name this machine, and is the port published?", addr, p.text)
+		s.say(Warning, subject, "at %v, %s: %s, and is the port published?", addr, p.text, leads)
 	case s.certain(addr, p.outcome):
 		s.say(Warning, subject, "at %v, %s, although that is an address of this machine: is the port among those that are listened on?", addr, p.text)
-	case p.outcome == unreachable && addr.Is6():
+	case p.outcome == unreachable && addr.Is6() && !s.address.IsValid():
 		s.say(Warning, subject, "at %v, cannot be told from inside: this machine or container has no IPv6 of its own; CAs prefer the AAAA record, so that it has to be right", addr)
 	default:
 		s.say(Warning, subject, "at %v, %s; many routers do not lead their own public address back in, so that it may be well from outside: is the port open, and forwarded to this machine?", addr, p.text)

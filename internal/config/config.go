@@ -105,9 +105,9 @@ func (e UsageError) Unwrap() error { return e.Err }
 // flags in them, is that of the help.
 func (c *Config) declare(f *flagGroups) {
 	f.group("")
-	f.value((*domains)(&c.Domains), "domain", "serve this `name`; repeatable, or several with commas between (default localhost).\n"+
-		"localhost, *.localhost, *.test, *.internal and IP addresses are local: they get certificates\n"+
-		"from a CA of plusminus's own in the data folder, unless -acme-directory is set")
+	f.value((*domains)(&c.Domains), "domain", "serve this `name` or IP address; repeatable, or several with commas between\n"+
+		"(default localhost). localhost, *.localhost, *.test, *.internal and addresses that are not\n"+
+		"public are local: they get certificates from a CA of plusminus's own in the data folder,\nunless -acme-directory is set")
 	f.string(&c.Data, "data", "data", "`folder` for certificates, account keys and the counter; made with mode 0700")
 	f.string(&c.storeText, "store", "file", "where the counter lives: `file` (in the data folder), memory (starts at 0 each time), or a\n"+
 		"Valkey or Redis server that replicas share: redis://user:password@host:port/db?prefix=name,\nor rediss:// for TLS")
@@ -128,7 +128,7 @@ func (c *Config) declare(f *flagGroups) {
 	f.string(&c.ACMEDirectory, "acme-directory", "", "directory `URL` of the CA (default Let's Encrypt)")
 	f.string(&c.ACMECARoot, "acme-ca-root", "", "PEM `file`: trust this root alone when talking to the CA")
 	f.string(&c.ACMEEmail, "acme-email", "", "`address` that the CA may write to; Let's Encrypt does not use it")
-	f.string(&c.ACMEProfile, "acme-profile", "", "certificate `profile` to ask the CA for, such as tlsserver or shortlived;\nif the CA has no such profile, its default is used")
+	f.string(&c.ACMEProfile, "acme-profile", "", "certificate `profile` to ask the CA for, such as tlsserver or shortlived;\nif the CA has no such profile, its default is used. IP addresses always get shortlived")
 	f.string(&c.EABKeyID, "acme-eab-kid", "", "key `id` of an external account binding, if the CA asks for one")
 	f.string(&c.EABKeyFile, "acme-eab-key-file", "", "`file` with the HMAC key of -acme-eab-kid, in base64url")
 	f.string(&c.Fallback, "acme-fallback", "", "directory `URL` of a second CA, which is asked when the first has failed for hours")

@@ -37,6 +37,9 @@ func TestDomains(t *testing.T) {
 		{"-domain a.test,x.localhost,y.internal", []acme.Domain{{Name: "a.test", Local: true}, {Name: "x.localhost", Local: true}, {Name: "y.internal", Local: true}}},
 		{"-domain a.test -acme-directory https://ca.test/dir", []acme.Domain{{Name: "a.test"}}},
 		{"-domain 192.0.2.1,[2001:DB8::0:1]", []acme.Domain{{Name: "192.0.2.1", Local: true}, {Name: "2001:db8::1", Local: true}}},
+		{"-domain 1.1.1.1,[2606:4700::0:1111],::ffff:9.9.9.9,10.0.0.1", []acme.Domain{{Name: "1.1.1.1"}, {Name: "2606:4700::1111"}, {Name: "9.9.9.9"}, {Name: "10.0.0.1", Local: true}}},
+		{"-domain 127.0.0.1,::1,192.0.2.1 -acme-directory https://ca.test/dir", []acme.Domain{{Name: "127.0.0.1"}, {Name: "::1"}, {Name: "192.0.2.1"}}},
+		{"-domain 1.1.1.1,192.0.2.1 -staging", []acme.Domain{{Name: "1.1.1.1"}, {Name: "192.0.2.1", Local: true}}},
 	} {
 		cfg, err := parse(tt.args)
 		if err != nil {
@@ -93,7 +96,6 @@ func TestUsageErrors(t *testing.T) {
 		{"-domain fe80::1%eth0", "zone"},
 		{"-domain ,", "-domain"},
 		{"-acme-directory https://ca.test/dir", "give -domain such a name"},
-		{"-acme-directory https://ca.test/dir -domain 192.0.2.1", "IP addresses"},
 		{"-acme-directory ca.test -domain a.example", "-acme-directory"},
 		{"-staging", "-staging does nothing here"},
 		{"-staging -acme-directory https://ca.test/ -domain a.example", "exclude each other"},

@@ -21,7 +21,7 @@ func parseDomain(s string) (acme.Domain, error) {
 		if ip.Zone() != "" {
 			return acme.Domain{}, fmt.Errorf("a certificate cannot have a zone: leave %%%s out", ip.Zone())
 		}
-		return acme.Domain{Name: ip.Unmap().String(), Local: true}, nil
+		return domainOf(ip.Unmap().String()), nil
 	}
 	switch {
 	case strings.Contains(s, "/"):
@@ -35,24 +35,21 @@ func parseDomain(s string) (acme.Domain, error) {
 	if err != nil {
 		return acme.Domain{}, fmt.Errorf("not a host name: %w", err)
 	}
-	return acme.Domain{Name: name, Local: acme.IsLocal(name)}, nil
+	return domainOf(name), nil
 }
 
+func domainOf(name string) acme.Domain { return acme.Domain{Name: name, Local: acme.IsLocal(name)} }
+
 // settle decides where the certificate of d comes from. ownCA says that -acme-directory is set: then
-// every name is ordered from that CA.
+// every name and address is ordered from that CA.
 func settle(d *acme.Domain, ownCA bool) error {
-	switch _, err := netip.ParseAddr(d.Name); {
-	case err == nil && ownCA:
-		return errors.New("IP addresses are not ordered from a CA: use a host name, or leave -acme-directory out")
-	case err == nil:
-		return nil
-	}
 	d.Local = d.Local && !ownCA
+	_, err := netip.ParseAddr(d.Name)
 	switch {
-	case d.Local || strings.Contains(d.Name, "."):
+	case err == nil, d.Local, strings.Contains(d.Name, "."):
 		return nil
 	case ownCA:
-		return errors.New("-acme-directory is set, and a CA certifies only names with a dot: give -domain such a name")
+		return errors.New("-acme-directory is set, and a CA certifies only names with a dot, and addresses: give -domain such a name")
 	}
 	return errors.New("not a public name: use one like counter.example.com, or localhost or a name under .test to try things out")
 }

@@ -3,12 +3,19 @@ package e2e
 import (
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"plusminus/acme"
 	"plusminus/acme/pebbletest"
+
+	"github.com/coder/websocket"
 )
 
 // forwarder is a loopback port that passes connections on to a server. The address of the server may come later: a CA
@@ -27,6 +34,12 @@ func newForwarder(t *testing.T) *forwarder {
 		t.Fatal(err)
 	}
 	f := &forwarder{port: ln.Addr().(*net.TCPAddr).Port, known: make(chan struct{})}
+	f.serve(t, ln)
+	return f
+}
+
+// serve passes on the connections that come to ln, until the test ends.
+func (f *forwarder) serve(t *testing.T, ln net.Listener) {
 	var conns sync.WaitGroup
 	conns.Go(func() {
 		for {
@@ -41,7 +54,6 @@ func newForwarder(t *testing.T) *forwarder {
 		ln.Close()
 		conns.Wait()
 	})
-	return f
 }
 
 // to sets the address of the server. A test calls it once.
@@ -119,3 +131,66 @@ func TestPebble(t *testing.T) {
 		})
 	}
 }
+
+// TestAddresses serves two addresses and a name with certificates of one CA. Behind the forwarder, as behind a published port,
+// the server's own address is another one. Clients that trust only the CA's root connect to the addresses.
+func TestAddresses(t *testing.T) {
+	t.Parallel()
+	f := newForwarder(t)
+	port := ":" + strconv.Itoa(f.port)
+	ln, err := net.Listen("tcp", "[::1]"+port)
+	if err != nil {
+		t.Skip("IPv6 is not configured on this machine: ", err)
+	}
+	f.serve(t, ln)
+	ca := pebbletest.Start(t, pebbletest.Config{TLSPort: f.port, Profiles: map[string]time.Duration{acme.AddressProfile: 160 * time.Hour}})
+	data := t.TempDir()
+	root := filepath.Join(data, "root.pem")
+	if err := os.WriteFile(root, ca.DirectoryRootPEM, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, "-data", data, "-domain", "counter.test,127.0.0.1", "-domain", "[::1]", "-https", "[::1]:0,127.0.0.2:0",
+		"-acme-directory", ca.DirectoryURL, "-acme-ca-root", root)
+	s.roots = ca.IssuingRoots
+	f.to(s.addrs.HTTPS[1])
+	for _, name := range []string{"counter.test", "127.0.0.1", "::1"} {
+		waitUntil(t, "a certificate for "+name, func() bool {
+			_, body := s.get("http://"+s.addrs.Admin+"/metrics", "")
+			return strings.Contains(body, `plusminus_certificate_valid{domain="`+name+`",source="acme"} 1`)
+		})
+	}
+	for i, host := range []string{"127.0.0.1", "[::1]"} {
+		address := "https://" + host + portOf(t, s.addrs.HTTPS[1-i])
+		if i == 0 {
+			address = "https://" + host + port
+		}
+		resp, body := s.get(address+"/", "")
+		if resp.StatusCode != http.StatusOK || !strings.Contains(body, "plusminus") {
+			t.Errorf("GET %s = %s", address, resp.Status)
+		}
+		leaf := resp.TLS.PeerCertificates[0]
+		if got := leaf.IPAddresses[0].String(); got != strings.Trim(host, "[]") || leaf.Subject.CommonName != "" {
+			t.Errorf("%s has a certificate for %s, %q", host, got, leaf.Subject)
+		}
+		ws, _, err := s.dial("wss"+strings.TrimPrefix(address, "https"), websocket.DialOptions{HTTPHeader: http.Header{"Origin": {address}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantRead(t, ws, `{"count":1,"type":"users"}`, `{"type":"state","value":0}`)
+		ws.Close(websocket.StatusNormalClosure, "")
+		waitUntil(t, "the client to leave", func() bool { _, body := s.get(address+"/state", ""); return strings.Contains(body, `"users":0`) })
+
+		if resp, _ := s.get("http://"+s.addrs.HTTP+"/c/x?y", host); resp.Header.Get("Location") != "https://"+host+httpsPortOf(t, s)+"/c/x?y" {
+			t.Errorf("redirect for the Host %s to %q", host, resp.Header.Get("Location"))
+		}
+	}
+	if _, body := s.get("https://counter.test/", ""); body == "" {
+		t.Error("no page by name")
+	}
+	if resp, body := s.get("https://127.0.0.1"+port+"/", "192.0.2.1"); resp.StatusCode != http.StatusMisdirectedRequest {
+		t.Errorf("another address as Host: %s %s", resp.Status, body)
+	}
+}
+
+// httpsPortOf returns the port to which s redirects.
+func httpsPortOf(t *testing.T, s *plusminus) string { return portOf(t, s.addrs.HTTPS[0]) }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -36,7 +37,12 @@ func (s *routes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// certificate that they trust. It holds for all ports of the host, and turns http:// on port 80
 	// into https:// on port 443, so the server has to be there.
 	// https://www.rfc-editor.org/rfc/rfc6797#section-7.2 and #section-8.3
-	if onPort443(r.Host) && s.certs.PubliclyTrusted(domain) {
+	//
+	// For an address the header has no meaning: "if the substring matching the host production […] syntactically matches the
+	// IP-literal or IPv4address productions […], then the UA MUST NOT note this host as a Known HSTS Host."
+	// https://www.rfc-editor.org/rfc/rfc6797#section-8.1.1
+	_, err := netip.ParseAddr(domain)
+	if err != nil && onPort443(r.Host) && s.certs.PubliclyTrusted(domain) {
 		w.Header().Set("Strict-Transport-Security", "max-age=31536000")
 	}
 	switch {

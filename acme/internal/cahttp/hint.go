@@ -23,7 +23,7 @@ const (
 	closed443    = "connection refused on port 443: is it published? is an AAAA record stale?"
 	away80       = "port 80 cannot be reached from outside: check firewall, port forwarding, and the AAAA record if there is one"
 	away443      = "port 443 cannot be reached from outside, or another server answers there"
-	other443     = "another server ends TLS on port 443 for this name: a proxy, or an old address in the DNS"
+	other443     = "another server ends TLS on port 443: a proxy, or another machine that has the address in the DNS"
 	circleHint   = "a proxy or CDN in front redirects in a circle: one that speaks http to this server (\"flexible\") meets our redirect to https"
 	goneHint     = "there is no ACME directory at this URL: is -acme-directory right, or has the CA moved or closed?"
 	eabHint      = "this CA wants an external account binding: get a key id and a key from its website, and give them with -acme-eab-kid and -acme-eab-key-file (-acme-fallback-eab-kid and -acme-fallback-eab-key-file for a second CA)"
@@ -63,7 +63,7 @@ var hints = []struct{ step, kind, text, hint string }{
 	{challenge.HTTP01, "", "Timeout after connect", "port 80 takes the connection and does not answer: is something between the CA and this server that filters?"},
 	{challenge.HTTP01, "connection", "", away80},
 	{challenge.HTTP01, "", "Failed to connect", away80},
-	{challenge.HTTP01, "unauthorized", "", "another server answers on port 80 for this name: check where its A and AAAA records point"},
+	{challenge.HTTP01, "unauthorized", "", "another server answers on port 80: check where the A and AAAA records of the name point, or which machine has the address"},
 	{challenge.TLSALPN01, "", "only speaks HTTP", "what answers on port 443 speaks http: port 443 leads to the plain listener, or to a server that ends TLS elsewhere"},
 	{challenge.TLSALPN01, "", "refused", closed443},
 	{challenge.TLSALPN01, "connection", "", away443},
@@ -113,6 +113,8 @@ func Hint(err error) string {
 		return "check the data folder's owner, mode and free space"
 	case errors.As(err, new(*ClockError)):
 		return clockHint
+	case errors.As(err, new(*ProfileError)):
+		return "Let's Encrypt certifies IP addresses; this CA may do so for its customers only, or not at all"
 	case errors.As(err, &unknown):
 		return "the CA's own TLS certificate is not trusted here: does it need a root of its own, or is a proxy in between?"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:

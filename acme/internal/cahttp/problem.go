@@ -61,6 +61,13 @@ func (e *CertificateError) Error() string {
 	return e.Flaw + "; " + Off(e.Skew)
 }
 
+// A ProfileError says that nothing was ordered, since the CA does not offer the profile that the order needs.
+type ProfileError struct{ Profile, Offered string }
+
+func (e *ProfileError) Error() string {
+	return fmt.Sprintf("nothing was ordered: an IP address needs the profile %q, and the CA has only: %s", e.Profile, e.Offered)
+}
+
 // A StoreError says that a file could not be read or written.
 type StoreError struct{ Err error }
 

@@ -129,8 +129,11 @@ func NewFolder(dir string, now func() time.Time, log *slog.Logger) *Folder {
 // Dir returns the path of the folder.
 func (st *Folder) Dir() string { return st.dir }
 
-// Path returns the file's path.
-func (st *Folder) Path(name string) string { return filepath.Join(st.dir, name) }
+// Path returns the file's path. The colons of an IPv6 address become underscores, since Windows does not permit colons in a
+// file name. No host name that a CA certifies becomes the same, since it has a dot.
+func (st *Folder) Path(name string) string {
+	return filepath.Join(st.dir, strings.ReplaceAll(name, ":", "_"))
+}
 
 // Read implements [Store].
 func (st *Folder) Read(name string) ([]byte, error) {
