@@ -23,8 +23,8 @@ import (
 // order without profile. https://letsencrypt.org/docs/profiles/#shortlived
 const AddressProfile = "shortlived"
 
-// fetchAddress gets a certificate for the IP address of t (RFC 8738), which autocert cannot order: https://go.dev/issue/69204.
-// It does for an address what autocert.Manager does for a name, and sends its requests through the same transport. So the
+// fetchAddress gets a certificate for the IP address of t (RFC 8738), which autocert cannot order (golang/crypto#336). It
+// does for an address what autocert.Manager does for a name, and sends its requests through the same transport. So the
 // plan, the budget and what the transport adds hold for it, too. The result has only the key.
 func (t *transport) fetchAddress(client *xacme.Client) (*tls.Certificate, error) {
 	if len(t.directory.Profiles) == 0 {

@@ -2,8 +2,8 @@
 //
 // A certificate has one of three sources:
 //
-//   - a CA that speaks ACME (RFC 8555), for public names;
-//   - a small CA in the data folder, for names that no public CA certifies;
+//   - a CA that speaks ACME (RFC 8555), for public names and IP addresses;
+//   - a small CA in the data folder, for names and addresses that no public CA certifies;
 //   - a pair of PEM files that another program renews.
 //
 // A [Provider] serves all three. [New] reads what is stored, [Provider.TLSConfig] and [Provider.HTTPHandler]
@@ -25,13 +25,17 @@
 // and by a timer, and throws away a certificate that is not valid at this moment. So the transport keeps the CA's
 // chain, and gives the Manager a stand-in: a certificate for the same key that is valid for a century.
 //
+// Addresses: autocert does not order certificates for IP addresses (RFC 8738). The file address.go does that with an
+// acme.Client, through the same transport, so everything else is the same for names and addresses. The responder answers
+// tls-alpn-01 for addresses itself, since autocert refuses the answer.
+//
 // Judging: an attempt succeeds only with a certificate that is valid now and not due for renewal yet. All others are
 // failures. One that is of some use, now or later, waits in the plan. A certificate is served only if it is better
 // than the one before; the method better has the rule.
 //
 // What autocert costs: the key of a certificate is in memory until the certificate is stored, so a process that is
 // killed after finalize loses that certificate, and a key cannot be kept across renewals. An attempt takes at most
-// five minutes. The name is the certificate request's common name, too. Let's Encrypt ignores one of more than 64 bytes;
+// five minutes. A name is the certificate request's common name, too. Let's Encrypt ignores one of more than 64 bytes;
 // another CA may refuse it.
 //
 // # The plan
@@ -77,7 +81,7 @@
 //	<Dir>/local-ca/root.pem               the root that clients of local domains must trust
 //	<Dir>/local-ca/root-key.pem
 //
-// Folders have mode 0700, files 0600. A file is written whole or not at all. Files of a CA begin with a
+// In file names, the colons of an IPv6 address are underscores. Folders have mode 0700, files 0600. A file is written whole or not at all. Files of a CA begin with a
 // checksum. A damaged file is renamed, reported and treated as missing: a server that can get a new certificate
 // must not stay down because of an old one. A file that cannot be read at the moment is left alone.
 //

@@ -221,7 +221,7 @@ func (a *Admin) domainToRenew(named []string) (string, error) {
 	case len(named) > 1:
 		return "", errors.New("name one domain at a time")
 	case len(named) == 1 && named[0] != "":
-		return named[0], nil
+		return hub.CanonicalHost(named[0]), nil // an IPv6 address may have brackets
 	case len(domains) == 1:
 		return domains[0], nil
 	}
