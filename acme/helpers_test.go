@@ -115,7 +115,7 @@ func runInBubble(t testing.TB, cfg Config, dir string, ca *pebbletest.CA) (p *Pr
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.issuers[0].base.Base = ca
+	p.issuers[0].base.Base, p.locks = ca, memoryLocks{p.locks}
 	p.TLSConfig()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})

@@ -90,10 +90,11 @@ func prepareSchedule(t *testing.T, dir string, cas ...*fakeCA) *timetable {
 		}
 		st.authorities = append(st.authorities, newAuthority(ca, "https://"+name+".example/", f, nil))
 	}
-	var err error
-	if p.locks, err = store.OpenFolder(dir+"/locks", time.Now, p.log); err != nil {
+	locks, err := store.OpenFolder(dir+"/locks", time.Now, p.log)
+	if err != nil {
 		t.Fatal(err)
 	}
+	p.locks = memoryLocks{locks}
 	if err := p.look(st); err != nil {
 		t.Fatal(err)
 	}
@@ -101,6 +102,21 @@ func prepareSchedule(t *testing.T, dir string, cas ...*fakeCA) *timetable {
 		a.plan.restarted()
 	}
 	return &timetable{Provider: p, site: st, log: log}
+}
+
+// memoryLocks are locks among the timetables of this process. flock(2) does not do for fake time: while another test starts a
+// program, the child has the lock, too, until it runs the program. On a busy machine minutes of fake time pass meanwhile.
+type memoryLocks struct{ store.Store }
+
+// heldLocks has the paths of the locks of memoryLocks that are held.
+var heldLocks sync.Map
+
+func (l memoryLocks) Lock(name string) (release func(), err error) {
+	path := store.LockPath(l.Store, name)
+	if _, held := heldLocks.LoadOrStore(path, true); held {
+		return nil, store.ErrLocked
+	}
+	return func() { heldLocks.Delete(path) }, nil
 }
 
 func (s *timetable) start(t *testing.T) {
