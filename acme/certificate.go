@@ -39,6 +39,7 @@ func (p *Provider) serve(s *site, cert *tls.Certificate, from *authority, newest
 		}
 	}
 	s.current.Store(c)
+	p.tellChanged()
 	if c.chain != "" {
 		p.log.Warn("certificate chain has a fault", "domain", s.name, "problem", c.chain, "issuer", cert.Leaf.Issuer.String())
 	}

@@ -42,6 +42,7 @@ type Provider struct {
 
 	// Safe from any goroutine.
 	slots     chan struct{} // one element for each attempt in progress; buffer maxAttempts; never closed
+	changed   chan struct{} // serve -> the receiver of Changed; buffer 1, since two changes count as one; never closed
 	tlsALPN01 atomic.Bool   // TLSConfig was called, so tls-alpn-01 can be answered
 	http01    atomic.Bool   // HTTPHandler was called, so http-01 can be answered
 }
@@ -97,7 +98,7 @@ func New(cfg Config) (*Provider, error) {
 	}
 
 	p := &Provider{cfg: cfg, log: cfg.Logger, byName: make(map[string]*site), tokens: new(challenge.Tokens),
-		slots: make(chan struct{}, maxAttempts)}
+		slots: make(chan struct{}, maxAttempts), changed: make(chan struct{}, 1)}
 	for _, d := range cfg.Domains {
 		s := newSite(d.Name, sourceACME)
 		switch {
