@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"plusminus/acme"
+	"plusminus/acme/export"
 	"plusminus/hub"
 	"plusminus/internal/ingress"
 )
@@ -37,13 +38,14 @@ type Certificates interface {
 	Renew(ctx context.Context, domain string) error
 }
 
-// Config is what [New] needs to know. All fields but LinesLost are required.
+// Config is what [New] needs to know. All fields but Export and LinesLost are required.
 type Config struct {
 	Version      string
 	Hub          *hub.Hub
 	Store        string // where the counters live, without a password
 	Data         string // the absolute path of the data folder, if they live there; otherwise empty
 	Certificates Certificates
+	Export       *export.Exporter // nil exports nothing
 	Events       *hub.Events
 	Gate         *ingress.Gate
 	LinesLost    func() uint64 // how many lines of the log have been lost; nil counts none

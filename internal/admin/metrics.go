@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"plusminus/acme"
+	"plusminus/acme/export"
 	"plusminus/hub"
 )
 
@@ -91,6 +92,12 @@ var (
 	metricUnsaved     = newMetric(prometheus.GaugeValue, "acme_certificate_unsaved", "1 if the CA's certificate is served but could not be stored.", "domain", "ca")
 	metricSkew        = newMetric(prometheus.GaugeValue, "acme_clock_skew_seconds", "The CA's clock minus this machine's, at the last request.", "domain", "ca")
 	metricLastError   = newMetric(prometheus.GaugeValue, "acme_last_error_timestamp_seconds", "When the last attempt failed, and why. Absent after a success.", "domain", "ca", "step", "type", "reason", "hint")
+
+	// Only with -export.
+	metricExported       = newMetric(prometheus.GaugeValue, "export_last_success_timestamp_seconds", "When the exported files were last written, or found to be right.", "domain")
+	metricExportFailures = newMetric(prometheus.CounterValue, "export_failures_total", "How often the exported files could not be written or read.", "domain")
+	metricHookRuns       = newMetric(prometheus.CounterValue, "export_hook_runs_total", "Runs of -export-hook that have ended, by result.", "domain", "result")
+	metricHookPending    = newMetric(prometheus.GaugeValue, "export_hook_pending", "1 if -export-hook has not succeeded for the present files yet.", "domain")
 )
 
 // metrics collects the values of all metrics at each request. It implements [prometheus.Collector].
@@ -137,6 +144,11 @@ func (m metrics) Collect(out chan<- prometheus.Metric) {
 	tell(metricLinesLost, float64(lost))
 	for _, st := range cfg.Certificates.Status() {
 		tellCertificate(tell, st)
+	}
+	if cfg.Export != nil {
+		for _, st := range cfg.Export.Status() {
+			tellExport(tell, st)
+		}
 	}
 }
 
@@ -246,6 +258,19 @@ func tellCertificate(tell func(metric, float64, ...string), st acme.Status) {
 		if e := ca.LastError; e != nil {
 			tellTime(metricLastError, e.When, st.Domain, ca.Directory, e.Step, e.Type, e.Reason, e.Hint)
 		}
+	}
+}
+
+func tellExport(tell func(metric, float64, ...string), st export.Status) {
+	if !st.LastSuccess.IsZero() {
+		tell(metricExported, float64(st.LastSuccess.UnixMilli())/1000, st.Name)
+	}
+	tell(metricExportFailures, float64(st.Failures), st.Name)
+	for result, n := range st.HookRuns {
+		tell(metricHookRuns, float64(n), st.Name, result)
+	}
+	if st.HookRuns != nil {
+		tell(metricHookPending, flag01(st.HookPending), st.Name)
 	}
 }
 

@@ -74,6 +74,7 @@ func checkAll(ctx context.Context, cfg *config.Config, stdout io.Writer, m machi
 	if !cfg.UsesData() {
 		c.Dir = ""
 	}
+	out.export(cfg)
 	out.listen(ctx, cfg, &c)
 	if err := check.Run(ctx, c, out.print); err != nil {
 		if ctx.Err() != nil {
@@ -142,6 +143,17 @@ func (p *checkPrinter) conclude() error {
 		return ErrProblems
 	}
 	return nil
+}
+
+// export reports what would keep a server from exporting its certificates. It makes no folder.
+func (p *checkPrinter) export(cfg *config.Config) {
+	if cfg.Export == "" {
+		return
+	}
+	c := server.ExportConfig(cfg)
+	if err := c.Validate(); err != nil {
+		p.say(check.Problem, "export", "%v", err)
+	}
 }
 
 // listen opens the listeners that the server would have, and lets c answer on them. Where a port is in

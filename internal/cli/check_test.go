@@ -233,6 +233,7 @@ func TestCheckWithoutACME(t *testing.T) {
 		{[]string{"-http", "192.0.2.1:8080", "-https", "127.0.0.1:0"}, []string{"problem  listener: -http: listen tcp 192.0.2.1:8080"}, true},
 		{[]string{"-cert", "/nowhere/cert.pem", "-key", "/nowhere/key.pem", "-http", "127.0.0.1:0", "-https", "127.0.0.1:0"},
 			[]string{"problem  certificate file: reading certificate: open /nowhere/cert.pem"}, true},
+		{[]string{"-export", data, "-export-group", "no-such-group", "-http", "127.0.0.1:0", "-https", "127.0.0.1:0"}, []string{`problem  export: there is no group "no-such-group" here`}, true},
 	}
 	for _, test := range tests {
 		cfg, err := config.Parse(append(test.args, "-data", data, "-admin", "off"), noEnvironment, io.Discard)

@@ -22,6 +22,7 @@ func (c *Config) check(given map[string]bool, p *problems) {
 	c.checkListeners(given, p)
 	c.checkStore(p)
 	c.checkCertificates(given, p)
+	c.checkExport(given, p)
 	c.checkLimits(given, p)
 	if c.Data == "" {
 		p.add("-data: name a folder")
@@ -163,6 +164,18 @@ func (c *Config) checkCertificates(given map[string]bool, p *problems) {
 	}
 	if c.FallbackEABKeyID != "" && c.Fallback == "" {
 		p.add("-acme-fallback-eab-kid needs -acme-fallback: the second CA's directory")
+	}
+}
+
+// checkExport checks the flags of the files for other programs.
+func (c *Config) checkExport(given map[string]bool, p *problems) {
+	for _, name := range []string{"export-mode", "export-group", "export-hook"} {
+		if given[name] && c.Export == "" {
+			p.add("-%s needs -export: the folder for the files", name)
+		}
+	}
+	if c.Export != "" && c.Plain {
+		p.add("-plain and -export exclude each other: the proxy in front has the certificate")
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"strings"
@@ -51,6 +52,11 @@ type Config struct {
 	Fallback           string // -acme-fallback; "" is none
 	FallbackEABKeyID   string // -acme-fallback-eab-kid
 	FallbackEABKeyFile string // -acme-fallback-eab-key-file
+
+	Export      string      // -export, a folder; "" is none
+	ExportMode  fs.FileMode // -export-mode
+	ExportGroup string      // -export-group; "" is none
+	ExportHook  string      // -export-hook; "" is none
 
 	StorePasswordFile string // -store-password-file
 	StoreCARoot       string // -store-ca-root
@@ -134,6 +140,12 @@ func (c *Config) declare(f *flagGroups) {
 	f.string(&c.Fallback, "acme-fallback", "", "directory `URL` of a second CA, which is asked when the first has failed for hours")
 	f.string(&c.FallbackEABKeyID, "acme-fallback-eab-kid", "", "key `id` of an external account binding with the second CA")
 	f.string(&c.FallbackEABKeyFile, "acme-fallback-eab-key-file", "", "`file` with the HMAC key of -acme-fallback-eab-kid, in base64url")
+
+	f.string(&c.Export, "export", "", "`folder` in which to keep NAME/fullchain.pem, privkey.pem, cert.pem and chain.pem for other\nprograms, such as a mail server (default none)")
+	c.ExportMode = 0o600
+	f.value((*fileMode)(&c.ExportMode), "export-mode", "`mode` of the files of -export in octal; folders have x where files have r")
+	f.string(&c.ExportGroup, "export-group", "", "`group` of the files of -export, by name or number; plusminus must be a member of it")
+	f.string(&c.ExportHook, "export-hook", "", "`command` for /bin/sh after each change of the files of -export, such as \"nginx -s reload\"")
 
 	f.group("Limits")
 	f.value((*origins)(&c.Origins), "origin", "let pages of this `origin` connect, too: https://host, https://host:port, https://host:*\n"+

@@ -2,6 +2,7 @@ package config
 
 import (
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
 	"testing"
@@ -139,6 +140,14 @@ func TestUsageErrors(t *testing.T) {
 		{"-store file -store-key-file go.mod", "are for -store redis://"},
 		{"-store redis://localhost -store-key-file go.mod", "every domain is local"},
 		{"-store redis://localhost -domain a.example.com -plain -store-key-file go.mod", "-store-key-file and -plain exclude each other"},
+		{"-export-hook true", "-export-hook needs -export"},
+		{"-export-mode 0640 -export-group 8", "-export-mode needs -export: the folder for the files\n-export-group needs -export"},
+		{"-export d -plain", "-plain and -export exclude each other"},
+		{"-export d -export-mode 9", "-export-mode: write the mode in octal"},
+		{"-export d -export-mode 01600", "-export-mode: write the mode in octal"},
+		{"-export d -export-mode 750", "-export-mode: the files are no programs: write 0640"},
+		{"-export d -export-mode 0040", "-export-mode: plusminus itself must be able to read the files: write 0440"},
+		{"-export d -export-mode 0660", "-export-mode: nobody else needs to write the files: write 0640"},
 		{"-data=", "-data: name a folder"},
 		{"-drain 0s", "-drain"},
 		{"-log-level loud", "-log-level"},
@@ -238,5 +247,14 @@ func TestFrameOrigins(t *testing.T) {
 	}
 	if cfg, err := parse(""); err != nil || len(cfg.FrameOrigins) != 0 {
 		t.Errorf("without -frame-origin: %q, %v, want none", cfg.FrameOrigins, err)
+	}
+}
+
+// TestExport checks the mode and the group of exported files.
+func TestExport(t *testing.T) {
+	for args, want := range map[string]fs.FileMode{"-export d": 0o600, "-export d -export-mode 640 -export-group mail": 0o640, "-export d -export-mode 0400": 0o400} {
+		if cfg, err := parse(args); err != nil || cfg.Export != "d" || cfg.ExportMode != want || strings.Contains(args, "mail") != (cfg.ExportGroup == "mail") {
+			t.Errorf("%s: %+v, %v, want mode %04o", args, cfg, err, want)
+		}
 	}
 }

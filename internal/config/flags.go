@@ -5,10 +5,12 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -287,6 +289,27 @@ func (l *level) Set(s string) error {
 	if (*slog.Level)(l).UnmarshalText([]byte(s)) != nil {
 		return errors.New("use debug, info, warn or error")
 	}
+	return nil
+}
+
+// fileMode is a mode of files in octal.
+type fileMode fs.FileMode
+
+func (m *fileMode) String() string { return fmt.Sprintf("%04o", fs.FileMode(*m)) }
+
+func (m *fileMode) Set(s string) error {
+	n, err := strconv.ParseUint(s, 8, 32)
+	switch {
+	case err != nil || n > 0o777:
+		return errors.New("write the mode in octal, such as 0600, or 0640 for a group")
+	case n&0o111 != 0:
+		return fmt.Errorf("the files are no programs: write %04o; their folders get x by themselves", n&0o666)
+	case n&0o400 == 0:
+		return fmt.Errorf("plusminus itself must be able to read the files: write %04o", n|0o400)
+	case n&0o022 != 0:
+		return fmt.Errorf("nobody else needs to write the files: write %04o", n&^0o022)
+	}
+	*m = fileMode(n)
 	return nil
 }
 

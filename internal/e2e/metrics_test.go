@@ -112,7 +112,7 @@ func (s *plusminus) exposedMetrics() map[string]bool {
 // TestDeclaredMetricsAreExposed checks that /metrics has each declared metric, except those that do not apply now.
 func TestDeclaredMetricsAreExposed(t *testing.T) {
 	t.Parallel()
-	s, _ := startCertified(t, "-counters", "likes")
+	s, _ := startCertified(t, "-counters", "likes", "-export", t.TempDir(), "-export-hook", "true")
 	absent := []string{
 		"plusminus_replicas", "plusminus_store_epoch", // the store is not shared
 		"plusminus_acme_backoff_until_timestamp_seconds", "plusminus_acme_last_error_timestamp_seconds", // no attempt has failed

@@ -126,7 +126,7 @@ func TestDeployPrometheus(t *testing.T) {
 		t.Skip("Prometheus is not installed (Debian: prometheus)")
 	}
 	redis := redistest.Start(t)
-	s, _ := startCertified(t, "-store", "redis://"+redis.Addr)
+	s, _ := startCertified(t, "-store", "redis://"+redis.Addr, "-export", t.TempDir(), "-export-hook", "true")
 	p := startPrometheus(t, s, startCounters(t, "-counters", "likes"))
 
 	// A client stays connected and acts all the time, so that all series have values.

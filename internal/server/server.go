@@ -2,7 +2,7 @@
 //
 // [New] makes the parts and opens the listeners; [Server.Run] serves and stops. Both read from top to
 // bottom in the order in which things happen. Run's goroutines are one for each listener, one for
-// the certificates, and one for the pace of the garbage collector. All have ended when it returns.
+// the certificates, one for their export, and one for the pace of the garbage collector. All have ended when it returns.
 package server
 
 import (
@@ -21,6 +21,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
+	"plusminus/acme/export"
 	"plusminus/hub"
 	"plusminus/internal/admin"
 	"plusminus/internal/config"
@@ -35,6 +36,7 @@ type Server struct {
 	log       *slog.Logger
 	drain     time.Duration
 	certs     certificates
+	export    *export.Exporter // nil without -export
 	hub       *hub.Hub
 	listeners *ingress.Listeners
 	services  []service
@@ -88,6 +90,9 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (s *Server, err 
 		}
 	}()
 	if s.certs, err = s.openCertificates(cfg, files); err != nil {
+		return s, err
+	}
+	if s.export, err = s.openExport(cfg); err != nil {
 		return s, err
 	}
 	counter, closeStore, err := openStore(cfg, files.Store, log)
@@ -162,6 +167,7 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (s *Server, err 
 		Hub:          s.hub,
 		Store:        files.Store.String(),
 		Certificates: s.certs,
+		Export:       s.export,
 		Events:       events,
 		Gate:         in.Gate,
 		LinesLost:    opts.LinesLost,
@@ -193,6 +199,9 @@ func (s *Server) Run(ctx context.Context) error {
 		g.Go(func() error { return s.serve(sv) })
 	}
 	g.Go(func() error { return s.certs.Run(ctx) }) // after the listeners: the CA's challenges arrive on them
+	if s.export != nil {
+		g.Go(func() error { return s.export.Run(ctx) })
+	}
 	g.Go(func() error {
 		machine.KeepPace(ctx, func() int { return s.hub.Stats().Clients })
 		return nil
