@@ -891,6 +891,7 @@ func TestNewRefuses(t *testing.T) {
 		"is public":                       {Dir: "d", Domains: []Domain{{Name: domain, Local: true}}},
 		"need each other":                 {Dir: "d", Domains: one, CertFile: "c.pem"},
 		"both a key id and a key":         {Dir: "d", Domains: one, EABKeyID: "k"},
+		"there is nothing to import":      {Dir: "d", Domains: one, CertFile: "c.pem", KeyFile: "k.pem", ImportDir: "d"},
 		`"http://ca.example/d" is not an`: {Dir: "d", Domains: one, DirectoryURL: "http://ca.example/d"},
 	} {
 		if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), want) {

@@ -1,10 +1,8 @@
 package acme
 
 import (
-	"crypto/ecdsa"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"io/fs"
 	"time"
 
@@ -244,9 +242,5 @@ func storeCertificate(st store.Store, name string, cert *tls.Certificate) error 
 
 // encodeCertificate returns cert and its key in PEM.
 func encodeCertificate(cert *tls.Certificate) ([]byte, error) {
-	key, ok := cert.PrivateKey.(*ecdsa.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("key is a %T", cert.PrivateKey)
-	}
-	return certs.EncodePair(key, cert.Certificate)
+	return certs.EncodePair(cert.PrivateKey, cert.Certificate)
 }

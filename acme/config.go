@@ -71,6 +71,10 @@ type Config struct {
 	FallbackEABKeyID string
 	FallbackEABKey   []byte
 
+	// ImportDir is the folder of certbot, /etc/letsencrypt. New takes a valid certificate and its key over for each ACME
+	// domain that has none stored at any CA, so that none is ordered. It reads the folder only then. Empty is none.
+	ImportDir string
+
 	// Shared holds what replicas on several machines share in place of Dir: certificates, account keys, plans,
 	// answers to challenges, and locks. Everything but names is sealed with SealKeys. Dir then holds copies of
 	// certificates and account keys, and the local CA. Nil shares only Dir.
@@ -126,6 +130,9 @@ func (cfg *Config) Validate() error {
 	}
 	if (cfg.CertFile == "") != (cfg.KeyFile == "") {
 		add("a certificate file and a key file need each other")
+	}
+	if cfg.CertFile != "" && cfg.ImportDir != "" {
+		add("certificate files are served as they are: there is nothing to import")
 	}
 	if (cfg.EABKeyID == "") != (len(cfg.EABKey) == 0) || (cfg.FallbackEABKeyID == "") != (len(cfg.FallbackEABKey) == 0) {
 		add("external account binding needs both a key id and a key")

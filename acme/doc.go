@@ -87,6 +87,7 @@
 //
 // # Packages
 //
-// Package acme/check tells beforehand what would keep a server from its certificates. Packages below
-// acme/internal have what both need: storage, challenges, certificates, the local CA, and HTTP to a CA.
+// Package acme/check tells beforehand what would keep a server from its certificates. Package acme/export keeps the
+// served certificates in files for other programs. Packages below acme/internal have what these need: storage,
+// challenges, certificates, the local CA, the folder of certbot, and HTTP to a CA.
 package acme

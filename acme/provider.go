@@ -139,6 +139,7 @@ func (p *Provider) open(dir string) error {
 			return err
 		}
 	}
+	p.importCertificates()
 	return nil
 }
 

@@ -137,6 +137,9 @@ func (s *domainCheck) checkStored() {
 	if !found.NotAfter.IsZero() {
 		s.say(OK, "certificate", "there is one, valid until %s: no order is placed before it is to be renewed", found.NotAfter.UTC().Format(time.RFC3339))
 	}
+	if found.NotAfter.IsZero() && cfg.ImportDir != "" {
+		s.checkImport()
+	}
 	if found.Damaged != "" {
 		s.say(Warning, "certificate", "%s is damaged, and will be set aside", found.Damaged)
 	}

@@ -3,13 +3,20 @@ package acmetest
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -79,6 +86,19 @@ func (i *Issuer) Issue(t testing.TB, life time.Duration, names ...string) tls.Ce
 	return cert
 }
 
+// IssueRSA is Issue for a new RSA key.
+func (i *Issuer) IssueRSA(t testing.TB, life time.Duration, names ...string) tls.Certificate {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	cert := signKey(t, &x509.Certificate{DNSNames: names, NotBefore: now, NotAfter: now.Add(life)}, &i.intermediate, key)
+	cert.Certificate = append(cert.Certificate, i.intermediate.Certificate[0])
+	return cert
+}
+
 // SelfSigned returns a certificate for name.
 func SelfSigned(t testing.TB, name string, notBefore, notAfter time.Time) tls.Certificate {
 	t.Helper()
@@ -92,6 +112,12 @@ func Sign(t testing.TB, template *x509.Certificate, parent *tls.Certificate) tls
 	if err != nil {
 		t.Fatal(err)
 	}
+	return signKey(t, template, parent, key)
+}
+
+// signKey is Sign for a given key.
+func signKey(t testing.TB, template *x509.Certificate, parent *tls.Certificate, key crypto.Signer) tls.Certificate {
+	t.Helper()
 	issuer, issuerKey := template, any(key)
 	if parent != nil {
 		issuer, issuerKey = parent.Leaf, parent.PrivateKey
@@ -115,6 +141,37 @@ func PEM(t testing.TB, cert tls.Certificate) (chain, key []byte) {
 		t.Fatal(err)
 	}
 	return certs.EncodeChain(cert.Certificate), key
+}
+
+// Lineage writes cert to dir as certbot does: links in live to files in archive, with the key in PKCS#8. It returns the folder in
+// live. A lineage that exists gets a successor.
+func Lineage(t testing.TB, dir, name string, cert tls.Certificate) string {
+	t.Helper()
+	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive, live := filepath.Join(dir, "archive", name), filepath.Join(dir, "live", name)
+	if err := errors.Join(os.MkdirAll(archive, 0o700), os.MkdirAll(live, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	before, err := filepath.Glob(filepath.Join(archive, "cert*.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, data := range map[string][]byte{
+		"cert":      certs.EncodeChain(cert.Certificate[:1]),
+		"chain":     certs.EncodeChain(cert.Certificate[1:]),
+		"fullchain": certs.EncodeChain(cert.Certificate),
+		"privkey":   pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}),
+	} {
+		numbered, link := fmt.Sprintf("%s%d.pem", file, len(before)+1), filepath.Join(live, file+".pem")
+		os.Remove(link)
+		if err := errors.Join(os.WriteFile(filepath.Join(archive, numbered), data, 0o600), os.Symlink(filepath.Join("..", "..", "archive", name, numbered), link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return live
 }
 
 // SealKey returns a sealing key that differs for each n.

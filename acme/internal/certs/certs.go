@@ -15,9 +15,16 @@ import (
 	"time"
 )
 
-// EncodePair returns key, then chain, in PEM.
-func EncodePair(key *ecdsa.PrivateKey, chain [][]byte) ([]byte, error) {
-	b, err := EncodeKey(key)
+// EncodePair returns key, then chain, in PEM. A key other than ECDSA is one that another program made.
+func EncodePair(key crypto.PrivateKey, chain [][]byte) ([]byte, error) {
+	var b []byte
+	var err error
+	if k, ok := key.(*ecdsa.PrivateKey); ok {
+		b, err = EncodeKey(k)
+	} else {
+		b, err = x509.MarshalPKCS8PrivateKey(key)
+		b = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: b})
+	}
 	if err != nil {
 		return nil, err
 	}

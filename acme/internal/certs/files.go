@@ -36,7 +36,7 @@ const (
 func readPEM(path string) ([]byte, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, explain(path, err)
+		return nil, Explain(path, err)
 	}
 	if bytes.HasPrefix(data, []byte(utf16Little)) || bytes.HasPrefix(data, []byte(utf16Big)) {
 		return nil, fmt.Errorf("%s: it is UTF-16 text; save it as ASCII or UTF-8", path)
@@ -44,8 +44,8 @@ func readPEM(path string) ([]byte, error) {
 	return bytes.TrimPrefix(data, []byte(utf8Mark)), nil
 }
 
-// explain returns err, which reading path gave, with what ls does not show: where a link leads, and who may not read what.
-func explain(path string, err error) error {
+// Explain returns err, which reading path gave, with what ls does not show: where a link leads, and who may not read what.
+func Explain(path string, err error) error {
 	seen, missing, link := follow(path)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
