@@ -23,6 +23,7 @@ func (c *Config) check(given map[string]bool, p *problems) {
 	c.checkStore(p)
 	c.checkCertificates(given, p)
 	c.checkExport(given, p)
+	c.checkImport(p)
 	c.checkLimits(given, p)
 	if c.Data == "" {
 		p.add("-data: name a folder")
@@ -176,6 +177,18 @@ func (c *Config) checkExport(given map[string]bool, p *problems) {
 	}
 	if c.Export != "" && c.Plain {
 		p.add("-plain and -export exclude each other: the proxy in front has the certificate")
+	}
+}
+
+func (c *Config) checkImport(p *problems) {
+	switch {
+	case c.Import == "":
+	case c.Plain:
+		p.add("-plain and -import exclude each other: the proxy in front has the certificate")
+	case c.CertFile != "":
+		p.add("-cert and -import exclude each other: with -cert the files are served where they are")
+	case c.allLocal() && len(c.Domains) > 0:
+		p.add("-import does nothing here, since every domain is local: add -domain with a public name")
 	}
 }
 

@@ -57,6 +57,7 @@ type Config struct {
 	ExportMode  fs.FileMode // -export-mode
 	ExportGroup string      // -export-group; "" is none
 	ExportHook  string      // -export-hook; "" is none
+	Import      string      // -import, a folder; "" is none
 
 	StorePasswordFile string // -store-password-file
 	StoreCARoot       string // -store-ca-root
@@ -141,6 +142,7 @@ func (c *Config) declare(f *flagGroups) {
 	f.string(&c.FallbackEABKeyID, "acme-fallback-eab-kid", "", "key `id` of an external account binding with the second CA")
 	f.string(&c.FallbackEABKeyFile, "acme-fallback-eab-key-file", "", "`file` with the HMAC key of -acme-fallback-eab-kid, in base64url")
 
+	f.string(&c.Import, "import", "", "certbot's `folder`, /etc/letsencrypt: for domains without a certificate, at the first start, its\nvalid ones are taken over, so that none is ordered")
 	f.string(&c.Export, "export", "", "`folder` in which to keep NAME/fullchain.pem, privkey.pem, cert.pem and chain.pem for other\nprograms, such as a mail server (default none)")
 	c.ExportMode = 0o600
 	f.value((*fileMode)(&c.ExportMode), "export-mode", "`mode` of the files of -export in octal; folders have x where files have r")

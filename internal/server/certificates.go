@@ -149,6 +149,7 @@ func (f *Files) ACME(cfg *config.Config) (acme.Config, func() error) {
 		Dir:          cfg.Data,
 		CertFile:     cfg.CertFile,
 		KeyFile:      cfg.KeyFile,
+		ImportDir:    cfg.Import,
 		DirectoryURL: cfg.ACMEDirectory,
 		RootCAs:      f.caRoots,
 		Email:        cfg.ACMEEmail,
