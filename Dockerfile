@@ -19,9 +19,9 @@ ARG VERSION=dev
 # No `go mod download` comes first: it would also fetch the modules that only tests need, such as an ACME server and
 # a browser driver. go build fetches only the modules that the program imports, about a dozen.
 # The last stage copies /out/owned. Docker gives a new named volume the owner and the mode of the image's folder, and
-# /data contains private keys.
+# /data contains private keys. /export is for -export, whose own folders are closed.
 RUN go build -trimpath -ldflags "-s -w -X main.version=${VERSION}" -o /out/plusminus . \
-    && mkdir /out/owned && mkdir -m 0700 /out/owned/data
+    && mkdir /out/owned && mkdir -m 0700 /out/owned/data && mkdir -m 0755 /out/owned/export
 
 FROM ${RUN_IMAGE}
 ARG VERSION=dev
