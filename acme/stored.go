@@ -12,6 +12,7 @@ import (
 
 // Stored is what earlier runs of a server stored for one domain at the first CA.
 type Stored struct {
+	Certificate bool       // there is a stored certificate, valid or not
 	NotAfter    time.Time  // of the stored certificate, if it is valid now; otherwise zero
 	Damaged     string     // the place of the stored certificate, if it is damaged; otherwise empty
 	LastError   *LastError // of the last attempt; nil after success
@@ -36,8 +37,11 @@ func ReadStored(cfg Config, domain string, now time.Time) Stored {
 	var found Stored
 	data, err := st.Read(domain)
 	if err == nil {
-		if cert, err := certs.ParsePair(domain, data); err == nil && certs.Invalidity(cert.Leaf, domain, now) == "" {
-			found.NotAfter = cert.Leaf.NotAfter
+		if cert, err := certs.ParsePair(domain, data); err == nil {
+			found.Certificate = true
+			if certs.Invalidity(cert.Leaf, domain, now) == "" {
+				found.NotAfter = cert.Leaf.NotAfter
+			}
 		}
 	} else if errors.Is(err, store.ErrDamaged) {
 		found.Damaged = st.Path(domain)

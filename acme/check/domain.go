@@ -137,7 +137,7 @@ func (s *domainCheck) checkStored() {
 	if !found.NotAfter.IsZero() {
 		s.say(OK, "certificate", "there is one, valid until %s: no order is placed before it is to be renewed", found.NotAfter.UTC().Format(time.RFC3339))
 	}
-	if found.NotAfter.IsZero() && cfg.ImportDir != "" {
+	if !found.Certificate && cfg.ImportDir != "" {
 		s.checkImport()
 	}
 	if found.Damaged != "" {

@@ -7,7 +7,7 @@ import (
 	"plusminus/acme/internal/certbot"
 )
 
-// checkImport reports what the server would take over from certbot for the domain, which has no valid certificate stored.
+// checkImport reports what the server would take over from certbot for the domain, which has no certificate stored.
 func (s *domainCheck) checkImport() {
 	const subject = "import"
 	found, skipped := certbot.Scan(s.cfg.ImportDir, []string{s.name}, s.cfg.DirectoryURL == acme.LetsEncryptStaging, s.cfg.now())
