@@ -90,8 +90,9 @@ func serve(ctx context.Context, args []string, env Environment) error {
 		return err
 	}
 	// If the reader of the log ends, the server serves on. (By default SIGPIPE would end the process, as it
-	// does for the other commands: plusminus check | head.)
-	signal.Ignore(syscall.SIGPIPE)
+	// does for the other commands: plusminus check | head.) The commands of -export-hook would inherit an ignored signal,
+	// but not one that is caught.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	log, queue := logging.New(logging.Config{Level: cfg.LogLevel, Format: cfg.LogFormat, Addresses: cfg.LogAddresses}, env.Stderr)
 	defer queue.Close()
 	logging.TakeStandardLog(log)
