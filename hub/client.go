@@ -21,9 +21,8 @@ import (
 type client struct {
 	// Immutable once serve runs.
 	hub      *Hub
-	owner    *shard          // the shard that owns this client
-	ws       *websocket.Conn // nil for a stream
-	remote   netip.Prefix    // the address, as AddressOf returns it
+	owner    *shard       // the shard that owns this client
+	remote   netip.Prefix // the address, as AddressOf returns it
 	encoding messageEncoding
 	wire     clientWire // its methods for writing are safe from any goroutine
 
@@ -48,10 +47,11 @@ type client struct {
 	stalledAt time.Time // when a blocked client last made progress
 
 	// Owned by serve.
-	left       bool          // leave has been called
-	limiter    *rate.Limiter // limits actions; nil until the first action
-	notActions *rate.Limiter // limits messages that are not actions; nil if there was none since the last action
-	surplus    int           // bytes read after the request of a stream, or after a WebSocket was lost
+	ws         *websocket.Conn // the library's; nil until library makes it, and for a stream
+	left       bool            // leave has been called
+	limiter    *rate.Limiter   // limits actions; nil until the first action
+	notActions *rate.Limiter   // limits messages that are not actions; nil if there was none since the last action
+	surplus    int             // bytes read after the request of a stream, or after a WebSocket was lost
 }
 
 // serve joins the hub, reads until the connection ends, and leaves.
@@ -178,7 +178,11 @@ func (c *client) readLoop() (err error) {
 		if err := c.readKnown(); err != nil {
 			return err
 		}
-		typ, r, err := c.ws.Reader(ctx)
+		ws, err := c.library()
+		if err != nil {
+			return err
+		}
+		typ, r, err := ws.Reader(ctx)
 		if err != nil {
 			return err
 		}
@@ -407,7 +411,7 @@ func (c *client) close(err error) {
 		}
 	}()
 	var ce closeError
-	if c.ws != nil && errors.As(err, &ce) {
+	if c.encoding != inStream && errors.As(err, &ce) {
 		c.closingHandshake(ce)
 	}
 	if c.ws == nil {

@@ -160,7 +160,7 @@ func maskedFrame(payload string) []byte {
 }
 
 // TestFramesRightAfterHandshake checks that frames that arrive together with the opening handshake are not
-// lost, however many they are.
+// lost, however many they are. The last of them is for the library.
 func TestFramesRightAfterHandshake(t *testing.T) {
 	for _, n := range []int{1, 2, 60} {
 		_, srv := newTLSHub(t, Config{})
@@ -170,7 +170,8 @@ func TestFramesRightAfterHandshake(t *testing.T) {
 		}
 		defer conn.Close()
 		conn.SetDeadline(time.Now().Add(time.Minute))
-		if _, err := conn.Write(append([]byte(rawHandshake), bytes.Repeat(maskedFrame(plus), n)...)); err != nil {
+		frames := append(bytes.Repeat(maskedFrame(plus), n-1), maskedFrame(`{"action":"plus","by":10}`)...)
+		if _, err := conn.Write(append([]byte(rawHandshake), frames...)); err != nil {
 			t.Fatal(err)
 		}
 		br := bufio.NewReader(conn)

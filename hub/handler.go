@@ -5,8 +5,6 @@ import (
 	"errors"
 	"net/http"
 	"net/netip"
-
-	"github.com/coder/websocket"
 )
 
 // ServeHTTP answers a WebSocket opening handshake on any path. The connection becomes a client with
@@ -65,11 +63,7 @@ func (h *Hub) serve(w http.ResponseWriter, r *http.Request, encoding messageEnco
 		}
 	}()
 	c.wire.owner = c
-	ws, err := websocket.Accept(&upgrade{w, &c.wire}, r, &websocket.AcceptOptions{
-		InsecureSkipVerify: true, // the Origin was checked above, scheme and port included
-		CompressionMode:    websocket.CompressionDisabled,
-	})
-	if err != nil {
+	if err := accept(w, r, &c.wire); err != nil {
 		if errors.Is(err, errNotOurs) {
 			h.log.Error("cannot serve WebSocket clients", "err", err)
 			return
@@ -77,8 +71,6 @@ func (h *Hub) serve(w http.ResponseWriter, r *http.Request, encoding messageEnco
 		h.events.Refused(ReasonBadHandshake, "remote", c.remote, "err", err) // the library has answered
 		return
 	}
-	ws.SetReadLimit(MaxMessage) // frameChecker has the same limit, and finds a long message earlier
-	c.ws = ws
 	// serve gets a new goroutine, since the stack of this one has grown during the TLS
 	// handshake. When this one returns, net/http frees the memory of the request.
 	joined = true

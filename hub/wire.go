@@ -2,11 +2,9 @@ package hub
 
 import (
 	"bufio"
-	"bytes"
 	"crypto/tls"
 	"errors"
 	"net"
-	"net/http"
 	"sync"
 	"sync/atomic"
 )
@@ -26,57 +24,15 @@ type clientWire struct {
 	lost  atomic.Bool // a write has failed because the peer has ended the connection; see writeFailed
 
 	// Owned by the client's serve.
-	in     *bufio.Reader // the library's reader, which is filled by Read
+	in     *bufio.Reader // the read buffer, which Read fills; the library reads from it, too
 	frames frameChecker
+	wrong  error // the error of frames, after which Read returns no more bytes
 
 	mu        sync.Mutex
 	closeSent bool // a close frame, or the end of a stream, was sent. Guarded by mu.
 }
 
-// upgrade is the [http.ResponseWriter] of an opening handshake. Its Hijack gives the library the wire
-// instead of the connection. It has no Unwrap method, since the library would then use the
-// ResponseWriter below it.
-type upgrade struct {
-	http.ResponseWriter
-	wire *clientWire
-}
-
 var errNotOurs = errors.New("hub: the connection is not a hub.Conn")
-
-const (
-	// readBuffer has room for five actions. An idle client keeps this buffer; net/http's has 4 KB.
-	readBuffer = 128
-
-	// writeBuffer must have room for the largest frame that the library writes, a control frame of
-	// 127 bytes, so that Write gets each frame in one piece.
-	writeBuffer = 128
-)
-
-// Hijack implements [http.Hijacker], with smaller buffers than those of net/http.
-func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	nc, brw, err := http.NewResponseController(u.ResponseWriter).Hijack()
-	if err != nil {
-		return nil, nil, err
-	}
-	w := u.wire
-	if err := w.attach(nc); err != nil {
-		return nil, nil, err
-	}
-
-	// The client may have sent bytes right after its handshake, which net/http has read. They
-	// have to be in the new reader's buffer: the library takes them only from there.
-	early, _ := brw.Reader.Peek(brw.Reader.Buffered())
-	n, err := w.frames.check(early)
-	if err != nil {
-		w.frames.fail(err) // Read returns err
-	}
-	early = early[:n]
-	w.in = bufio.NewReaderSize(bytes.NewReader(early), max(readBuffer, len(early)))
-	if _, err := w.in.Peek(len(early)); err != nil {
-		return nil, nil, err
-	}
-	return w, bufio.NewReadWriter(w.in, bufio.NewWriterSize(w, writeBuffer)), nil
-}
 
 // attach makes nc, which net/http has handed over, the connection of w. From then on writes never wait.
 // attach closes nc and returns errNotOurs if there is no socket below it.
@@ -102,8 +58,8 @@ func (w *clientWire) attach(nc net.Conn) error {
 // Read implements [net.Conn]. It returns only bytes that frameChecker accepts, and its closeError for
 // the first byte that is wrong. It goes on when the client is lost, until all is read that had arrived.
 func (w *clientWire) Read(p []byte) (int, error) {
-	if err := w.frames.failed(); err != nil {
-		return 0, err
+	if w.wrong != nil {
+		return 0, w.wrong
 	}
 	n, err := w.Conn.Read(p)
 	if w.lost.Load() {
@@ -113,8 +69,9 @@ func (w *clientWire) Read(p []byte) (int, error) {
 	}
 	if n > 0 {
 		w.heard.Store(true)
-		if passed, wrong := w.frames.check(p[:n]); wrong != nil {
-			return passed, wrong
+		var passed int
+		if passed, w.wrong = w.frames.check(p[:n]); w.wrong != nil {
+			return passed, w.wrong
 		}
 	}
 	return n, err
