@@ -60,7 +60,7 @@ func TestTokenNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, key := range []string{"", "+http-01", "../secret", "../x+http-01", "..+http-01", "a/../../x+http-01", "a\x00+http-01",
-		"secret", "../secret+http-01x", strings.Repeat("a", 201) + "+http-01", "acme_account+key", "../x+token"} {
+		"secret", "../secret+http-01x", strings.Repeat("a", maxTokenName) + "+http-01", "acme_account+key", "../x+token"} {
 		if got, err := sub.Get(ctx, key); !errors.Is(err, autocert.ErrCacheMiss) {
 			t.Errorf("Get(%q) = %q, %v, want a miss", key, got, err)
 		}
