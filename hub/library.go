@@ -48,7 +48,7 @@ type upgrade struct {
 // readBuffer is the size of a client's read buffer, in bytes. It has room for six actions. An idle
 // client keeps this buffer; net/http's has 4 KB.
 //
-// A buffer of 128 bytes would take 600. Each TLS handshake makes about fifty SHA-256 states of 128 bytes,
+// A buffer of 128 bytes would cost 600 bytes of memory. Each TLS handshake makes about fifty SHA-256 states of 128 bytes,
 // and Go allocates objects of one size from the same pages. A few buffers between the dead states
 // would keep all these pages in use.
 const readBuffer = 144
