@@ -78,8 +78,8 @@ func (e *Exporter) runHooks(ctx context.Context) {
 	}
 }
 
-// pendingHook returns what is known of the hook for the present pair of f; nil if there is no pair. before is what was known
-// at the look before.
+// pendingHook returns the state of the hook for the present pair of f, or nil if there is no pair. before is the result of
+// the last call for f; nil at the first one.
 func (e *Exporter) pendingHook(f *folder, before *pending) *pending {
 	pair, err := os.Readlink(filepath.Join(f.path, current))
 	if err != nil {

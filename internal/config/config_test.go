@@ -95,6 +95,8 @@ func TestUsageErrors(t *testing.T) {
 		{"-domain a..example", "-domain: not a host name"},
 		{"-domain a_b.example", "-domain: not a host name"},
 		{"-domain fe80::1%eth0", "zone"},
+		{"-domain 1.2.3.4.5", "ends in a number"},
+		{"-domain 256.1.1.1", "ends in a number"},
 		{"-domain ,", "-domain"},
 		{"-acme-directory https://ca.test/dir", "give -domain such a name"},
 		{"-acme-directory ca.test -domain a.example", "-acme-directory"},

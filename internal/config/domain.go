@@ -35,6 +35,10 @@ func parseDomain(s string) (acme.Domain, error) {
 	if err != nil {
 		return acme.Domain{}, fmt.Errorf("not a host name: %w", err)
 	}
+	// Browsers take such a host for an IPv4 address. https://url.spec.whatwg.org/#ends-in-a-number-checker
+	if last := name[strings.LastIndex(name, ".")+1:]; strings.Trim(last, "0123456789") == "" {
+		return acme.Domain{}, errors.New("neither an IP address nor a host name: no host name ends in a number")
+	}
 	return domainOf(name), nil
 }
 

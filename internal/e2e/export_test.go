@@ -159,7 +159,7 @@ http {
 	}
 }
 
-// TestExportReaders renews local certificates as fast as it can. Whoever reads the files gets a key that fits each time.
+// TestExportReaders renews local certificates as fast as it can, while a program reads the files. Each key that it reads fits the certificate.
 func TestExportReaders(t *testing.T) {
 	t.Parallel()
 	renewals := 30
