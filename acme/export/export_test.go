@@ -601,3 +601,25 @@ func TestKeys(t *testing.T) {
 		}
 	}
 }
+
+// A pair that cannot be written leaves nothing behind: the next try is a minute later, perhaps for days.
+func TestFailureLeavesNothing(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "certs")
+	cfg := newSource(issue(t, acmetest.NewIssuer(t), name)).config(t, dir)
+	cfg.step = func() { // a file in the way of fill
+		if found, err := filepath.Glob(filepath.Join(dir, name, unfinished+"*")); err == nil && len(found) == 1 {
+			os.WriteFile(filepath.Join(found[0], "privkey.pem"), nil, 0o600)
+		}
+	}
+	e := open(t, cfg)
+	for range 3 {
+		e.pass(t.Context())
+	}
+	if got := e.Status()[0]; got.Failures != 3 || !got.LastSuccess.IsZero() {
+		t.Errorf("%+v, want three failures", got)
+	}
+	if found := pairs(t, dir); len(found) != 0 {
+		t.Errorf("pairs %q after failures alone", found)
+	}
+}

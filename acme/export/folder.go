@@ -173,13 +173,19 @@ func (f *folder) prepare(files []file) error {
 	return nil
 }
 
-// fill makes a folder with the files, which survives a crash when fill returns. It returns its name.
+// fill makes a folder with the files, which survives a crash when fill returns. It returns its name. If it fails, it removes
+// the folder as far as it can; tidy removes the rest.
 func (f *folder) fill(files []file, serial string) (pair string, err error) {
 	f.stepped()
 	dir, err := os.MkdirTemp(f.path, unfinished)
 	if err != nil {
 		return "", err
 	}
+	defer func() {
+		if err != nil { // a full disk would get one more folder each minute
+			os.RemoveAll(dir)
+		}
+	}()
 	for _, file := range files {
 		if err := f.writeFile(filepath.Join(dir, file.name), file.data); err != nil {
 			return "", err
