@@ -61,7 +61,7 @@ func (s *domainCheck) checkLocal() {
 func (s *domainCheck) check() {
 	s.checkStored()
 	if s.address.IsValid() {
-		s.checkAddress()
+		s.checkIPAddress()
 		return
 	}
 
@@ -87,9 +87,9 @@ func (s *domainCheck) check() {
 	s.conclude(states, allowed)
 }
 
-// checkAddress checks a domain that is an IP address. It has no records in the DNS, so there is
+// checkIPAddress checks a domain that is an IP address. It has no records in the DNS, so there is
 // none to look up.
-func (s *domainCheck) checkAddress() {
+func (s *domainCheck) checkIPAddress() {
 	const subject = "address"
 	switch what := acme.WhyNotPublic(s.address); {
 	case what == "":

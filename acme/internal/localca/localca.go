@@ -1,5 +1,5 @@
 // Package localca is a small CA in the data folder. It certifies names that no public CA certifies:
-// localhost, names under localhost, test and internal, and IP addresses.
+// localhost, names under localhost, test and internal, and IP addresses that are not public.
 package localca
 
 import (
